@@ -1,0 +1,253 @@
+"""Configuration of the Large Connectome Model: architecture, BEI variables, supervision stage and read-out."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# Widths and depths of the published models (paper, section 4.1), and a CPU size for demos, tests and small cohorts.
+SIZES: dict[str, dict[str, Any]] = {
+    "nano": {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "hidden_dropout": 0.3,
+        "attention_dropout": 0.3,
+        "activation_dropout": 0.3,
+    },
+    "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
+    "735m": {"hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 768},
+    "1.2b": {"hidden_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 8, "intermediate_size": 768},
+}
+
+SUPERVISIONS = ("momentum", "adaptive", "adaptive_per_sample")
+READOUTS = ("auto", "mean", "max", "best_layer", "last_layer")
+BEI_KINDS = ("categorical", "continuous")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Where Auto classes find the code of a saved folder when this package is not installed (`trust_remote_code=True`).
+AUTO_MAP = {
+    "AutoConfig": "configuration_lcm.LCMConfig",
+    "AutoModel": "modeling_lcm.LCMModel",
+    "AutoModelForPreTraining": "modeling_lcm.LCMForMultitaskPretraining",
+    "AutoModelForSequenceClassification": "modeling_lcm.LCMForSequenceClassification",
+}
+
+# Keys that Transformers itself writes into config.json or passes through the constructor without declaring a field.
+_TRANSFORMERS_KEYS = {
+    "auto_map",
+    "attn_implementation",
+    "experts_implementation",
+    "custom_pipelines",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "peft_config",
+    "quantization_config",
+    "torch_dtype",
+    "use_return_dict",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_name_or_path",
+}
+
+
+def default_bei_variables() -> list[dict[str, Any]]:
+    """Sex (male, female) and age: the two BEI variables that every cohort of the paper has.
+
+    Age is unscaled (years), and its squared error weighs 1e-4, as in the research code.
+    """
+    return [
+        {"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0},
+        {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1e-4},
+    ]
+
+
+@strict
+class LCMConfig(PreTrainedConfig):
+    r"""Configuration of [`LCMModel`], [`LCMForMultitaskPretraining`] and [`LCMForSequenceClassification`].
+
+    Architecture (paper, section 3): a stem turns each region's row of the functional-connectivity matrix into a
+    memory vector; `num_hidden_layers` decoder layers let brain-environment-interaction (BEI) tokens read that memory.
+
+    Args:
+        num_regions (`int`, *optional*, defaults to 116):
+            Regions of the atlas: both the number of memory vectors and the length of each region's FC row.
+        bei_variables (`list[dict]`, *optional*):
+            The pretrained vocabulary in token order: `name`, `kind` ("categorical" or "continuous"), `labels` (one
+            token each; empty for a continuous variable, which has one token) and `loss_weight`. Usually
+            `tokenizer.model_variables`. Defaults to sex and age.
+        hidden_size (`int`, *optional*, defaults to 2048): Width d of memory and tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 4): Decoder layers L.
+        num_attention_heads (`int`, *optional*, defaults to 8): Heads of self- and cross-attention.
+        intermediate_size (`int`, *optional*, defaults to 768): Width of the feed-forward block.
+        hidden_dropout (`float`, *optional*, defaults to 0.1): Dropout after each block.
+        attention_dropout (`float`, *optional*, defaults to 0.1): Dropout on attention weights.
+        activation_dropout (`float`, *optional*, defaults to 0.1): Dropout inside the feed-forward block.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
+        batch_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the stem's batch norm.
+        batch_norm_momentum (`float`, *optional*, defaults to 0.1): Momentum of the stem's running statistics.
+        supervision (`str`, *optional*, defaults to `"momentum"`):
+            What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
+            `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
+            `"adaptive_per_sample"`: for each person the layer whose logit of the *true* class is highest (stage 2 as
+            in the research code; it lets the loss vanish without learning, so use it for comparison only).
+        readout (`str`, *optional*, defaults to `"auto"`):
+            How layer logits become logits at inference: `"mean"`, `"max"` (categorical; continuous use the mean),
+            `"best_layer"` (the layer chosen per variable, saved with the weights) or `"last_layer"`. `"auto"` follows
+            the supervision: momentum -> mean, adaptive -> best_layer, adaptive_per_sample -> max.
+        layer_loss_momentum (`float`, *optional*, defaults to 0.95):
+            Decay of the running loss that `"adaptive"` chooses layers by, per optimisation step.
+        task_variable (`str`, *optional*):
+            Name of the downstream task. If it names one of `bei_variables`, that variable's own tokens are fine-tuned;
+            otherwise new tokens are placed beside the pretrained ones.
+        bei_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the pretrained variables' loss while fine-tuning (semi-supervised fine-tuning of the paper
+            uses 1.0); 0 trains the downstream task alone.
+
+    Raises:
+        ValueError: a value out of range, an unknown key, or labels that contradict `problem_type`.
+    """
+
+    model_type = "large_connectome_model"
+    keys_to_ignore_at_inference = ("layer_logits", "bei_logits", "hidden_states", "attentions", "cross_attentions")
+
+    num_regions: int = 116
+    bei_variables: list | None = None
+    hidden_size: int = 2048
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    intermediate_size: int = 768
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.1
+    supervision: str = "momentum"
+    readout: str = "auto"
+    layer_loss_momentum: float = 0.95
+    task_variable: str | None = None
+    bei_loss_weight: float | int = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - _TRANSFORMERS_KEYS)
+        if unknown:
+            known = sorted(name for name in type(self).__dataclass_fields__ if not name.startswith("_"))
+            raise ValueError(f"LCMConfig does not know {', '.join(unknown)}. Known settings: {', '.join(known)}.")
+        if self.bei_variables is None:
+            self.bei_variables = default_bei_variables()
+        super().__post_init__(**kwargs)
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = dict(AUTO_MAP)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> "LCMConfig":
+        """Build the configuration of a named size.
+
+        Args:
+            size (`str`): `"nano"` (CPU), `"147m"`, `"735m"` or `"1.2b"` (the published ones, paper section 4.1).
+            **overrides: Any other setting of the configuration.
+
+        Raises:
+            ValueError: the size is not known.
+        """
+        if size not in SIZES:
+            raise ValueError(f"Unknown size {size!r}: choose one of {', '.join(SIZES)}.")
+        return cls(**{**SIZES[size], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from `config.json`'s content; refuses the configuration of another model type."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"This is the configuration of a {found!r} model, not of a Large Connectome Model ({cls.model_type!r})."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def num_bei_tokens(self) -> int:
+        """Pretrained tokens P: one per label of a categorical variable, one per continuous variable."""
+        return sum(max(1, len(variable["labels"])) for variable in self.bei_variables or [])
+
+    @property
+    def num_task_tokens(self) -> int:
+        """New tokens of the downstream task; 0 when the task re-uses a pretrained variable's tokens."""
+        return 0 if self.task_is_pretrained else self.num_labels
+
+    @property
+    def task_is_pretrained(self) -> bool:
+        """Whether the downstream task is one of the pretrained variables."""
+        return any(variable["name"] == self.task_variable for variable in self.bei_variables or [])
+
+    @property
+    def effective_readout(self) -> str:
+        """The read-out in force: `readout`, or what `supervision` implies when it is `"auto"`."""
+        if self.readout != "auto":
+            return self.readout
+        return {"momentum": "mean", "adaptive": "best_layer", "adaptive_per_sample": "max"}[self.supervision]
+
+    def validate_architecture(self) -> None:
+        """Check ranges and combinations of settings; raises `ValueError` naming the offending values."""
+        for name in ("num_regions", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "layer_loss_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if self.bei_loss_weight < 0:
+            raise ValueError(f"bei_loss_weight must not be negative, got {self.bei_loss_weight}.")
+        _check_choice("supervision", self.supervision, SUPERVISIONS)
+        _check_choice("readout", self.readout, READOUTS)
+        if self.problem_type is not None:
+            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        _check_variables(self.bei_variables or [])
+        self._check_task()
+
+    def _check_task(self) -> None:
+        for variable in self.bei_variables or []:
+            if variable["name"] != self.task_variable or self.problem_type is None:
+                continue
+            expected = max(1, len(variable["labels"]))
+            continuous = variable["kind"] == "continuous"
+            if self.num_labels != expected or continuous != (self.problem_type == "regression"):
+                raise ValueError(
+                    f"The task re-uses the pretrained variable {self.task_variable!r} ({variable['kind']}, {expected} "
+                    f"token(s)), but problem_type is {self.problem_type!r} with num_labels={self.num_labels}."
+                )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _check_variables(variables: list) -> None:
+    keys = {"name", "kind", "labels", "loss_weight"}
+    names = []
+    for variable in variables:
+        if not isinstance(variable, dict) or set(variable) != keys:
+            raise ValueError(f"Each of bei_variables needs exactly the keys {sorted(keys)}, got {variable!r}.")
+        name, kind, labels = variable["name"], variable["kind"], variable["labels"]
+        names.append(name)
+        _check_choice(f"kind of the BEI variable {name!r}", kind, BEI_KINDS)
+        if kind == "continuous" and labels:
+            raise ValueError(f"The continuous BEI variable {name!r} must not have labels, got {labels}.")
+        if kind == "categorical" and (len(labels) < 2 or len(set(labels)) != len(labels)):
+            raise ValueError(f"The categorical BEI variable {name!r} needs two or more different labels, got {labels}.")
+        if variable["loss_weight"] < 0:
+            raise ValueError(f"loss_weight of {name!r} must not be negative, got {variable['loss_weight']}.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"bei_variables must have different names, got {names}.")
+    if not names:
+        raise ValueError("bei_variables is empty: the model needs at least one BEI variable.")

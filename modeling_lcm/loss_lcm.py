@@ -1,0 +1,250 @@
+"""Multitask loss, the supervision stages over layers, and the read-outs: everything between layer logits and a number.
+
+A *target* is what one label column is about: a categorical BEI variable (several tokens, softmax), a continuous one
+(one token, squared error) or a binary one (one token, sigmoid; multi-label tasks). `TargetLayout` says which tokens
+belong to which target, so that all targets are handled at once, without a loop over variables, people or tokens.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+IGNORE_INDEX = -100  # label of something that was not recorded: never trained on
+
+
+@dataclass(frozen=True)
+class TargetLayout:
+    """Which tokens belong to which target.
+
+    Args:
+        kinds (`tuple[str, ...]`): "categorical", "continuous" or "binary", one per target.
+        sizes (`tuple[int, ...]`): tokens of each target, in token order.
+        weights (`tuple[float, ...]`): weight of each target in the loss.
+    """
+
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def from_variables(cls, variables: list[dict[str, Any]]) -> "TargetLayout":
+        """Layout of `LCMConfig.bei_variables`."""
+        return cls(
+            tuple(variable["kind"] for variable in variables),
+            tuple(max(1, len(variable["labels"])) for variable in variables),
+            tuple(float(variable["loss_weight"]) for variable in variables),
+        )
+
+    @classmethod
+    def from_task(cls, problem_type: str, num_labels: int) -> "TargetLayout":
+        """Layout of a downstream task: one softmax, or one regression or one sigmoid per label."""
+        if problem_type == "single_label_classification":
+            return cls(("categorical",), (num_labels,), (1.0,))
+        kind = "continuous" if problem_type == "regression" else "binary"
+        return cls((kind,) * num_labels, (1,) * num_labels, (1.0 / num_labels,) * num_labels)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all targets together."""
+        return sum(self.sizes)
+
+
+@lru_cache(maxsize=64)
+def _layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Tensor]:
+    """Index tensors of a layout: padded token table `(targets, widest)`, its padding, and each token's target."""
+    widest = max(layout.sizes)
+    starts = torch.tensor([0, *layout.sizes[:-1]]).cumsum(0)
+    offsets = torch.arange(widest)
+    padding = offsets[None] >= torch.tensor(layout.sizes)[:, None]
+    tensors = {
+        "tokens": (starts[:, None] + offsets).masked_fill(padding, 0),
+        "padding": padding,
+        "target_of_token": torch.repeat_interleave(torch.arange(len(layout.sizes)), torch.tensor(layout.sizes)),
+        "categorical": torch.tensor([kind == "categorical" for kind in layout.kinds]),
+        "binary": torch.tensor([kind == "binary" for kind in layout.kinds]),
+        "weights": torch.tensor(layout.weights),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """Boolean mask of the labels that were recorded: neither -100 nor NaN. Same shape as `labels`."""
+    return (labels != IGNORE_INDEX) & ~labels.isnan()
+
+
+def check_labels(labels: Tensor, layout: TargetLayout) -> None:
+    """Raise `ValueError` when labels have the wrong shape or a class index that does not exist.
+
+    Args:
+        labels (`Tensor` of shape `(batch, targets)`): float labels.
+        layout (`TargetLayout`): the targets they belong to.
+    """
+    if labels.ndim != 2 or labels.shape[1] != len(layout.kinds):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, needed is (batch, {len(layout.kinds)}): one column per variable "
+            "in vocabulary order, -100 where nothing was recorded."
+        )
+    for column, (kind, size) in enumerate(zip(layout.kinds, layout.sizes, strict=True)):
+        if kind == "continuous":
+            continue
+        known = labels[:, column][labelled(labels[:, column])]
+        classes = 2 if kind == "binary" else size
+        if known.numel() and (known.min() < 0 or known.max() > classes - 1):
+            raise ValueError(
+                f"Label column {column} has class indices between {known.min():g} and {known.max():g}, needed are "
+                f"0 to {classes - 1}, or -100 where nothing was recorded."
+            )
+
+
+def layerwise_losses(layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> tuple[Tensor, Tensor]:
+    """Loss of every person, layer and target, and the logit that the true class got.
+
+    Args:
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): float32.
+        labels (`Tensor` of shape `(batch, targets)`): class index, scaled value or 0/1; -100 or NaN = not recorded.
+        layout (`TargetLayout`): which tokens belong to which target.
+
+    Returns:
+        Two tensors of shape `(batch, layers, targets)`: the losses (0 where not recorded) and the true class's logit.
+    """
+    index = _layout_tensors(layout, layer_logits.device)
+    known = labelled(labels)
+    targets = torch.where(known, labels, torch.zeros_like(labels)).float()[:, None]  # (batch, 1, targets)
+    table = layer_logits[..., index["tokens"]]  # (batch, layers, targets, widest)
+    first = table[..., 0]
+    log_total = table.masked_fill(index["padding"], float("-inf")).logsumexp(-1)
+    class_index = targets.long().clamp(0, table.shape[-1] - 1)[..., None].expand(*table.shape[:-1], 1)
+    true_logit = table.gather(-1, class_index)[..., 0]
+    cross_entropy = log_total - true_logit
+    squared_error = (first - targets) ** 2
+    losses = torch.where(index["categorical"], cross_entropy, squared_error)
+    if index["binary"].any():
+        sigmoid_loss = F.binary_cross_entropy_with_logits(first, targets.expand_as(first), reduction="none")
+        losses = torch.where(index["binary"], sigmoid_loss, losses)
+    return losses * known[:, None], true_logit
+
+
+def supervised_losses(
+    layer_logits: Tensor, labels: Tensor, layout: TargetLayout, supervision: str, best_layer: Tensor | None = None
+) -> Tensor:
+    """Loss of every person and target under one supervision stage.
+
+    - "momentum": the loss of the mean of the logits over layers (paper, stage 1).
+    - "adaptive": the loss of the layer chosen for the target, the same for everybody (`best_layer`).
+    - "adaptive_per_sample": categorical targets are supervised only at the layer whose true class has the highest
+      logit, person by person; continuous and binary ones keep the mean over layers (paper, stage 2, research code).
+
+    Args:
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
+        labels (`Tensor` of shape `(batch, targets)`): see [`layerwise_losses`].
+        layout (`TargetLayout`): which tokens belong to which target.
+        supervision (`str`): one of the three above.
+        best_layer (`Tensor` of shape `(targets,)`, *optional*): layer index per target, needed by "adaptive".
+
+    Returns:
+        `Tensor` of shape `(batch, targets)`, float32, 0 where nothing was recorded.
+    """
+    layer_logits = layer_logits.float()
+    if supervision == "adaptive":
+        if best_layer is None:
+            raise ValueError('supervision="adaptive" needs best_layer, the layer chosen for each target.')
+        losses, _ = layerwise_losses(layer_logits, labels, layout)
+        chosen = best_layer.to(losses.device).expand(losses.shape[0], 1, -1)
+        return losses.gather(1, chosen)[:, 0]
+    mean_losses, _ = layerwise_losses(layer_logits.mean(1, keepdim=True), labels, layout)
+    if supervision == "momentum":
+        return mean_losses[:, 0]
+    losses, true_logit = layerwise_losses(layer_logits, labels, layout)
+    per_sample = losses.gather(1, true_logit.argmax(1, keepdim=True))[:, 0]
+    return torch.where(_layout_tensors(layout, losses.device)["categorical"], per_sample, mean_losses[:, 0])
+
+
+def multitask_loss(losses: Tensor, labels: Tensor, layout: TargetLayout, label_counts: Tensor | None = None) -> Tensor:
+    """Weighted sum over targets of the mean loss over the people whose label was recorded.
+
+    Args:
+        losses (`Tensor` of shape `(batch, targets)`): from [`supervised_losses`].
+        labels (`Tensor` of shape `(batch, targets)`): to count who was recorded.
+        layout (`TargetLayout`): holds the weights (paper: 1 for classes, 1e-4 for age in years).
+        label_counts (`Tensor` of shape `(targets,)`, *optional*): recorded labels in the whole optimisation step, when
+            this batch is only a part of it (gradient accumulation, several processes). Defaults to this batch's.
+
+    Returns:
+        Scalar float32 tensor; a target that nobody was labelled for contributes 0.
+    """
+    counts = labelled(labels).sum(0) if label_counts is None else label_counts.to(losses.device)
+    weights = _layout_tensors(layout, losses.device)["weights"]
+    return (losses.sum(0) * weights / counts.clamp_min(1)).sum()
+
+
+def read_out(layer_logits: Tensor, layout: TargetLayout, readout: str, best_layer: Tensor | None = None) -> Tensor:
+    """One logit per token from the logits of all layers.
+
+    Args:
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
+        layout (`TargetLayout`): which tokens belong to which target.
+        readout (`str`): "mean", "max" (class by class; continuous targets use the mean, as the research code does),
+            "best_layer" or "last_layer".
+        best_layer (`Tensor` of shape `(targets,)`, *optional*): layer index per target, for "best_layer".
+
+    Returns:
+        `Tensor` of shape `(batch, tokens)`, float32.
+    """
+    layer_logits = layer_logits.float()
+    if readout == "mean":
+        return layer_logits.mean(1)
+    if readout == "last_layer":
+        return layer_logits[:, -1]
+    index = _layout_tensors(layout, layer_logits.device)
+    if readout == "max":
+        is_class = index["categorical"][index["target_of_token"]]
+        return torch.where(is_class, layer_logits.amax(1), layer_logits.mean(1))
+    if best_layer is None:
+        raise ValueError('readout="best_layer" needs best_layer, the layer chosen for each target.')
+    layer_of_token = best_layer.to(layer_logits.device)[index["target_of_token"]]
+    return layer_logits.gather(1, layer_of_token.expand(layer_logits.shape[0], 1, -1))[:, 0]
+
+
+class LayerChoice(nn.Module):
+    """The layer that is best for each target, by an exponential running mean of its training loss.
+
+    Both buffers are saved with the checkpoint. All processes of a distributed run agree: losses and counts are summed
+    over them before every update.
+
+    Attributes:
+        running_loss (`Tensor` of shape `(targets, layers)`): float32 running mean loss; infinite before the first.
+        best_layer (`Tensor` of shape `(targets,)`): int64, the argmin; the last layer before the first update.
+    """
+
+    def __init__(self, num_targets: int, num_layers: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_loss", torch.full((num_targets, num_layers), float("inf")))
+        self.register_buffer("best_layer", torch.full((num_targets,), num_layers - 1))
+
+    @torch.no_grad()
+    def update(self, layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> None:
+        """Take one batch of training data into account.
+
+        Args:
+            layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
+            labels (`Tensor` of shape `(batch, targets)`): see [`layerwise_losses`].
+            layout (`TargetLayout`): which tokens belong to which target.
+        """
+        losses, _ = layerwise_losses(layer_logits.float(), labels, layout)
+        totals = losses.sum(0).T  # (targets, layers)
+        counts = labelled(labels).sum(0).to(totals.dtype)[:, None]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)
+            torch.distributed.all_reduce(counts)
+        mean = totals / counts.clamp_min(1)
+        running = self.running_loss.float()
+        mixed = torch.where(running.isinf(), mean, self.momentum * running + (1 - self.momentum) * mean)
+        running = torch.where(counts > 0, mixed, running)
+        self.running_loss.copy_(running)
+        self.best_layer.copy_(torch.where(running[:, 0].isinf(), self.best_layer, running.argmin(1)))

@@ -1,0 +1,515 @@
+"""The Large Connectome Model: BEI tokens read a memory of brain regions, layer by layer.
+
+Shapes use these names: batch B, regions N, BEI tokens P, hidden size d, decoder layers L.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_lcm import LCMConfig
+from .loss_lcm import (
+    LayerChoice,
+    TargetLayout,
+    check_labels,
+    multitask_loss,
+    read_out,
+    supervised_losses,
+)
+
+
+@dataclass
+class LCMModelOutput(ModelOutput):
+    """Output of [`LCMModel`].
+
+    Args:
+        last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): token states after the last layer's norm.
+        layer_states (`Tensor` of shape `(batch, layers, tokens, hidden_size)`): the same after every layer.
+        hidden_states (`tuple[Tensor]`, *optional*): layers + 1 tensors `(batch, tokens, hidden_size)`, not normed.
+        attentions (`tuple[Tensor]`, *optional*): self-attention, `(batch, heads, tokens, tokens)` per layer.
+        cross_attentions (`tuple[Tensor]`, *optional*): which regions each token reads, `(batch, heads, tokens,
+            regions)` per layer, rows sum to 1. Maps need `attn_implementation="eager"`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    layer_states: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LCMMultitaskOutput(ModelOutput):
+    """Output of [`LCMForMultitaskPretraining`].
+
+    Args:
+        loss (`Tensor`, *optional*): scalar multitask loss, when labels were given.
+        logits (`Tensor` of shape `(batch, tokens)`): read-out per BEI token; `tokenizer.decode` makes a record of it.
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
+        hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    layer_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LCMSequenceClassifierOutput(ModelOutput):
+    """Output of [`LCMForSequenceClassification`].
+
+    Args:
+        loss (`Tensor`, *optional*): scalar loss, when `labels` or `bei_labels` were given.
+        logits (`Tensor` of shape `(batch, num_labels)`): read-out of the downstream task's tokens.
+        bei_logits (`Tensor` of shape `(batch, bei tokens)`): read-out of the pretrained tokens.
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): pretrained tokens first, then the task's new ones.
+        hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    bei_logits: Tensor | None = None
+    layer_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention that also returns its weights; query, key, value `(batch, heads, length, head_dim)`."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class LCMAttention(nn.Module):
+    """Multi-head attention with separate query, key, value and output projections, all with biases."""
+
+    # SDPA would otherwise take the module as causal; LCM has no causal mask anywhere.
+    is_causal = False
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Attend from `query` `(batch, tokens, d)` to `key` and `value` `(batch, length, d)`.
+
+        Returns:
+            The result `(batch, tokens, d)`, and the weights `(batch, heads, tokens, length)` where the attention
+            implementation makes them (eager), else None.
+        """
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            self._split_heads(self.q_proj(query)),
+            self._split_heads(self.k_proj(key)),
+            self._split_heads(self.v_proj(value)),
+            None,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        return self.o_proj(output.flatten(2)), weights
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        """`(batch, length, d)` -> `(batch, heads, length, head_dim)`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class LCMStem(nn.Module):
+    """Each region's FC row becomes its memory vector: Linear, batch norm over batch x regions, LeakyReLU(0.01)."""
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.num_regions, config.hidden_size)
+        self.norm = nn.BatchNorm1d(config.hidden_size, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+        self.activation = nn.LeakyReLU(0.01)
+
+    def forward(self, connectivity: Tensor) -> Tensor:
+        """Connectivity `(batch, regions, regions)` -> memory `(batch, regions, d)`."""
+        rows = self.proj(connectivity.to(self.proj.weight.dtype))
+        return self.activation(self.norm(rows.flatten(0, 1)).view_as(rows))
+
+
+class LCMDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention among BEI tokens, cross-attention to the regions, feed-forward; each followed by add and norm.
+
+    The tokens' embeddings act as positions: they are added to the queries and keys of self-attention and to the
+    queries of cross-attention in every layer, never to values.
+    """
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn = LCMAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.cross_attn = LCMAttention(config)
+        self.cross_attn_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, width)
+        self.final_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.activation = nn.ReLU()
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
+        """Token states `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states."""
+        positioned = hidden_states + query_embeds
+        attended, _ = self.self_attn(positioned, positioned, hidden_states)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
+        attended, _ = self.cross_attn(hidden_states + query_embeds, memory, memory)
+        hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
+        expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(hidden_states))))
+        return self.final_layer_norm(hidden_states + self.dropout(expanded))
+
+
+class LCMPreTrainedModel(PreTrainedModel):
+    """Initialisation, strict loading and strict saving, shared by all Large Connectome Models."""
+
+    config: LCMConfig
+    base_model_prefix = "model"
+    main_input_name = "connectivity"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LCMDecoderLayer", "LCMStem"]  # noqa: RUF012 (Transformers' own declaration)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # The loss averages over the labels of this batch; Trainer must then do its own division when it accumulates.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            if isinstance(module, nn.BatchNorm1d):
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, LayerChoice):
+            init.constant_(module.running_loss, float("inf"))
+            init.constant_(module.best_layer, module.running_loss.shape[1] - 1)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as in Transformers, but strictly: weights that do not fit are an error, never a warning.
+
+        A head's own weights may be new (a pretrained model loaded for a downstream task) or left aside (a head's
+        checkpoint loaded as [`LCMModel`]); every other tensor has to be in the file, and in the model.
+
+        Raises:
+            ValueError: tensors are missing, left over or of another shape (each is named), or the weights file is
+                damaged.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): the file is truncated or "
+                "damaged. Download or copy it again."
+            ) from error
+        _check_loaded(model, info)
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as in Transformers; a `state_dict` that lacks a tensor, or has a foreign one, is an error.
+
+        Raises:
+            ValueError: `state_dict` does not have exactly this model's tensors (each difference is named).
+        """
+        given = kwargs.get("state_dict")
+        if given is not None and not getattr(self, "_hf_peft_config_loaded", False):
+            own = self.state_dict().keys()
+            if own != given.keys():
+                raise ValueError(
+                    f"state_dict does not fit {type(self).__name__}: missing {sorted(own - given.keys())}, "
+                    f"not in the model {sorted(given.keys() - own)}."
+                )
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+# Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
+_HEAD_MODULES = {
+    "LCMModel": set(),
+    "LCMForMultitaskPretraining": {"score", "bei_layer_choice"},
+    "LCMForSequenceClassification": {"score", "bei_layer_choice", "task_embeddings", "task_layer_choice"},
+}
+
+
+def _check_loaded(model: LCMPreTrainedModel, info: dict[str, Any]) -> None:
+    """Raise `ValueError` naming every tensor that is missing, left over or of another shape."""
+    saved_as = (model.config.architectures or [type(model).__name__])[0]
+    wanted, saved = (_HEAD_MODULES.get(name, set()) for name in (type(model).__name__, saved_as))
+    missing = [key for key in info["missing_keys"] if key.split(".")[0] not in wanted - saved]
+    extra = [key for key in info["unexpected_keys"] if key.split(".")[0] not in saved - wanted]
+    if missing or extra or info["error_msgs"]:
+        raise ValueError(
+            f"These weights do not fit {type(model).__name__} (saved as {saved_as}): "
+            f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
+        )
+
+
+class LCMModel(LCMPreTrainedModel):
+    """Stem, BEI token embeddings and decoder, without a head.
+
+    The token state starts at zero; a token's embedding says what it asks for. Tokens see each other, so the states of
+    one token depend on which others are present.
+    """
+
+    _can_record_outputs = {  # noqa: RUF012 (Transformers' own declaration)
+        "hidden_states": LCMDecoderLayer,
+        "attentions": OutputRecorder(LCMAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(LCMAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__(config)
+        self.stem = LCMStem(config)
+        self.bei_embeddings = nn.Embedding(config.num_bei_tokens, config.hidden_size)
+        self.layers = nn.ModuleList(LCMDecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The BEI token embeddings, `(bei tokens, hidden_size)`."""
+        return self.bei_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the BEI token embeddings."""
+        self.bei_embeddings = value
+
+    def bei_queries(self, device: torch.device) -> Tensor:
+        """Embeddings of all pretrained tokens, `(bei tokens, hidden_size)`."""
+        # Called as a module rather than read as a weight, so that adapters and offloading hooks take part.
+        return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device))
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, connectivity: Tensor, query_embeds: Tensor | None = None, **kwargs: Any) -> LCMModelOutput:
+        """Read the connectomes with BEI tokens.
+
+        Args:
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            query_embeds (`Tensor` of shape `(tokens, hidden_size)`, *optional*): token embeddings; defaults to all
+                pretrained tokens.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
+
+        Raises:
+            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`.
+        """
+        regions = self.config.num_regions
+        if connectivity.ndim != 3 or connectivity.shape[1:] != (regions, regions):
+            raise ValueError(
+                f"connectivity has shape {tuple(connectivity.shape)}, this model needs (batch, {regions}, {regions}). "
+                "LCMProcessor makes such a batch from time series or FC matrices and checks the atlas."
+            )
+        memory = self.stem(connectivity)
+        if query_embeds is None:
+            query_embeds = self.bei_queries(memory.device)
+        states = memory.new_zeros(memory.shape[0], *query_embeds.shape)
+        layer_states = []
+        for layer in self.layers:
+            states = layer(states, query_embeds, memory)
+            layer_states.append(self.norm(states))
+        stacked = torch.stack(layer_states, dim=1)
+        return LCMModelOutput(last_hidden_state=stacked[:, -1], layer_states=stacked)
+
+
+class LCMForMultitaskPretraining(LCMPreTrainedModel):
+    """LCM with one shared linear read-out for every BEI token: predicts all variables of the vocabulary at once."""
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__(config)
+        self.model = LCMModel(config)
+        self.score = nn.Linear(config.hidden_size, 1)
+        self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, connectivity: Tensor, labels: Tensor | None = None, label_counts: Tensor | None = None, **kwargs: Any
+    ) -> LCMMultitaskOutput:
+        """Predict every BEI variable.
+
+        Args:
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            labels (`Tensor` of shape `(batch, variables)`, *optional*): as the BEI tokenizer makes them: class index
+                or scaled value, -100 where nothing was recorded.
+            label_counts (`Tensor` of shape `(variables,)`, *optional*): recorded labels in the whole optimisation
+                step, when this batch is a part of it.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
+
+        Raises:
+            ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
+        """
+        outputs = self.model(connectivity, **kwargs)
+        layer_logits = self.score(outputs.layer_states)[..., 0]
+        layout = TargetLayout.from_variables(self.config.bei_variables)
+        loss = None
+        if labels is not None:
+            loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, label_counts)
+        return LCMMultitaskOutput(
+            loss=loss,
+            logits=read_out(
+                layer_logits, layout, self.config.effective_readout, self.bei_layer_choice.best_layer
+            ),
+            layer_logits=layer_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+class LCMForSequenceClassification(LCMPreTrainedModel):
+    """LCM with a downstream task as new tokens beside the pretrained ones (paper, section 3.4).
+
+    All tokens pass the decoder together and share the pretrained read-out. `num_labels`, `id2label` and `problem_type`
+    mean what they mean everywhere in Transformers; a missing `problem_type` becomes "regression" for one label and
+    "single_label_classification" for more. With `config.task_variable` naming a pretrained variable, that variable's
+    own tokens are fine-tuned and none is added.
+    """
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__(config)
+        if config.problem_type is None:
+            config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
+        config.validate_architecture()
+        self.num_labels = config.num_labels
+        self.model = LCMModel(config)
+        self.score = nn.Linear(config.hidden_size, 1)
+        self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
+        if config.num_task_tokens:
+            self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
+        self.task_layer_choice = _layer_choice(config, len(self.task_layout.kinds))
+        self.post_init()
+
+    @property
+    def task_layout(self) -> TargetLayout:
+        """Targets of the downstream task."""
+        return TargetLayout.from_task(self.config.problem_type, self.config.num_labels)
+
+    def _task_tokens(self) -> slice:
+        """Where the task's tokens stand among all tokens."""
+        start = 0
+        for variable in self.config.bei_variables:
+            size = max(1, len(variable["labels"]))
+            if variable["name"] == self.config.task_variable:
+                return slice(start, start + size)
+            start += size
+        return slice(start, start + self.config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        connectivity: Tensor,
+        labels: Tensor | None = None,
+        bei_labels: Tensor | None = None,
+        label_counts: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LCMSequenceClassifierOutput:
+        """Predict the downstream task, and the pretrained BEI variables beside it.
+
+        Args:
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            labels (`Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): downstream labels; -100 for a
+                person without one, who then still contributes through `bei_labels`.
+            bei_labels (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
+                variables; their loss is weighted by `config.bei_loss_weight`.
+            label_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
+                variables,)`, when this batch is a part of it.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
+
+        Raises:
+            ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
+        """
+        queries = self.model.bei_queries(connectivity.device)
+        if self.config.num_task_tokens:
+            new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=connectivity.device))
+            queries = torch.cat([queries, new])
+        outputs = self.model(connectivity, query_embeds=queries, **kwargs)
+        layer_logits = self.score(outputs.layer_states)[..., 0]
+        task_logits = layer_logits[..., self._task_tokens()]
+        bei_logits = layer_logits[..., : self.config.num_bei_tokens]
+        task_layout, bei_layout = self.task_layout, TargetLayout.from_variables(self.config.bei_variables)
+        losses = []
+        num_targets = len(task_layout.kinds)
+        task_counts, bei_counts = (None, None) if label_counts is None else label_counts.tensor_split([num_targets])
+        if labels is not None:
+            columns = labels.float().reshape(labels.shape[0], -1)
+            losses.append(_loss(self, task_logits, columns, task_layout, self.task_layer_choice, task_counts))
+        if bei_labels is not None and self.config.bei_loss_weight:
+            bei_loss = _loss(self, bei_logits, bei_labels, bei_layout, self.bei_layer_choice, bei_counts)
+            losses.append(self.config.bei_loss_weight * bei_loss)
+        readout = self.config.effective_readout
+        return LCMSequenceClassifierOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            logits=read_out(task_logits, task_layout, readout, self.task_layer_choice.best_layer),
+            bei_logits=read_out(bei_logits, bei_layout, readout, self.bei_layer_choice.best_layer),
+            layer_logits=layer_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:
+    return LayerChoice(num_targets, config.num_hidden_layers, config.layer_loss_momentum)
+
+
+def _loss(
+    model: LCMPreTrainedModel,
+    layer_logits: Tensor,
+    labels: Tensor,
+    layout: TargetLayout,
+    choice: LayerChoice,
+    label_counts: Tensor | None,
+) -> Tensor:
+    """Multitask loss under the configured supervision; in training, the layer choice learns from the batch first."""
+    labels = labels.float()
+    # On an accelerator the check would wait for the device at every step; there the tokenizer has made the labels.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_labels(labels, layout)
+    if model.training:
+        choice.update(layer_logits, labels, layout)
+    losses = supervised_losses(layer_logits, labels, layout, model.config.supervision, choice.best_layer)
+    return multitask_loss(losses, labels, layout, label_counts)
