@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` shows the whole model at work, `make test` checks it. Both set themselves up.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+# Newer than pyproject.toml = the environment holds what pyproject.toml asks for.
+STAMP := $(VENV)/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow lint
+
+help:
+	@echo "make setup  virtual environment in $(VENV) with everything installed"
+	@echo "make demo   pretrain, fine-tune and predict on 168 real connectomes; writes runs/demo"
+	@echo "make test   the tests, without the slow ones"
+	@echo "make slow   the slow tests"
+	@echo "make lint   ruff and mypy"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH)"
+
+setup: $(STAMP)
+
+# torch goes first and pinned: resolved together with the rest, pip may pick another build (a CUDA one on a CPU machine).
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": run make again with PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -e '.[nifti,train,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m training.demo --output runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy modeling_lcm
