@@ -1,0 +1,392 @@
+"""BEI vocabulary: the non-imaging variables of a model, how their values are spelt, and reading them from tables.
+
+A vocabulary is an ordered list of brain-environment-interaction (BEI) variables: one token per label of a categorical
+variable, one token per continuous variable. Everything here works on plain values and NumPy arrays.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from .loss_lcm import IGNORE_INDEX
+
+
+logger = logging.get_logger(__name__)
+
+MISSING_TEXTS = frozenset({"", "n/a", "nan"})  # compared in lower case
+IDENTIFIER_COLUMNS = frozenset({"participant_id", "session_id", "scan_id", "subject", "subject_id"})
+MAX_CATEGORICAL_NUMBERS = 10  # a numeric column with more distinct values is taken for a measurement
+MAX_INFERRED_LABELS = 50  # a text column with more distinct values is taken for an identifier or free text
+
+
+@dataclass
+class BEIVariable:
+    """One non-imaging variable of the vocabulary.
+
+    Args:
+        name: Column of the record, e.g. `"sex"`; without `"="`, which separates name and label in a token.
+        kind: `"categorical"` (one token per label) or `"continuous"` (one token).
+        labels: Labels in token order, two or more; empty for a continuous variable.
+        default: Pseudo-label for people of whom nothing is recorded (e.g. `"rest"`, `"healthy"`); only on request.
+        aliases: Other spellings, `{"male": "M", "1": "M"}`.
+        unit: Unit of a continuous variable, e.g. `"years"`.
+        mean: Subtracted from a continuous value before training, in `unit`.
+        std: Divides a continuous value before training, in `unit`.
+        loss_weight: Weight of the variable in the multitask loss.
+        description: Free text for readers.
+
+    Raises:
+        ValueError: The fields contradict each other; the message names the variable and the value.
+    """
+
+    name: str
+    kind: str
+    labels: list[str] = field(default_factory=list)
+    default: str | None = None
+    aliases: dict[str, str] = field(default_factory=dict)
+    unit: str | None = None
+    mean: float = 0.0
+    std: float = 1.0
+    loss_weight: float = 1.0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self._require(not isinstance(self.labels, str), f"labels must be a list, got the text {self.labels!r}")
+        # YAML and JSON bring labels such as 0 or 1 as numbers; everything below compares stripped text.
+        self.labels = [str(label).strip() for label in self.labels]
+        self.default = None if self.default is None else str(self.default).strip()
+        if not isinstance(self.name, str) or not self.name.strip() or "=" in self.name:
+            raise ValueError(f"A BEI variable needs a non-empty name without '=', got {self.name!r}.")
+        kinds = ("categorical", "continuous")
+        self._require(self.kind in kinds, f"kind must be one of {', '.join(kinds)}, got {self.kind!r}")
+        self._require(0 <= self.loss_weight < math.inf, f"loss_weight must be at least 0, got {self.loss_weight}")
+        if self.kind == "categorical":
+            self._check_categorical()
+        else:
+            self._check_continuous()
+
+    def _check_continuous(self) -> None:
+        has_labels = self.labels or self.aliases or self.default is not None
+        self._require(not has_labels, "a continuous variable has no labels, aliases or default; remove them")
+        valid_scaling = math.isfinite(self.mean) and 0 < self.std < math.inf
+        self._require(valid_scaling, f"needs a finite mean and a std above 0, got {self.mean} and {self.std}")
+
+    def _check_categorical(self) -> None:
+        distinct = len(set(self.labels)) == len(self.labels) > 1
+        self._require(distinct, f"a categorical variable needs two or more different labels, got {self.labels}")
+        self._require((self.mean, self.std) == (0, 1), "mean and std are for continuous variables only; remove them")
+        known_default = self.default is None or self.default in self.labels
+        self._require(known_default, f"default {self.default!r} is not one of its labels {self.labels}")
+        self._normalize_aliases()
+        unusable = [text for text in (*self.labels, *self.aliases) if text.lower() in MISSING_TEXTS]
+        self._require(not unusable, f"{unusable} reads as a missing value; write 'not applicable', for example")
+
+    def _require(self, valid: bool, problem: str) -> None:
+        if not valid:
+            raise ValueError(f"BEI variable {self.name!r}: {problem}.")
+
+    def _normalize_aliases(self) -> None:
+        aliases: dict[str, str] = {}
+        for key, target in self.aliases.items():
+            alias, label = str(key).strip(), str(target).strip()
+            self._require(label in self.labels, f"alias {alias!r} points to {label!r}, not one of {self.labels}")
+            other = alias if alias in self.labels else aliases.get(alias, label)
+            self._require(other == label, f"alias {alias!r} stands for two labels, {other!r} and {label!r}")
+            aliases[alias] = label
+        self.aliases = {alias: label for alias, label in aliases.items() if alias != label}
+
+    @property
+    def tokens(self) -> list[str]:
+        """Token texts in order: `"sex=M"`, `"sex=F"`, or `"age"`."""
+        return [f"{self.name}={label}" for label in self.labels] or [self.name]
+
+    def _label_finder(self) -> Callable[[Any], int]:
+        """Function from a recorded value to its label's index: as spelt, in another case, or as an equal number."""
+        labels = {label: index for index, label in enumerate(self.labels)}
+        exact: dict[Any, int] = labels | {alias: labels[label] for alias, label in self.aliases.items()}
+        any_case = _unambiguous((text.casefold(), index) for text, index in exact.items())
+        as_number = _unambiguous((_number_in(text), index) for text, index in exact.items())
+
+        def find(value: Any) -> int:
+            text = str(value)
+            for table, key in ((exact, text), (any_case, text.casefold()), (as_number, _number_in(text))):
+                if key in table:
+                    return table[key]
+            aliases = "".join(f", {alias} (= {label})" for alias, label in self.aliases.items())
+            raise ValueError(
+                f"unknown label {text!r}. Known labels: {', '.join(self.labels)}{aliases}. Correct the record, or "
+                f"declare the label or an alias in the vocabulary."
+            )
+
+        return find
+
+    def parse(self, values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray:
+        """Read one column of records as float64 `(batch,)`: label index or value in `unit`, NaN if not recorded.
+
+        Args:
+            values: One text, number or missing marker per person.
+            where: Names a row in error messages.
+
+        Raises:
+            ValueError: Unknown label, or a continuous value that is not a finite number.
+            TypeError: A value that is neither text nor a number.
+        """
+        convert = _measurement if self.kind == "continuous" else self._label_finder()
+        parsed = np.full(len(values), np.nan)
+        for row, raw in enumerate(values):
+            try:
+                value = _plain(raw)
+                if value is not None:
+                    parsed[row] = convert(value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{where(row)}, BEI variable {self.name!r}: {error}") from None
+        return parsed
+
+    def encode(self, values: Sequence[Any], where: Callable[[int], str], pseudo_labels: bool = False) -> np.ndarray:
+        """Turn one column into float32 `(batch,)` training labels: like `parse`, but scaled and -100 if missing."""
+        parsed = self.parse(values, where)
+        with np.errstate(over="ignore"):
+            labels = ((parsed - self.mean) / self.std).astype(np.float32)
+        for row in np.flatnonzero(np.isinf(labels) | (labels == IGNORE_INDEX)):
+            raise ValueError(
+                f"{where(int(row))}, BEI variable {self.name!r}: {parsed[row]:g} is {labels[row]:g} after scaling "
+                f"with mean {self.mean:g} and std {self.std:g}, but labels are finite and -100 marks missing ones; "
+                f"correct the record or the scaling."
+            )
+        filler = self.labels.index(self.default) if pseudo_labels and self.default is not None else IGNORE_INDEX
+        return np.where(np.isnan(parsed), np.float32(filler), labels)
+
+    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Turn the variable's own logits `(batch, tokens of the variable)` into one readable entry per person."""
+        if self.kind == "continuous":
+            return [{"value": value, "unit": self.unit} for value in (logits[:, 0] * self.std + self.mean).tolist()]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        entries = []
+        for row in (odds / odds.sum(axis=1, keepdims=True)).tolist():
+            probabilities = dict(zip(self.labels, row, strict=True))
+            label = max(probabilities, key=probabilities.__getitem__)
+            entries.append({"label": label, "probability": probabilities[label], "probabilities": probabilities})
+        return entries
+
+
+def as_variables(variables: Iterable[BEIVariable | Mapping[str, Any]]) -> list[BEIVariable]:
+    """Check and copy a vocabulary given as `BEIVariable`s or as dictionaries of their fields.
+
+    Raises:
+        ValueError: A dictionary without name or kind or with an unknown field, or two variables of one name.
+    """
+    known = [item.name for item in fields(BEIVariable)]
+    checked: list[BEIVariable] = []
+    for variable in variables:
+        settings = asdict(variable) if isinstance(variable, BEIVariable) else dict(variable)
+        if not {"name", "kind"} <= set(settings) <= set(known):
+            raise ValueError(
+                f"A BEI variable needs name and kind, and may have {', '.join(known[2:])}; got {settings}."
+            )
+        if any(settings["name"] == other.name for other in checked):
+            raise ValueError(f"Two BEI variables are called {settings['name']!r}; give each its own name.")
+        checked.append(BEIVariable(**settings))
+    return checked
+
+
+class RecordTable:
+    """Columns of records, whatever they came as: a dict or pandas row, a list of them, or a DataFrame.
+
+    Raises:
+        ValueError: There is no record.
+        TypeError: The records are something else.
+    """
+
+    def __init__(self, records: Any) -> None:
+        # Recognised by what it offers, so that pandas stays optional.
+        self._frame = records if hasattr(records, "columns") and hasattr(records, "itertuples") else None
+        self._rows = [] if self._frame is not None else _as_rows(records)
+        self.count = len(self._rows if self._frame is None else self._frame)
+        if self.count == 0:
+            raise ValueError("The batch of records is empty; give at least one record ({} if nothing is known).")
+        names = (name for row in self._rows for name in row) if self._frame is None else self._frame.columns
+        self.names: list[Any] = list(dict.fromkeys(names))
+
+    def column(self, name: str) -> list[Any]:
+        """Values of one column, `None` where absent."""
+        if self._frame is None:
+            return [row.get(name) for row in self._rows]
+        return self._frame[name].tolist() if name in self.names else [None] * self.count
+
+    def where(self, row: int) -> str:
+        """Name a row, counted from 0, together with the participant if the table tells."""
+        participant = _plain(self.column("participant_id")[row])
+        return f"row {row}" if participant is None else f"row {row} ({participant})"
+
+    def warn_of_misspelt(self, names: Iterable[str]) -> None:
+        """Warn of columns that differ from a variable in case only: the variable would silently count as missing."""
+        any_case = {str(column).casefold(): column for column in self.names}
+        for name in names:
+            if name not in self.names and name.casefold() in any_case:
+                logger.warning(
+                    f"The records have a column {any_case[name.casefold()]!r} but no {name!r}, which therefore "
+                    f"counts as not recorded. Rename the column if it is meant."
+                )
+
+
+def infer_variables(table: RecordTable, columns: Sequence[str] | None = None) -> list[BEIVariable]:
+    """Propose a vocabulary for a table: see `BEITokenizer.from_records`."""
+    chosen = [name for name in table.names if name not in IDENTIFIER_COLUMNS] if columns is None else columns
+    absent = [name for name in chosen if name not in table.names]
+    if absent:
+        raise ValueError(
+            f"The records have no column {', '.join(absent)}; they have {', '.join(map(str, table.names))}."
+        )
+    variables = []
+    for name in chosen:
+        values = {value for value in map(_plain, table.column(name)) if value is not None}
+        numeric = all(_number_in(str(value)) is not None and not isinstance(value, bool) for value in values)
+        texts = {str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values}
+        if columns is None and len(texts) < 2:
+            continue  # a constant or empty column tells nothing
+        if numeric and len(values) > MAX_CATEGORICAL_NUMBERS:
+            variables.append(BEIVariable(name, "continuous"))
+            continue
+        if columns is None and len(texts) > MAX_INFERRED_LABELS:
+            raise ValueError(
+                f"Column {name!r} has {len(texts)} different texts, more than a categorical variable should have "
+                f"({MAX_INFERRED_LABELS}); name the columns that are wanted with columns=[...]."
+            )
+        labels = sorted(texts, key=lambda text: (_number_in(text) if numeric else 0.0, text))
+        variables.append(BEIVariable(name, "categorical", labels))
+    return variables
+
+
+def merge_variables(
+    vocabularies: Sequence[Sequence[BEIVariable]], aliases: Mapping[str, Mapping[str, str]] | None = None
+) -> list[BEIVariable]:
+    """Unify the vocabularies of several cohorts: see `BEITokenizer.merge`."""
+    versions: dict[str, list[BEIVariable]] = {}
+    for variable in (variable for vocabulary in vocabularies for variable in vocabulary):
+        versions.setdefault(variable.name, []).append(variable)
+    unknown = sorted(set(aliases or {}) - set(versions))
+    if unknown:
+        raise ValueError(f"aliases name {', '.join(unknown)}, but the vocabularies only have {', '.join(versions)}.")
+    return [_merge_versions(same_name, (aliases or {}).get(name, {})) for name, same_name in versions.items()]
+
+
+def _merge_versions(versions: Sequence[BEIVariable], declared: Mapping[str, str]) -> BEIVariable:
+    first = versions[0]
+    preferred = _preferred_spellings(first.name, [declared, *(version.aliases for version in versions)])
+    for version in versions:
+        clash = _first_clash(version.labels, preferred)
+        if clash:
+            raise ValueError(
+                f"BEI variable {first.name!r}: the aliases make one label of {clash[0]!r} and {clash[1]!r}."
+            )
+    labels = dict.fromkeys(preferred.get(label, label) for version in versions for label in version.labels)
+    return BEIVariable(
+        name=first.name,
+        kind=_agreed(first.name, "kind", [version.kind for version in versions]),
+        labels=list(labels),
+        default=_agreed(first.name, "default", [v.default and preferred.get(v.default, v.default) for v in versions]),
+        aliases=preferred,
+        unit=_agreed(first.name, "unit", [version.unit for version in versions]),
+        mean=first.mean,
+        std=first.std,
+        loss_weight=first.loss_weight,
+        description=first.description,
+    )
+
+
+def _preferred_spellings(name: str, tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Join alias tables, following chains (m -> male -> M), into one from every other spelling to the label."""
+    joined: dict[str, str] = {}
+
+    def follow(text: str) -> str:
+        while text in joined:
+            text = joined[text]
+        return text
+
+    for table in tables:
+        for key, target in table.items():
+            alias, label = str(key).strip(), follow(str(target).strip())
+            if alias in joined and follow(alias) != label:
+                raise ValueError(
+                    f"BEI variable {name!r}: alias {alias!r} means {follow(alias)!r} in one vocabulary and {label!r} "
+                    f"in another; rename the values of one of them, or declare that {follow(alias)!r} is {label!r}."
+                )
+            if alias != label:  # equal when two vocabularies declare the same pair in opposite directions
+                joined[alias] = label
+    return {alias: follow(alias) for alias in joined}
+
+
+def _first_clash(labels: Sequence[str], preferred: Mapping[str, str]) -> tuple[str, str] | None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(preferred.get(label, label), label)
+        if other != label:
+            return other, label
+    return None
+
+
+def _agreed(name: str, what: str, values: Sequence[Any]) -> Any:
+    given = list(dict.fromkeys(value for value in values if value is not None))
+    if len(given) > 1:
+        raise ValueError(
+            f"BEI variable {name!r}: the vocabularies disagree on its {what}, {given[0]!r} and {given[1]!r}."
+        )
+    return given[0] if given else None
+
+
+def _as_rows(records: Any) -> list[Mapping[str, Any]]:
+    if isinstance(records, Mapping) or hasattr(records, "to_dict"):
+        records = [records]
+    if isinstance(records, str) or not isinstance(records, Iterable):
+        raise TypeError(f"records must be a dict, a list of dicts or a DataFrame, got a {type(records).__name__}.")
+    rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in records]
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"Record {index} must be a dict of variable name to value, got a {type(row).__name__}.")
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """One table cell as stripped text or a Python number; `None` if nothing was recorded."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars and 0-d tensors
+        value = value.item()
+    if isinstance(value, str):
+        text = value.strip()
+        return None if text.lower() in MISSING_TEXTS else text
+    # pandas.NA and NaT are recognised by name, so that pandas stays optional.
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if not isinstance(value, numbers.Number):
+        raise TypeError(f"got a {type(value).__name__}, but a record holds one text or number per variable.")
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _measurement(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number; correct it, or leave it empty if it is not known.")
+    return number
+
+
+def _number_in(text: str) -> float | None:
+    """The number that a text spells, so that "1", 1, 1.0 and True find the same label; `None` if it spells none."""
+    try:
+        return float({"true": "1", "false": "0"}.get(text.lower(), text))
+    except ValueError:
+        return None
+
+
+def _unambiguous(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
+    """Look-up table without the keys that are `None` or stand for two labels."""
+    targets: dict[Any, set[int]] = {}
+    for key, index in pairs:
+        targets.setdefault(key, set()).add(index)
+    return {key: min(indices) for key, indices in targets.items() if len(indices) == 1 and key is not None}
