@@ -1,0 +1,66 @@
+"""Predictions as a table: `python -m training.predict --checkpoint DIR --data DIR --output table.tsv`."""
+
+import numpy as np
+import pandas as pd
+from transformers import AutoConfig, AutoProcessor
+
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+
+from .arguments import PredictArguments, parse_arguments
+from .data import Cohort, load_cohort
+from .files import require_new, write_text
+from .splits import Folds
+from .stages import check_same_regions, predict_logits
+
+
+def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int = 32) -> pd.DataFrame:
+    """Predict some scans with a saved checkpoint.
+
+    Args:
+        checkpoint (`str`): folder or Hub repository; pretrained (all BEI variables) or fine-tuned (the task).
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): scans to predict.
+        batch_size (`int`): scans per forward pass.
+
+    Returns:
+        One row per scan: `subject_id`, `session`, and per variable the predicted label with the probability of every
+        label (columns `VARIABLE` and `VARIABLE=LABEL`), or the predicted value in its unit.
+
+    Raises:
+        ValueError: the checkpoint is for other regions than the data.
+    """
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    check_same_regions(processor, cohort)
+    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    finetuned = "LCMForSequenceClassification" in architectures
+    model = (LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining).from_pretrained(checkpoint)
+    logits = predict_logits(model, cohort, rows, batch_size)["logits"]
+    tokenizer = processor.tokenizer
+    names = [tokenizer.task] if finetuned else None
+    columns: dict[str, list] = {}
+    for record in tokenizer.batch_decode(logits, variables=names):
+        for variable, entry in record.items():
+            columns.setdefault(variable, []).append(entry.get("label", entry.get("value")))
+            for label, probability in entry.get("probabilities", {}).items():
+                columns.setdefault(f"{variable}={label}", []).append(probability)
+    table = cohort.table[["subject_id", "session"]].iloc[rows].reset_index(drop=True)
+    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    arguments = parse_arguments(PredictArguments, argv)
+    output = require_new(arguments.output)
+    cohort = load_cohort(arguments.data)
+    rows = np.arange(len(cohort.table))
+    if (arguments.splits is None) != (arguments.fold is None):
+        raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
+    if arguments.splits is not None:
+        rows = Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[1]
+    table = predict_table(arguments.checkpoint, cohort, rows, arguments.batch_size)
+    write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
+    print(f"{len(table)} predictions written to {output}")
+
+
+if __name__ == "__main__":
+    main()

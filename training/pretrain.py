@@ -1,0 +1,25 @@
+"""Stage one: `python -m training.pretrain --config FILE.yaml` (or `accelerate launch -m training.pretrain ...`)."""
+
+from accelerate import PartialState
+
+from .arguments import PretrainArguments, parse_arguments
+from .data import load_cohort
+from .files import require_new
+from .runs import record_of, training_rows
+from .stages import pretrain, save_checkpoint
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    arguments = parse_arguments(PretrainArguments, argv)
+    folder = require_new(arguments.output, arguments.resume)
+    cohort = load_cohort(arguments.data)
+    rows = training_rows(cohort, arguments)
+    model, processor, history = pretrain(cohort, rows, arguments, folder / "run")
+    if PartialState().is_main_process:
+        save_checkpoint(folder / "checkpoint", model, processor, arguments, record_of(cohort, rows, history))
+        print(f"Pretrained checkpoint written to {folder / 'checkpoint'}")
+
+
+if __name__ == "__main__":
+    main()

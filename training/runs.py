@@ -1,0 +1,60 @@
+"""Which scans a run trains on, and what its record says about it."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from .arguments import DataArguments
+from .data import Cohort
+from .splits import Folds
+
+
+def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
+    """Rows a run may train on: all, or those outside the test subjects of the given fold.
+
+    Raises:
+        ValueError: only one of `splits` and `fold` was given.
+    """
+    if (arguments.splits is None) != (arguments.fold is None):
+        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
+    if arguments.splits is None:
+        return np.arange(len(cohort.table))
+    return Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[0]
+
+
+def record_of(cohort: Cohort, rows: np.ndarray, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint says about its making: subjects seen, epochs, versions.
+
+    Args:
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): rows of the training scans (validation included).
+        history (`list[dict]`): one record per epoch.
+    """
+    subjects = sorted(set(cohort.table["subject_id"].astype(str).iloc[rows]))
+    return {
+        "training_subjects": subjects,
+        "num_training_scans": len(rows),
+        "history": history,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_revision": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of this repository, or None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

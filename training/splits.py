@@ -1,0 +1,184 @@
+"""Splits by subject: folds, validation subjects, few-label subsets, and the file that records them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from .files import write_json
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Test subjects of every fold.
+
+    Args:
+        test_subjects (`tuple[tuple[str, ...], ...]`): subject ids, one tuple per fold.
+        seed (`int`): seed they were drawn with.
+        stratified_by (`str`, *optional*): phenotype column whose classes are balanced over folds.
+    """
+
+    test_subjects: tuple[tuple[str, ...], ...]
+    seed: int
+    stratified_by: str | None = None
+
+    def __post_init__(self) -> None:
+        seen: dict[str, int] = {}
+        for fold, subjects in enumerate(self.test_subjects):
+            for subject in subjects:
+                if subject in seen:
+                    raise ValueError(f"Subject {subject} is in the test sets of folds {seen[subject]} and {fold}.")
+                seen[subject] = fold
+
+    @property
+    def checksum(self) -> str:
+        """Short SHA-256 of the folds: two runs with the same checksum tested the same subjects."""
+        return hashlib.sha256(json.dumps(self.test_subjects).encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the split file (JSON)."""
+        write_json(
+            path,
+            {
+                "format": "lcm-splits",
+                "seed": self.seed,
+                "stratified_by": self.stratified_by,
+                "checksum": self.checksum,
+                "test_subjects": self.test_subjects,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Folds":
+        """Read a split file.
+
+        Raises:
+            ValueError: it is not a split file, was changed by hand, or has a subject in two folds.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            folds = cls(tuple(map(tuple, content["test_subjects"])), content["seed"], content["stratified_by"])
+            checksum = content["checksum"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a split file: {error!r}.") from error
+        if folds.checksum != checksum:
+            raise ValueError(f"{path} was changed: its checksum is {folds.checksum}, recorded is {checksum}.")
+        return folds
+
+    def rows(self, subjects: pd.Series, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training and test rows of one fold.
+
+        Args:
+            subjects (`pd.Series`): subject id of every scan.
+            fold (`int`): index of the fold.
+
+        Returns:
+            Two int arrays of row positions; all scans of a subject are on one side.
+
+        Raises:
+            ValueError: no such fold, or its test subjects are not in the data.
+        """
+        if not 0 <= fold < len(self.test_subjects):
+            raise ValueError(f"There is no fold {fold}: the split file has folds 0 to {len(self.test_subjects) - 1}.")
+        missing = set(self.test_subjects[fold]) - set(subjects)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} test subjects of fold {fold} are not in the data, {sorted(missing)[0]} among them: "
+                "the split file belongs to another data set."
+            )
+        is_test = subjects.isin(self.test_subjects[fold]).to_numpy()
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | None = None) -> Folds:
+    """Draw subject-wise folds, balanced over the classes of one column where one is given.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan, with `subject_id`; repeated ids are sessions of one person.
+        n_folds (`int`): number of folds, at least 2.
+        seed (`int`): seed of the shuffle.
+        stratify_by (`str`, *optional*): categorical column; rows without a value form a class of their own.
+
+    Raises:
+        ValueError: fewer subjects than folds, a single class, or a class that would be absent from training folds.
+    """
+    subjects = table["subject_id"].astype(str)
+    if not 2 <= n_folds <= subjects.nunique():
+        raise ValueError(f"{n_folds} folds need between 2 and {subjects.nunique()} (the number of subjects).")
+    classes = pd.Series("all", index=table.index)
+    if stratify_by is not None:
+        classes = table[stratify_by].astype("string").fillna("(not recorded)")
+        check_classes(table, stratify_by, n_folds)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    test = [sorted(set(subjects.iloc[rows])) for _, rows in splitter.split(subjects, classes, subjects)]
+    return Folds(tuple(map(tuple, test)), seed, stratify_by)
+
+
+def check_classes(table: pd.DataFrame, column: str, n_folds: int) -> None:
+    """Raise `ValueError` when a column has one class only, or a class with fewer subjects than folds."""
+    counts = table.dropna(subset=[column]).groupby(column)["subject_id"].nunique()
+    if len(counts) < 2:
+        raise ValueError(f"{column!r} has a single class ({', '.join(map(str, counts.index))}): nothing to predict.")
+    rare = counts[counts < n_folds]
+    if len(rare):
+        listed = ", ".join(f"{label} ({count} subjects)" for label, count in rare.items())
+        raise ValueError(
+            f"With {n_folds} folds these classes of {column!r} would be absent from a fold: {listed}. Use fewer folds "
+            "or leave the class out."
+        )
+
+
+def hold_out(table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, stratify_by: str | None) -> Any:
+    """Split training rows into training and validation rows, by subject.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan, with `subject_id`.
+        rows (`np.ndarray`): positions of the training scans.
+        fraction (`float`): part of the subjects that becomes validation, between 0 (none) and 0.5.
+        seed (`int`): seed of the shuffle.
+        stratify_by (`str`, *optional*): categorical column to balance.
+
+    Returns:
+        Two int arrays of row positions; the second is empty for fraction 0.
+
+    Raises:
+        ValueError: the fraction is out of range.
+    """
+    if not 0 <= fraction <= 0.5:
+        raise ValueError(f"validation_fraction must lie between 0 and 0.5, got {fraction}.")
+    if fraction == 0:
+        return rows, rows[:0]
+    part = table.iloc[rows]
+    classes = pd.Series("all", index=part.index)
+    if stratify_by is not None:
+        classes = part[stratify_by].astype("string").fillna("(not recorded)")
+    splitter = StratifiedGroupKFold(round(1 / fraction), shuffle=True, random_state=seed)
+    train, validation = next(splitter.split(part, classes, part["subject_id"].astype(str)))
+    return rows[train], rows[validation]
+
+
+def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Rows of a random subset with `per_class` labelled scans of every class.
+
+    Args:
+        labels (`np.ndarray` of shape `(scans,)`): class index, -100 where there is none.
+        rows (`np.ndarray`): training rows to choose from.
+        per_class (`int`): labelled scans of each class.
+        seed (`int`): seed of the choice.
+
+    Raises:
+        ValueError: a class has fewer labelled scans.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in sorted(set(labels[rows]) - {-100}):
+        candidates = rows[labels[rows] == label]
+        if len(candidates) < per_class:
+            raise ValueError(f"Class {label:g} has {len(candidates)} labelled training scans, {per_class} are needed.")
+        chosen.append(generator.permutation(candidates)[:per_class])
+    return np.sort(np.concatenate(chosen))
