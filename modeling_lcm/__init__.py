@@ -5,17 +5,62 @@ Importing this package registers its classes with Transformers' Auto classes and
 
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
 )
 
+from .bei_vocabulary import BEIVariable
 from .callback import SupervisionCallback
 from .configuration_lcm import LCMConfig
+from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from .processing_lcm import LCMProcessor
+from .tokenization_bei import BEITokenizer
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BEITokenizer",
+    "BEIVariable",
+    "FCFeatureExtractor",
+    "LCMConfig",
+    "LCMForMultitaskPretraining",
+    "LCMForSequenceClassification",
+    "LCMModel",
+    "LCMProcessor",
+    "SupervisionCallback",
+]
+
+
+class _BEIVocabularyConfig(PreTrainedConfig):
+    """Key under which the tokenizer is registered.
+
+    AutoTokenizer prefers a checkpoint's own code to the class registered for the model's configuration, even where this
+    package is installed; under a key of its own the tokenizer is found by its class name instead.
+    """
+
+    model_type = "lcm_bei_vocabulary"
 
 
 AutoConfig.register(LCMConfig.model_type, LCMConfig, exist_ok=True)
+AutoTokenizer.register(_BEIVocabularyConfig, tokenizer_class=BEITokenizer, exist_ok=True)
+AutoFeatureExtractor.register(LCMConfig, FCFeatureExtractor, exist_ok=True)
+AutoProcessor.register(LCMConfig, LCMProcessor, exist_ok=True)
 AutoModel.register(LCMConfig, LCMModel, exist_ok=True)
 AutoModelForPreTraining.register(LCMConfig, LCMForMultitaskPretraining, exist_ok=True)
 AutoModelForSequenceClassification.register(LCMConfig, LCMForSequenceClassification, exist_ok=True)
+
+# Saving a marked class puts its code beside the weights, so that the folder also loads where this package is missing.
+LCMConfig.register_for_auto_class("AutoConfig")
+BEITokenizer.register_for_auto_class("AutoTokenizer")
+FCFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+LCMProcessor.register_for_auto_class("AutoProcessor")
+LCMModel.register_for_auto_class("AutoModel")
+LCMForMultitaskPretraining.register_for_auto_class("AutoModelForPreTraining")
+LCMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

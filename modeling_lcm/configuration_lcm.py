@@ -16,6 +16,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_dropout": 0.3,
         "attention_dropout": 0.3,
         "activation_dropout": 0.3,
+        "region_embeddings": True,
     },
     "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
     "735m": {"hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 768},
@@ -91,6 +92,9 @@ class LCMConfig(PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the stem's batch norm.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): Momentum of the stem's running statistics.
+        region_embeddings (`bool`, *optional*, defaults to `False`):
+            Beyond the paper: add a learned vector per region to the memory, so that tokens can ask for a region by name
+            and need not recognise it from its FC row. The published models have none; the nano size has it.
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
@@ -128,6 +132,7 @@ class LCMConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1
+    region_embeddings: bool = False
     supervision: str = "momentum"
     readout: str = "auto"
     layer_loss_momentum: float = 0.95

@@ -130,6 +130,8 @@ class LCMAttention(nn.Module):
             The result `(batch, tokens, d)`, and the weights `(batch, heads, tokens, length)` where the attention
             implementation makes them (eager), else None.
         """
+        if key is value and self._folding_pays(query.shape[1], key.shape[1]):
+            return self._read_folded(query, key)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -143,6 +145,42 @@ class LCMAttention(nn.Module):
             scaling=self.scaling,
         )
         return self.o_proj(output.flatten(2)), weights
+
+    def _folding_pays(self, tokens: int, length: int) -> bool:
+        """Whether [`_read_folded`] is allowed, and takes fewer multiplications than projecting the memory.
+
+        Adapters, quantised layers and offloading hooks work through a projection's call, not its weight: with any of
+        them the projections are called.
+        """
+        for projection in (self.k_proj, self.v_proj):
+            if type(projection) is not nn.Linear or projection._forward_hooks or projection._forward_pre_hooks:
+                return False
+        width, heads = self.q_proj.out_features, self.config.num_attention_heads
+        return tokens * (width + (heads - 1) * length) < 0.8 * length * width
+
+    def _read_folded(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention without projecting the memory: the same result, with the products in another order.
+
+        Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
+        the weighted sum of memory, and its bias once per row, times the row's sum (1 without dropout).
+        """
+        batch, tokens, width = query.shape
+        key_weight, value_weight = (
+            projection.weight.view(-1, self.head_dim, width) for projection in (self.k_proj, self.v_proj)
+        )
+        heads = self.q_proj(query).view(batch * tokens, -1, self.head_dim).transpose(0, 1)
+        folded = (heads * self.scaling) @ key_weight  # (heads, batch * tokens, d)
+        folded = folded.view(-1, batch, tokens, width).transpose(0, 1).reshape(batch, -1, width)
+        weights = (folded @ memory.transpose(1, 2)).softmax(-1)  # (batch, heads * tokens, length)
+        weights = nn.functional.dropout(weights, self.dropout, self.training)
+        context = (weights @ memory).view(batch, -1, tokens, width).transpose(0, 1).reshape(-1, batch * tokens, width)
+        output = (context @ value_weight.transpose(1, 2)).view(-1, batch, tokens, self.head_dim)
+        output = output.permute(1, 2, 0, 3)  # (batch, tokens, heads, head_dim)
+        weights = weights.view(batch, -1, tokens, memory.shape[1])
+        row_sums = weights.sum(-1).transpose(1, 2)[..., None] if self.training and self.dropout else 1.0
+        output = output + row_sums * self.v_proj.bias.view(-1, self.head_dim)
+        recorded = weights if self.config._attn_implementation == "eager" else None
+        return self.o_proj(output.flatten(2)), recorded
 
     def _split_heads(self, states: Tensor) -> Tensor:
         """`(batch, length, d)` -> `(batch, heads, length, head_dim)`."""
@@ -305,6 +343,8 @@ class LCMModel(LCMPreTrainedModel):
     def __init__(self, config: LCMConfig) -> None:
         super().__init__(config)
         self.stem = LCMStem(config)
+        if config.region_embeddings:
+            self.region_embeddings = nn.Embedding(config.num_regions, config.hidden_size)
         self.bei_embeddings = nn.Embedding(config.num_bei_tokens, config.hidden_size)
         self.layers = nn.ModuleList(LCMDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -344,6 +384,9 @@ class LCMModel(LCMPreTrainedModel):
                 "LCMProcessor makes such a batch from time series or FC matrices and checks the atlas."
             )
         memory = self.stem(connectivity)
+        # CODEPATH: off in the published checkpoints, on in the nano size.
+        if self.config.region_embeddings:
+            memory = memory + self.region_embeddings(torch.arange(regions, device=memory.device))
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(memory.shape[0], *query_embeds.shape)
@@ -365,6 +408,11 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         self.post_init()
 
+    @property
+    def target_layout(self) -> TargetLayout:
+        """What `labels` and `logits` are about: every BEI variable."""
+        return TargetLayout.from_variables(self.config.bei_variables)
+
     @can_return_tuple
     def forward(
         self, connectivity: Tensor, labels: Tensor | None = None, label_counts: Tensor | None = None, **kwargs: Any
@@ -384,7 +432,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         """
         outputs = self.model(connectivity, **kwargs)
         layer_logits = self.score(outputs.layer_states)[..., 0]
-        layout = TargetLayout.from_variables(self.config.bei_variables)
+        layout = self.target_layout
         loss = None
         if labels is not None:
             loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, label_counts)
@@ -420,12 +468,12 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         if config.num_task_tokens:
             self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
-        self.task_layer_choice = _layer_choice(config, len(self.task_layout.kinds))
+        self.task_layer_choice = _layer_choice(config, len(self.target_layout.kinds))
         self.post_init()
 
     @property
-    def task_layout(self) -> TargetLayout:
-        """Targets of the downstream task."""
+    def target_layout(self) -> TargetLayout:
+        """What `labels` and `logits` are about: the downstream task."""
         return TargetLayout.from_task(self.config.problem_type, self.config.num_labels)
 
     def _task_tokens(self) -> slice:
@@ -470,7 +518,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         layer_logits = self.score(outputs.layer_states)[..., 0]
         task_logits = layer_logits[..., self._task_tokens()]
         bei_logits = layer_logits[..., : self.config.num_bei_tokens]
-        task_layout, bei_layout = self.task_layout, TargetLayout.from_variables(self.config.bei_variables)
+        task_layout, bei_layout = self.target_layout, TargetLayout.from_variables(self.config.bei_variables)
         losses = []
         num_targets = len(task_layout.kinds)
         task_counts, bei_counts = (None, None) if label_counts is None else label_counts.tensor_split([num_targets])
