@@ -151,8 +151,8 @@ def _refuse_seen_subjects(checkpoint: str, folds: Folds) -> None:
     shared = seen & {subject for subjects in folds.test_subjects for subject in subjects}
     if shared:
         raise ValueError(
-            f"The checkpoint {checkpoint} was trained on {len(shared)} of the test subjects, {sorted(shared)[0]} among "
-            "them. Give a pretraining configuration instead, which is then run per fold."
+            f"The checkpoint {checkpoint} was trained on {len(shared)} of the test subjects, {sorted(shared)[0]} "
+            "among them. Give a pretraining configuration instead, which is then run per fold."
         )
 
 

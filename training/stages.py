@@ -34,8 +34,8 @@ from .splits import few_labels, hold_out
 logger = logging.getLogger(__name__)
 
 PSEUDO_LABELS = ("none", "recorded", "defaults", "model")
-# Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the token
-# state is zero there: its projections never receive a gradient.
+# Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the
+# token state is zero there: its projections never receive a gradient.
 LORA_TARGETS = r".*layers\.\d+\.(cross_attn\.[qkvo]_proj|fc[12])|.*layers\.(?!0\.)\d+\.self_attn\.[qkvo]_proj"
 
 
@@ -177,8 +177,8 @@ def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:
     ours, theirs = processor.feature_extractor, cohort.feature_extractor
     if ours.num_regions != theirs.num_regions or ours.region_fingerprint != theirs.region_fingerprint:
         raise ValueError(
-            f"The checkpoint was made for {ours.num_regions} regions of {ours.atlas}, the data has {theirs.num_regions} "
-            f"of {theirs.atlas}, or in another order. Prepare the data with the checkpoint's atlas."
+            f"The checkpoint was made for {ours.num_regions} regions of {ours.atlas}, the data has "
+            f"{theirs.num_regions} of {theirs.atlas}, or in another order. Prepare it with the checkpoint's atlas."
         )
     for name in ("estimator", "fisher_z", "window", "padding"):
         if getattr(ours, name) != getattr(theirs, name):
@@ -306,7 +306,7 @@ def predict_logits(model: nn.Module, cohort: Cohort, rows: np.ndarray, batch_siz
         batch_size (`int`): scans per forward pass.
 
     Returns:
-        `logits` `(scans, labels or tokens)` and, from a fine-tuned model, `bei_logits` `(scans, tokens)`; float32, CPU.
+        `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; float32, on the CPU.
     """
     model.eval()
     device = next(model.parameters()).device

@@ -1,0 +1,249 @@
+"""Results for people: one self-contained HTML file, and tables for the terminal and for Markdown.
+
+All three read the same `results`:
+
+    {"title": str, "protocol": {name: value}, "n_subjects": int,
+     "models": {model: {metric: {"mean": float, "std": float, "per_fold": [float]}}},
+     "chance": {metric: float}, "settings": {name: value, or a dict of them}, "notes": [str]}
+
+The last three may be missing. NaN and None (what JSON makes of it) both mean that a metric is undefined.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from .figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
+from .files import write_text
+
+
+__all__ = [
+    "plot_confusion",
+    "plot_network_bars",
+    "plot_region_attention",
+    "plot_roc",
+    "plot_training_curves",
+    "results_table_markdown",
+    "results_table_text",
+    "write_report",
+]
+
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1 (weighted)",
+    "f1_positive": "F1 (positive class)",
+    "roc_auc": "ROC AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "brier": "Brier score",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "r2": "R²",
+    "pearson_r": "Pearson r",
+}
+# What a table shows unless it is asked for more; the first that the results have also makes the summary sentence.
+HEADLINE_METRICS = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "mae", "r2", "pearson_r")
+# These are in the unit of the target, where two decimals say enough.
+METRICS_WITH_UNIT = ("mae", "rmse")
+UNDEFINED = "undefined"
+NOT_MEASURED = "-"
+REQUIRED_KEYS = ("title", "protocol", "n_subjects", "models")
+DOTS_PER_INCH = 140
+
+
+def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:
+    """Write results and pictures as one HTML file that needs nothing else: it can be mailed, printed, opened offline.
+
+    The file appears complete or not at all.
+
+    Args:
+        path: the HTML file; a previous one is replaced.
+        results: see the top of this module.
+        figures: pictures by caption, shown in this order.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: results without one of their required parts, or without a model.
+    """
+    _check(results)
+    metrics = _all_metrics(results)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("report.html").render(
+        title=results["title"],
+        summary=_summary_sentence(results),
+        header=_header(_headline(results)),
+        rows=_rows(results, _headline(results)),
+        figures={caption: _as_base64_png(figure) for caption, figure in figures.items()},
+        protocol=_flat(results["protocol"]),
+        settings=_flat(results.get("settings") or {}),
+        notes=list(results.get("notes") or []),
+        num_folds=_num_folds(results),
+        folds={
+            METRIC_TITLES.get(metric, metric): {
+                model: [_number(metric, value) for value in summaries[metric]["per_fold"]]
+                for model, summaries in results["models"].items()
+                if metric in summaries
+            }
+            for metric in metrics
+        },
+    )
+    write_text(path, html)
+    return Path(path)
+
+
+def results_table_text(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
+    """Table of models and metrics for the terminal, mean ± standard deviation over folds.
+
+    Args:
+        results: see the top of this module.
+        metrics: columns; by default the headline metrics that the results have.
+
+    Raises:
+        ValueError: results without one of their required parts, or without a model.
+    """
+    table = _table(results, metrics)
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def results_table_markdown(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
+    """The same table in Markdown, for a README or a model card.
+
+    Args:
+        results: see the top of this module.
+        metrics: columns; by default the headline metrics that the results have.
+
+    Raises:
+        ValueError: results without one of their required parts, or without a model.
+    """
+    table = _table(results, metrics)
+    table.insert(1, ["---"] * len(table[0]))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table)
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    """Refuse results that lack a part, before anything is rendered."""
+    missing = [key for key in REQUIRED_KEYS if key not in results]
+    if missing:
+        raise ValueError(f"The results lack {', '.join(missing)}; needed are {', '.join(REQUIRED_KEYS)}.")
+    if not results["models"]:
+        raise ValueError("The results hold no model: there is nothing to report.")
+
+
+def _all_metrics(results: Mapping[str, Any]) -> list[str]:
+    """Every metric of any model, in the order of first appearance."""
+    return list(dict.fromkeys(metric for summaries in results["models"].values() for metric in summaries))
+
+
+def _headline(results: Mapping[str, Any]) -> list[str]:
+    """The metrics for the main table: the usual ones, or all where none of the usual was measured."""
+    measured = _all_metrics(results)
+    return [metric for metric in HEADLINE_METRICS if metric in measured] or measured
+
+
+def _header(metrics: Sequence[str]) -> list[str]:
+    return ["model", *(METRIC_TITLES.get(metric, metric) for metric in metrics)]
+
+
+def _rows(results: Mapping[str, Any], metrics: Sequence[str]) -> list[list[str]]:
+    """One row of text per model, and one for chance where it is known."""
+    rows = [
+        [model, *(_cell(metric, summaries.get(metric)) for metric in metrics)]
+        for model, summaries in results["models"].items()
+    ]
+    chance = results.get("chance") or {}
+    if chance:
+        rows.append(
+            ["chance", *(_number(metric, chance[metric]) if metric in chance else NOT_MEASURED for metric in metrics)]
+        )
+    return rows
+
+
+def _table(results: Mapping[str, Any], metrics: Sequence[str] | None) -> list[list[str]]:
+    _check(results)
+    columns = _headline(results) if metrics is None else list(metrics)
+    return [_header(columns), *_rows(results, columns)]
+
+
+def _cell(metric: str, summary: Mapping[str, Any] | None) -> str:
+    """Mean ± standard deviation, with a remark when folds are missing from it."""
+    if summary is None:
+        return NOT_MEASURED
+    if _is_undefined(summary["mean"]):
+        return UNDEFINED
+    text = _number(metric, summary["mean"])
+    if not _is_undefined(summary.get("std")):
+        text += f" ± {_number(metric, summary['std'])}"
+    per_fold = summary.get("per_fold") or []
+    defined = sum(not _is_undefined(value) for value in per_fold)
+    return text if defined == len(per_fold) else f"{text} ({defined} of {len(per_fold)} folds)"
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    return f"{value:.2f}" if metric in METRICS_WITH_UNIT else f"{value:.3f}"
+
+
+def _is_undefined(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _num_folds(results: Mapping[str, Any]) -> int:
+    """Folds behind the numbers: the most that any metric has."""
+    summaries = [summary for model in results["models"].values() for summary in model.values()]
+    return max((len(summary.get("per_fold") or []) for summary in summaries), default=0)
+
+
+def _summary_sentence(results: Mapping[str, Any]) -> str:
+    """The result in one sentence: the first headline metric of every model."""
+    metric = _headline(results)[0]
+    values = [
+        f"{model} {_cell(metric, summaries[metric])}"
+        for model, summaries in results["models"].items()
+        if metric in summaries
+    ]
+    chance = (results.get("chance") or {}).get(metric)
+    if chance is not None:
+        values.append(f"chance {_number(metric, chance)}")
+    folds = _num_folds(results)
+    over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
+    return f"{results['n_subjects']} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values for a two-column list; the names inside a nested dict carry its name in front."""
+    lines = []
+    for name, value in values.items():
+        title = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            lines += _flat(value, prefix=f"{title}: ")
+        elif isinstance(value, (list, tuple)):
+            lines.append((title, ", ".join(str(item) for item in value) or "none"))
+        elif isinstance(value, bool):
+            lines.append((title, "yes" if value else "no"))
+        else:
+            lines.append(
+                (title, "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
+            )
+    return lines
+
+
+def _as_base64_png(figure: Figure) -> str:
+    """The figure as PNG in base64, cropped to what is drawn."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", facecolor="white")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
