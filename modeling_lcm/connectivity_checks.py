@@ -1,0 +1,253 @@
+"""Checks of ROI time series and connectivity matrices: what was given, what is needed, what to do."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .atlases import atlases_with
+
+
+# Larger values are no signal, and their squares leave the range of float32.
+_LARGEST_SIGNAL = 1e30
+# Matrices read from text or half precision are not exactly symmetric, nor exactly 1 on the diagonal.
+_SYMMETRY_TOLERANCE = 1e-4
+_RANGE_TOLERANCE = 1e-3
+# A row of this many numbers is taken for a vectorised matrix even if the processor's region count is not known.
+_LONG_ROW = 1000
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """Convert tensors, lists and tables of numbers to a floating-point array, float64 for whole numbers.
+
+    Raises:
+        TypeError: The values are not real numbers.
+        ValueError: Nested lists of different lengths.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"The rows of {name} have different lengths; give arrays without gaps.") from error
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got {type(value).__name__} of type {array.dtype}.")
+    if array.dtype in (np.float32, np.float64):
+        return array
+    return array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+
+
+def as_scans(time_series: Any) -> list[np.ndarray]:
+    """Turn one scan, a stack or a list of scans into a list of arrays `(volumes, regions)`.
+
+    Raises:
+        ValueError: Empty input or the wrong number of axes.
+        TypeError: The values are not numbers.
+    """
+    several = isinstance(time_series, list | tuple) and len(time_series) > 0 and np.ndim(time_series[0]) > 1
+    if several:
+        scans = [as_array(scan, f"time_series[{number}]") for number, scan in enumerate(time_series)]
+    else:
+        array = as_array(time_series, "time_series")
+        if array.size == 0:
+            raise ValueError(f"time_series is empty (shape {array.shape}); give at least one scan (volumes, regions).")
+        scans = list(array) if array.ndim == 3 else [array]
+    for number, scan in enumerate(scans):
+        if scan.ndim != 2 or scan.shape[1] < 2:
+            raise ValueError(
+                f"Scan {number} has shape {scan.shape}; a scan is (volumes, regions), with at least 2 regions."
+            )
+    return scans
+
+
+def check_scan_shapes(
+    scans: Sequence[np.ndarray], num_regions: int | None, min_volumes: int, atlas: str | None = None
+) -> None:
+    """Check that every scan is `(volumes, regions)`, with the right regions and enough volumes.
+
+    Args:
+        scans: Arrays with two axes.
+        num_regions: Number of regions needed, or `None` if any number will do as long as all scans agree.
+        min_volumes: Fewest volumes a correlation may be computed from.
+        atlas: Name of the atlas for the messages.
+
+    Raises:
+        ValueError: Transposed scan, wrong region count, connectivity matrix instead of a time series, or too short.
+    """
+    for number, scan in enumerate(scans):
+        volumes, regions = scan.shape
+        if num_regions is not None and regions != num_regions:
+            if volumes == num_regions:
+                raise ValueError(
+                    f"Scan {number} has shape {scan.shape} and looks transposed: a time series is (volumes, "
+                    f"{num_regions} regions). Pass its transpose (`.T`)."
+                )
+            raise ValueError(wrong_region_count(f"Scan {number}", regions, num_regions, atlas))
+        if regions != scans[0].shape[1]:
+            raise ValueError(
+                f"Scan 0 has {scans[0].shape[1]} regions and scan {number} has {regions}; all scans must come from "
+                "one atlas. Process them separately."
+            )
+        if volumes == regions and np.allclose(np.diagonal(scan), 1, atol=1e-3) and np.allclose(scan, scan.T):
+            raise ValueError(
+                f"Scan {number} of shape {scan.shape} is a connectivity matrix (symmetric, 1 on the diagonal), not a "
+                "time series; pass it as connectivity=."
+            )
+        if volumes < min_volumes:
+            raise ValueError(
+                f"Scan {number} has shape {scan.shape}, that is {volumes} volumes of {regions} regions; at least "
+                f"{min_volumes} volumes are needed. Leave it out, or transpose it if its rows are regions."
+            )
+    volumes, regions = scans[0].shape
+    if num_regions is None and volumes < regions and atlases_with(volumes) and not atlases_with(regions):
+        warnings.warn(
+            f"Scan 0 has shape {scans[0].shape}, read as {volumes} volumes of {regions} regions. "
+            f"{_atlas_names(volumes)} has {volumes} regions: transpose the scan if these are its rows, "
+            "or set num_regions.",
+            stacklevel=3,
+        )
+
+
+def check_signal_values(block: np.ndarray, numbers: Sequence[int], region_names: Sequence[str] | None) -> np.ndarray:
+    """Check the values of scans `(batch, volumes, regions)`; regions that are NaN throughout become 0 (no signal).
+
+    Raises:
+        ValueError: Other NaN, infinite or absurdly large values; the message names scan and region.
+    """
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(block) < _LARGEST_SIGNAL)
+    if not bad.any():
+        return block
+    outside = np.isnan(block).all(axis=1, keepdims=True)
+    bad &= ~outside
+    if bad.any():
+        scan, volume, region = np.argwhere(bad)[0]
+        name = f"region {region}" if region_names is None else f"region {region} ({region_names[region]})"
+        raise ValueError(
+            f"Scan {numbers[scan]} holds {int(bad[scan].sum())} NaN, infinite or absurdly large values, the first "
+            f"({block[scan, volume, region]}) at volume {volume} of {name}. Repair or leave out these volumes "
+            "or the scan."
+        )
+    return np.where(outside, 0, block)
+
+
+def check_connectivity(
+    connectivity: Any,
+    num_regions: int | None,
+    atlas: str | None = None,
+    region_names: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check ready matrices of Pearson correlations.
+
+    Args:
+        connectivity: `(regions, regions)` or `(batch, regions, regions)`, array, tensor or nested list.
+        num_regions: Number of regions needed, or `None` if any number will do.
+        atlas: Name of the atlas for the messages.
+        region_names: Names for the messages.
+
+    Returns:
+        float32 `(batch, regions, regions)`, and which regions have no signal, bool `(batch, regions)`: their rows were
+        NaN off the diagonal and are now 0. A diagonal of zeros becomes 1; correct values are not touched.
+
+    Raises:
+        ValueError: Wrong shape or region count, vectorised, NaN or infinite values, a diagonal that is not 1, values
+            outside [-1, 1] or asymmetric matrices.
+        TypeError: The values are not numbers.
+    """
+    array = _square_matrices(connectivity, num_regions)
+    if num_regions is not None and array.shape[-1] != num_regions:
+        raise ValueError(wrong_region_count("connectivity", array.shape[-1], num_regions, atlas))
+    matrices, silent = _without_silent_rows(array, region_names)
+    diagonal = np.arange(matrices.shape[-1])
+    values = matrices[:, diagonal, diagonal]
+    # Some tools blank self-connections; a blank diagonal carries no information, so it can be put back.
+    blank = ((values == 0) | silent).all(axis=1, keepdims=True)
+    if not (blank | (np.abs(values - 1) <= _RANGE_TOLERANCE)).all():
+        worst = values.flat[np.argmax(np.where(blank, 0, np.abs(values - 1)))]
+        raise ValueError(
+            f"The diagonal of connectivity must be 1 (Pearson correlation) but holds {worst:.4g}: a covariance, "
+            "partial correlation or Fisher z? Pass correlations, or time_series= to have them computed."
+        )
+    matrices[:, diagonal, diagonal] = 1
+    largest = np.abs(matrices).max()
+    if largest > 1 + _RANGE_TOLERANCE:
+        raise ValueError(
+            f"connectivity holds values up to {largest:.4g}, but a Pearson correlation lies in [-1, 1]. Undo Fisher's "
+            "z with numpy.tanh, or pass time_series= to have correlations computed."
+        )
+    difference = np.abs(matrices - matrices.swapaxes(1, 2))
+    if difference.max() > _SYMMETRY_TOLERANCE:
+        number, row, column = np.unravel_index(difference.argmax(), difference.shape)
+        raise ValueError(
+            f"Matrix {number} is not symmetric: [{row}, {column}] is {matrices[number, row, column]:.4g} and "
+            f"[{column}, {row}] is {matrices[number, column, row]:.4g}. Pass an undirected correlation matrix; "
+            "for a stored triangle use connectivity_from_triangle."
+        )
+    return np.clip(matrices, -1, 1), silent
+
+
+def wrong_region_count(what: str, given: int, needed: int, atlas: str | None) -> str:
+    """Message about a region count, naming the known atlases that have the given one."""
+    return (
+        f"{what} has {given} regions ({_atlas_names(given)}), but this processor is for {needed} "
+        f"({atlas or _atlas_names(needed)}). Extract the signals with that atlas, or use a model made for {given} "
+        "regions."
+    )
+
+
+def _atlas_names(num_regions: int) -> str:
+    return " or ".join(atlas.id for atlas in atlases_with(num_regions)) or "no atlas known here"
+
+
+def _square_matrices(connectivity: Any, num_regions: int | None) -> np.ndarray:
+    array = as_array(connectivity, "connectivity")
+    if array.size == 0:
+        raise ValueError(f"connectivity is empty (shape {array.shape}); give at least one matrix (regions, regions).")
+    if array.ndim == 2 and array.shape[0] == array.shape[1]:
+        array = array[None]
+    if array.ndim == 3 and array.shape[1] == array.shape[2] and array.shape[1] > 1:
+        return array
+    given = f"Got connectivity of shape {array.shape}; needed is (batch, regions, regions)."
+    if array.ndim in (1, 2) and _is_vectorised(array.shape, num_regions):
+        raise ValueError(
+            f"{given} These look like vectorised matrices (one triangle each): rebuild them with "
+            "connectivity_from_triangle(values)."
+        )
+    if array.ndim in (2, 3):
+        raise ValueError(f"{given} If these are signals (volumes, regions), pass them as time_series=.")
+    raise ValueError(given)
+
+
+def _is_vectorised(shape: tuple[int, ...], num_regions: int | None) -> bool:
+    edges = shape[-1]
+    if num_regions is not None:
+        return edges in (num_regions * (num_regions - 1) // 2, num_regions * (num_regions + 1) // 2)
+    side = round(np.sqrt(2 * edges + 0.25) + 0.5)
+    return side * (side - 1) // 2 == edges and (len(shape) == 1 or edges > _LONG_ROW)
+
+
+def _without_silent_rows(array: np.ndarray, region_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Copy in float32 with rows and columns of NaN regions set to 0, and which regions those are."""
+    matrices = np.array(array, dtype=np.float32)
+    identity = np.eye(matrices.shape[-1], dtype=bool)
+    silent = np.all(np.isnan(matrices) | identity, axis=2)
+    matrices[(silent[:, :, None] | silent[:, None, :]) & ~identity] = 0
+    matrices[silent[:, :, None] & identity] = 1
+    bad = ~np.isfinite(matrices)
+    if (bad & ~identity).any() or np.isnan(matrices).any():
+        number, row, column = np.argwhere(bad)[0]
+        name = "" if region_names is None else f" ({region_names[row]}, {region_names[column]})"
+        raise ValueError(
+            f"Matrix {number} holds {int(bad[number].sum())} NaN or infinite values, the first at [{row}, {column}]"
+            f"{name}. Only a region without signal may be NaN, in its whole row and column. Repair "
+            "or leave out this matrix."
+        )
+    if bad.any():
+        raise ValueError(
+            "connectivity has an infinite diagonal and looks like Fisher's z, but Pearson's r is needed: undo it with "
+            "numpy.tanh."
+        )
+    return matrices, silent

@@ -1,0 +1,261 @@
+"""FC processor: ROI time series or ready connectivity matrices to a checked batch, with the FC definition saved."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature, FeatureExtractionMixin
+
+from .atlases import find_atlas, fingerprint
+from .atlases import region_names as atlas_region_names
+from .connectivity import (
+    CONSTANT_REGIONS,
+    ESTIMATORS,
+    check_option,
+    compute_connectivity,
+    correlate_scans,
+    report_silent_regions,
+    to_fisher_z,
+)
+from .connectivity_checks import as_array, as_scans, check_connectivity, check_scan_shapes
+
+
+__all__ = ["FCFeatureExtractor", "compute_connectivity"]
+
+PADDINGS = ("none", "zeros_at_end")
+
+# Keys that Transformers writes into the saved file besides our fields.
+_TRANSFORMERS_KEYS = {"auto_map", "feature_extractor_type", "processor_class"}
+
+
+class FCFeatureExtractor(FeatureExtractionMixin):
+    """Turn fMRI region signals, or connectivity matrices, into the model's `connectivity`.
+
+    All arguments are saved: together they define the functional connectivity (FC) that a model was trained on.
+
+    Args:
+        atlas: Atlas id such as `"aal-116"` (see `modeling_lcm.atlases.ATLASES`) or a name of your own.
+        region_names: Names of the regions in matrix order.
+        num_regions: Number of regions; known from `region_names` or a known atlas. If none of the three is given, any
+            number is accepted.
+        estimator: `"pearson"` (equals `numpy.corrcoef`) or `"ledoit_wolf"` (nilearn's default, about 10 % smaller
+            off-diagonal values).
+        window: Cut every scan into windows of this many volumes, without overlap, one matrix each; `None` takes the
+            whole scan.
+        padding: What happens to a last, shorter window. `"none"`: it is kept as it is if it has `min_volumes` volumes,
+            otherwise dropped. `"zeros_at_end"`: filled up with zeros before the correlation, as in the research code
+            for models of windows of 500 volumes. Wrong for signals whose mean is not 0 (the jump to zero correlates
+            all regions), so use it only with converted official weights.
+        fisher_z: Return `atanh(r)` off the diagonal instead of `r`. Input matrices are Pearson's r in any case.
+        constant_regions: Regions without variance: `"zero"` (correlations 0, one warning) or `"error"`.
+        min_volumes: Fewest volumes a scan may have.
+
+    Raises:
+        ValueError: Contradicting or unknown options.
+        TypeError: An argument that does not exist.
+
+    Example:
+        >>> extractor = FCFeatureExtractor(atlas="aal-116")
+        >>> scans = [np.random.default_rng(0).normal(size=(volumes, 116)) for volumes in (120, 150)]
+        >>> extractor(time_series=scans, return_tensors="pt")["connectivity"].shape
+        torch.Size([2, 116, 116])
+    """
+
+    model_input_names = ["connectivity"]  # noqa: RUF012 - Transformers' own declaration
+
+    def __init__(
+        self,
+        atlas: str | None = None,
+        region_names: Sequence[str] | None = None,
+        num_regions: int | None = None,
+        estimator: str = "pearson",
+        window: int | None = None,
+        padding: str = "none",
+        fisher_z: bool = False,
+        constant_regions: str = "zero",
+        min_volumes: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := set(kwargs) - _TRANSFORMERS_KEYS:
+            raise TypeError(f"FCFeatureExtractor has no argument {', '.join(sorted(unknown))}; see its documentation.")
+        check_option("estimator", estimator, ESTIMATORS)
+        check_option("padding", padding, PADDINGS)
+        check_option("constant_regions", constant_regions, CONSTANT_REGIONS)
+        if min_volumes < 2:
+            raise ValueError(f"min_volumes is {min_volumes}; a correlation needs at least 2 volumes.")
+        if window is not None and window < min_volumes:
+            raise ValueError(f"window is {window} volumes, but min_volumes asks for at least {min_volumes}.")
+        if padding != "none" and window is None:
+            raise ValueError(f"padding={padding!r} fills up the last window: it needs window= (official code: 500).")
+        known = None if atlas is None else find_atlas(atlas)
+        self.atlas = atlas if known is None else known.id
+        self.region_names = None if region_names is None else [str(name) for name in region_names]
+        self.num_regions = _agreed_region_count(
+            {
+                "num_regions": num_regions,
+                "region_names": None if self.region_names is None else len(self.region_names),
+                f"atlas {self.atlas}": None if known is None else known.num_regions,
+            }
+        )
+        if self.region_names is not None:
+            _check_unique(self.region_names, "region_names")
+        self.estimator = estimator
+        self.window = window
+        self.padding = padding
+        self.fisher_z = fisher_z
+        self.constant_regions = constant_regions
+        self.min_volumes = min_volumes
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_atlas(cls, atlas: str, **options: Any) -> "FCFeatureExtractor":
+        """Build an extractor whose region names are those of an atlas that this package has a table of.
+
+        Args:
+            atlas: Atlas id or alias.
+            options: Other arguments of the class.
+
+        Raises:
+            ValueError: The atlas is unknown, or its names are not in this package.
+        """
+        names = atlas_region_names(atlas)
+        if names is None:
+            raise ValueError(f"The region names of {atlas!r} are not in this package; pass region_names= yourself.")
+        return cls(atlas=atlas, region_names=names, **options)
+
+    @property
+    def region_fingerprint(self) -> str | None:
+        """Hash of the ordered region names, to compare two processors; `None` without names."""
+        return None if self.region_names is None else fingerprint(self.region_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as saved."""
+        # NOTE: Transformers drops a field called `window` (for its audio extractors it is an array, not a setting).
+        return {**super().to_dict(), "window": self.window}
+
+    def __call__(
+        self,
+        connectivity: Any = None,
+        time_series: Any = None,
+        region_names: Sequence[str] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Check the input and compute what is missing.
+
+        Args:
+            connectivity: Ready Pearson matrices, `(regions, regions)` or `(batch, regions, regions)`. A region whose
+                row is NaN off the diagonal has no signal and is treated like a constant one.
+            time_series: Instead of `connectivity`: a scan `(volumes, regions)`, scans of one length `(batch, volumes,
+                regions)` or a list of scans of any lengths.
+            region_names: Names of the input's regions, if their order may differ from the extractor's: regions are
+                matched by name, additional ones dropped.
+            return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
+
+        Returns:
+            `connectivity`, float32 `(batch, regions, regions)`, diagonal 1. With `window` and `time_series` one matrix
+            per window, and `scan_index`, int64 `(batch,)`: the scan that each came from.
+
+        Raises:
+            ValueError: Wrong input; the message says what was given, what is needed and what to do.
+            TypeError: The values are not numbers.
+        """
+        if (connectivity is None) == (time_series is None):
+            raise ValueError("Pass either connectivity= (ready matrices) or time_series= (signals), not both.")
+        data: dict[str, np.ndarray] = {}
+        if time_series is None:
+            if region_names is not None:
+                connectivity = self.reorder(connectivity, region_names)
+            matrices, silent = check_connectivity(connectivity, self.num_regions, self.atlas, self.region_names)
+        else:
+            scans = self._checked_scans(time_series, region_names)
+            windows = [self._windows(scan) for scan in scans]
+            flat = [window for of_scan in windows for window in of_scan]
+            matrices, silent = correlate_scans(flat, self.estimator, self.region_names)
+            if self.window is not None:
+                data["scan_index"] = np.repeat(np.arange(len(scans)), [len(of_scan) for of_scan in windows])
+        report_silent_regions(silent, self.constant_regions, self.region_names)
+        data["connectivity"] = to_fisher_z(matrices) if self.fisher_z else matrices
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def window_connectivity(self, time_series: Any) -> np.ndarray:
+        """Connectivity of every window of one scan `(volumes, regions)`: float32 `(windows, regions, regions)`.
+
+        Raises:
+            ValueError: More than one scan, or as for calling the extractor.
+        """
+        if as_array(time_series, "time_series").ndim != 2:
+            raise ValueError("window_connectivity takes one scan (volumes, regions); call the extractor for several.")
+        return self(time_series=time_series)["connectivity"]
+
+    def reorder(self, connectivity: Any, region_names: Sequence[str]) -> np.ndarray:
+        """Bring matrices whose regions have these names into the extractor's order; additional regions are dropped.
+
+        Args:
+            connectivity: `(regions, regions)` or `(batch, regions, regions)`.
+            region_names: Name of each row.
+
+        Returns:
+            Array with as many axes as the input.
+
+        Raises:
+            ValueError: The extractor has no region names, names are missing or double, or do not fit the matrix.
+        """
+        array = as_array(connectivity, "connectivity")
+        if array.ndim not in (2, 3) or array.shape[-2:] != (len(region_names), len(region_names)):
+            raise ValueError(
+                f"Got {len(region_names)} region names for connectivity of shape {array.shape}; needed is one name "
+                "per row of (batch, regions, regions)."
+            )
+        positions = self._positions(region_names)
+        return array[..., positions[:, None], positions]
+
+    def _positions(self, region_names: Sequence[str]) -> np.ndarray:
+        """Where each of the extractor's regions is among `region_names`."""
+        if self.region_names is None:
+            raise ValueError(
+                "This extractor has no region names to match; build it with region_names= or from_atlas()."
+            )
+        given = [str(name) for name in region_names]
+        _check_unique(given, "region_names of the data")
+        position_of = {name: position for position, name in enumerate(given)}
+        if missing := [name for name in self.region_names if name not in position_of]:
+            raise ValueError(
+                f"{len(missing)} of {len(self.region_names)} regions are missing from the data: "
+                f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}. Names must match "
+                f"exactly; the data begin with {', '.join(given[:3])}."
+            )
+        return np.array([position_of[name] for name in self.region_names])
+
+    def _checked_scans(self, time_series: Any, region_names: Sequence[str] | None) -> list[np.ndarray]:
+        scans = as_scans(time_series)
+        if region_names is not None:
+            positions = self._positions(region_names)
+            check_scan_shapes(scans, len(region_names), self.min_volumes)
+            scans = [scan[:, positions] for scan in scans]
+        check_scan_shapes(scans, self.num_regions, self.min_volumes, self.atlas)
+        return scans
+
+    def _windows(self, scan: np.ndarray) -> list[np.ndarray]:
+        """Cut one scan into the pieces that get a matrix each."""
+        if self.window is None:
+            return [scan]
+        windows = [scan[start : start + self.window] for start in range(0, len(scan), self.window)]
+        if self.padding == "zeros_at_end":
+            # PARITY: the research code pads raw signals before the correlation, however short the last window is.
+            windows[-1] = np.pad(windows[-1], ((0, self.window - len(windows[-1])), (0, 0)))
+        elif len(windows[-1]) < self.min_volumes:
+            windows.pop()
+        return windows
+
+
+def _agreed_region_count(counts: dict[str, int | None]) -> int | None:
+    known = {source: count for source, count in counts.items() if count is not None}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{source} says {count}" for source, count in known.items())
+        raise ValueError(f"The number of regions is contradictory: {said}. Correct or leave out one of them.")
+    return next(iter(known.values()), None)
+
+
+def _check_unique(names: Sequence[str], what: str) -> None:
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what} must be different from each other; double: {', '.join(doubled[:5])}.")

@@ -1,0 +1,129 @@
+"""LCMProcessor: connectomes and non-imaging records in, model inputs out; logits in, readable records out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchFeature, ProcessorMixin
+
+from .feature_extraction_lcm import FCFeatureExtractor
+from .tokenization_bei import BEITokenizer
+
+
+class LCMProcessor(ProcessorMixin):
+    """FC processor and BEI tokenizer in one, so that `model(**processor(...))` works.
+
+    Args:
+        feature_extractor: What functional connectivity is.
+        tokenizer: What the records mean.
+
+    Example:
+        >>> processor = LCMProcessor(FCFeatureExtractor(), BEITokenizer.from_records([{"sex": "F"}, {"sex": "M"}]))
+        >>> inputs = processor(connectivity=[[1.0, 0.5], [0.5, 1.0]], records={"sex": "M"}, return_tensors="pt")
+        >>> inputs["labels"]
+        tensor([[1.]])
+    """
+
+    def __init__(
+        self, feature_extractor: FCFeatureExtractor | None = None, tokenizer: BEITokenizer | None = None
+    ) -> None:
+        super().__init__(feature_extractor, tokenizer)
+
+    def __call__(
+        self,
+        connectivity: Any = None,
+        time_series: Any = None,
+        records: Any = None,
+        pseudo_labels: bool = False,
+        region_names: Sequence[str] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Build the inputs of a model.
+
+        Args:
+            connectivity: Ready matrices: see `FCFeatureExtractor`.
+            time_series: Region signals, instead of `connectivity`.
+            records: One record per scan, to train or evaluate with: see `BEITokenizer`. Not needed to predict.
+            pseudo_labels: Label people of whom nothing is recorded with each variable's default.
+            region_names: Names of the input's regions, to reorder them.
+            return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
+
+        Returns:
+            `connectivity` `(batch, regions, regions)`; with `records` also `labels`, and `bei_labels` if the tokenizer
+            has a downstream task. A processor with windows repeats a scan's labels for each of its windows and returns
+            `scan_index` too, which is not a model input.
+
+        Raises:
+            ValueError: Not as many records as scans, or input that either part refuses.
+        """
+        batch = self.feature_extractor(connectivity, time_series, region_names, return_tensors)
+        if records is None:
+            return batch
+        encoded = self.tokenizer(records, pseudo_labels=pseudo_labels, return_tensors=return_tensors)
+        scan_index = batch.get("scan_index")
+        scans = len(batch["connectivity"]) if scan_index is None else int(scan_index[-1]) + 1
+        for name, values in encoded.items():
+            if len(values) != scans:
+                raise ValueError(
+                    f"Got {scans} scans but {len(values)} records; give one record per scan, in the same order."
+                )
+            batch[name] = values if scan_index is None else values[scan_index]
+        return batch
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the arrays that a model takes."""
+        return ["connectivity", "labels"] if self.tokenizer.task is None else ["connectivity", "labels", "bei_labels"]
+
+    def decode(self, logits: Any, **options: Any) -> dict[str, Any]:
+        """One person's logits `(tokens,)` as a record: see `BEITokenizer.decode`."""
+        return self.tokenizer.decode(logits, **options)
+
+    def batch_decode(self, logits: Any, **options: Any) -> list[dict[str, Any]]:
+        """Logits `(batch, tokens)` as records: see `BEITokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(logits, **options)
+
+    def post_process(self, outputs: Any) -> list[dict[str, Any]]:
+        """Turn a model's output into records.
+
+        Args:
+            outputs: Of `LCMForMultitaskPretraining` (`logits`) or `LCMForSequenceClassification` (`logits` of the task
+                and `bei_logits` of the pretrained variables).
+
+        Returns:
+            Per scan the record that `BEITokenizer.decode` makes; a downstream task comes first.
+
+        Raises:
+            ValueError: The output is not that of a model with this tokenizer's variables.
+        """
+        bei_logits = getattr(outputs, "bei_logits", None)
+        if bei_logits is None:
+            return self.tokenizer.batch_decode(outputs.logits)
+        if self.tokenizer.task is None:
+            raise ValueError(
+                "The output comes from a model with a downstream task, but this tokenizer has none; load the "
+                "tokenizer that was saved with the model, or make one with add_variable(..., task=True) "
+                "or for_task(name)."
+            )
+        task = self.tokenizer.task
+        pretrained = [variable["name"] for variable in self.tokenizer.model_variables]
+        task_records = self.tokenizer.batch_decode(outputs.logits, variables=[task])
+        records = self.tokenizer.batch_decode(bei_logits, variables=pretrained)
+        # A pretrained task has been fine-tuned: its own read-out counts.
+        return [{**mine, **other, **mine} for mine, other in zip(task_records, records, strict=True)]
+
+    def check_config(self, config: Any) -> None:
+        """Check that a model was built for this processor's regions and variables.
+
+        Args:
+            config: `LCMConfig` of the model.
+
+        Raises:
+            ValueError: They differ; the message says where.
+        """
+        regions = self.feature_extractor.num_regions
+        if regions is not None and regions != config.num_regions:
+            raise ValueError(
+                f"The processor is for {regions} regions ({self.feature_extractor.atlas}), the model for "
+                f"{config.num_regions}. Use the processor that was saved with the model."
+            )
+        self.tokenizer.check_config(config)
