@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score, roc_curve
 
@@ -17,6 +18,15 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_sc
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SCHAEFER_NAME = re.compile(r"^(?:\d+Networks_)?(?P<hemisphere>LH|RH)_(?P<network>[A-Za-z]+)(?:_|$)")
+NETWORK_TITLES = {
+    "Vis": "visual",
+    "SomMot": "somato-\nmotor",
+    "DorsAttn": "dorsal\nattention",
+    "SalVentAttn": "salience, ventral\nattention",
+    "Limbic": "limbic",
+    "Cont": "control",
+    "Default": "default\nmode",
+}
 WIDTH_INCHES = 7.0
 
 
@@ -51,6 +61,7 @@ def plot_training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
                 textcoords="offset points", va="top", fontsize=9, color="0.3",
             )  # fmt: skip
         axes.set(xlabel="epoch", ylabel="loss", title=phase)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, loc="upper right")
         _tidy(axes)
     return figure
@@ -190,9 +201,9 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
         for position, group in zip(positions, members, strict=True):
             axes.scatter(np.full(len(group), position + shift), group, s=5, color="0.25", alpha=0.6, zorder=3)
     axes.axhline(values.mean(), color="0.4", linestyle="--", linewidth=1, label="mean of all regions")
-    axes.set_xticks(positions, list(groups))
+    axes.set_xticks(positions, [NETWORK_TITLES.get(network, network) for network in groups], fontsize=9)
     axes.set(ylabel="score per region")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _tidy(axes)
     return figure
 

@@ -1,0 +1,177 @@
+"""Baselines: the linear model's scores on the shipped connectomes, chance on shuffled labels, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+import training.baselines
+from training.baselines import linear_baseline, majority_baseline, vectorise
+from training.metrics import classification_metrics, regression_metrics
+
+
+DATA = Path(training.baselines.__file__).parent / "demo_data" / "lemon-schaefer200"
+
+
+@pytest.fixture(scope="module")
+def lemon() -> tuple[np.ndarray, pd.DataFrame]:
+    """The shipped connectivity `(168, 200, 200)` and its people."""
+    with np.load(DATA / "fc.npz") as stored:
+        regions = int(stored["n_rois"])
+        rows, columns = np.triu_indices(regions, k=1)
+        connectivity = np.ones((len(stored["fc_triu"]), regions, regions), dtype=np.float32)
+        connectivity[:, rows, columns] = connectivity[:, columns, rows] = stored["fc_triu"]
+        identifiers = stored["participant_id"].tolist()
+    people = pd.read_csv(DATA / "participants.tsv", sep="\t")
+    assert people["participant_id"].tolist() == identifiers
+    return connectivity, people
+
+
+@pytest.fixture
+def separable() -> tuple[np.ndarray, np.ndarray]:
+    """Small connectomes `(60, 8, 8)` whose first edge tells two classes apart."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1], 30)
+    connectivity = symmetric(rng.uniform(-0.3, 0.3, (60, 8, 8)))
+    connectivity[:, 0, 1] = connectivity[:, 1, 0] = rng.normal(0.4 * (2 * labels - 1), 0.1)
+    return connectivity, labels
+
+
+def symmetric(matrices: np.ndarray) -> np.ndarray:
+    """The upper triangle mirrored, with a diagonal of 1."""
+    upper = np.triu(matrices, k=1)
+    return upper + upper.transpose(0, 2, 1) + np.eye(matrices.shape[-1])
+
+
+def test_vectorise_returns_fisher_z_in_triu_order():
+    matrix = symmetric(np.array([[[0, 0.1, -0.2], [0, 0, 0.5], [0, 0, 0]]]))
+    np.testing.assert_allclose(np.tanh(vectorise(matrix)), [[0.1, -0.2, 0.5]])
+
+
+def test_vectorise_perfect_correlation_stays_finite():
+    features = vectorise(np.ones((1, 4, 4)))
+    np.testing.assert_allclose(features, np.arctanh(0.999))
+
+
+@pytest.mark.parametrize(
+    ("connectivity", "message"),
+    [
+        (np.eye(4), r"\(4, 4\)"),
+        (np.zeros((2, 4, 5)), r"\(subjects, regions, regions\)"),
+        (np.full((2, 4, 4), np.nan), "2 subjects holds NaN"),
+        (np.full((2, 4, 4), 1.7), "reaches 1.7"),
+    ],
+)
+def test_vectorise_bad_input_is_refused(connectivity, message):
+    with pytest.raises(ValueError, match=message):
+        vectorise(connectivity)
+
+
+def test_linear_baseline_young_and_elderly_are_told_apart(lemon):
+    connectivity, people = lemon
+    labels = (people["cohort"] == "elderly").to_numpy().astype(int)
+    test = np.arange(len(labels)) % 4 == 0
+    probabilities = linear_baseline(connectivity[~test], labels[~test], connectivity[test])
+    assert probabilities.shape == (test.sum(), 2)
+    assert classification_metrics(labels[test], probabilities, ["young", "elderly"])["roc_auc"] > 0.93
+
+
+def test_linear_baseline_age_is_better_than_the_mean(lemon):
+    connectivity, people = lemon
+    age = people["age"].to_numpy()
+    test = np.arange(len(age)) % 4 == 0
+    predicted = linear_baseline(connectivity[~test], age[~test], connectivity[test], "regression")
+    result = regression_metrics(age[test], predicted)
+    mean = majority_baseline(age[~test], test.sum(), "regression")
+    assert result["pearson_r"] > 0.7
+    assert result["mae"] < 0.75 * np.abs(age[test] - mean).mean()
+
+
+def test_linear_baseline_shuffled_labels_stay_near_chance(lemon):
+    connectivity, people = lemon
+    labels = np.random.default_rng(0).permutation((people["cohort"] == "elderly").to_numpy().astype(int))
+    test = np.arange(len(labels)) % 2 == 0
+    probabilities = linear_baseline(connectivity[~test], labels[~test], connectivity[test])
+    assert abs(classification_metrics(labels[test], probabilities, ["young", "elderly"])["roc_auc"] - 0.5) < 0.2
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_linear_baseline_projection_equals_fit_on_all_edges(separable, kind, monkeypatch):
+    connectivity, labels = separable
+    train = np.arange(60) % 6 == 0  # 10 scans, 28 edges: fewer scans than edges, as in reality
+    monkeypatch.setattr(training.baselines, "LOGISTIC_C_GRID", (0.1,))
+    monkeypatch.setattr(training.baselines, "RIDGE_ALPHA_GRID", (10.0,))
+    scaler = StandardScaler().fit(vectorise(connectivity[train]))
+    train_edges, test_edges = (
+        scaler.transform(vectorise(connectivity[train])),
+        scaler.transform(vectorise(connectivity)),
+    )
+    if kind == "classification":
+        model = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000)
+        expected = model.fit(train_edges, labels[train]).predict_proba(test_edges)
+    else:
+        expected = Ridge(alpha=10.0).fit(train_edges, labels[train]).predict(test_edges)
+    found = linear_baseline(connectivity[train], labels[train], connectivity, kind)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_linear_baseline_three_classes_gives_three_columns(separable):
+    connectivity, _ = separable
+    labels = np.arange(60) % 3
+    probabilities = linear_baseline(connectivity, labels, connectivity[:5], num_classes=3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert probabilities.shape == (5, 3)
+
+
+def test_linear_baseline_one_scan_per_class_still_fits(separable):
+    connectivity, labels = separable
+    few = [0, 59]
+    probabilities = linear_baseline(connectivity[few], labels[few], connectivity[few])
+    assert probabilities.argmax(axis=1).tolist() == [0, 1]
+
+
+def test_linear_baseline_groups_keep_people_together(separable, monkeypatch):
+    connectivity, labels = separable
+    people = np.arange(60) // 3
+    seen = []
+
+    class Recorder(training.baselines.StratifiedGroupKFold):
+        def split(self, X, y=None, groups=None):
+            for train, test in super().split(X, y, groups):
+                seen.append((set(people[train]), set(people[test])))
+                yield train, test
+
+    monkeypatch.setattr(training.baselines, "StratifiedGroupKFold", Recorder)
+    linear_baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
+    assert len(seen) == 5
+    assert all(not train & test for train, test in seen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kwargs", "message"),
+    [
+        (np.zeros(60), {}, "No training scan has class 1"),
+        (np.repeat([0, 2], 30), {"num_classes": 3}, "No training scan has class 1"),
+        (np.repeat([0, 3], 30), {"num_classes": 2}, "there are 2 classes"),
+        (np.repeat([0, -100], 30), {}, "leave out scans without a label"),
+        (np.repeat([0, 1], 20), {}, "60 training scans and 40 labels"),
+        (np.repeat([0.0, np.nan], 30), {"kind": "regression"}, "finite label"),
+        (np.repeat([0, 1], 30), {"kind": "ranking"}, "'ranking'"),
+    ],
+)
+def test_linear_baseline_bad_labels_are_refused(separable, labels, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        linear_baseline(separable[0], labels, separable[0], **kwargs)
+
+
+def test_majority_baseline_predicts_training_frequencies():
+    predicted = majority_baseline([0, 0, 0, 1], 2)
+    np.testing.assert_allclose(predicted, [[0.75, 0.25], [0.75, 0.25]])
+    assert classification_metrics([0, 1], predicted, ["a", "b"])["roc_auc"] == 0.5
+
+
+def test_majority_baseline_regression_predicts_training_mean():
+    np.testing.assert_allclose(majority_baseline([20.0, 40.0, 60.0], 2, "regression"), [40.0, 40.0])
