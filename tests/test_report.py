@@ -189,40 +189,36 @@ def test_results_table_undefined_values_are_named_not_zero(results, nothing):
 
 
 def record(epoch: int, **values) -> dict:
-    """One epoch of a history."""
-    defaults = {
-        "epoch": epoch,
-        "train_loss": 1.0 / (epoch + 1),
-        "validation_loss": 1.0,
-        "fold": 0,
-        "phase": "pretraining",
-    }
-    return defaults | {"stage": "momentum" if epoch < 2 else "adaptive"} | values
+    """One epoch of a history, whose stage changes at epoch 2."""
+    stage = "momentum" if epoch < 2 else "adaptive_per_bei"
+    return {"epoch": epoch, "stage": stage, "train_loss": 1.0 / (epoch + 1), "validation_loss": 1.0} | values
 
 
 def test_plot_training_curves_marks_stage_and_averages_folds():
-    history = [record(epoch, fold=fold, train_loss=float(epoch + 2 * fold)) for fold in (0, 1) for epoch in range(4)]
-    history += [record(epoch, phase="fine-tuning", validation_loss=None, stage=None) for epoch in range(3)]
-    pretraining, finetuning = plot_training_curves(history).axes
-    assert [axes.get_title() for axes in (pretraining, finetuning)] == ["pretraining", "fine-tuning"]
-    mean = next(line for line in pretraining.lines if line.get_label() == "training subjects")
+    histories = [[record(epoch, train_loss=float(epoch + 2 * fold)) for epoch in range(4)] for fold in (0, 1)]
+    (axes,) = plot_training_curves(histories).axes
+    mean = next(line for line in axes.lines if line.get_label() == "training subjects")
     np.testing.assert_allclose(mean.get_xydata(), [[0, 1], [1, 2], [2, 3], [3, 4]])
-    assert len(pretraining.lines) == 2 * (2 + 1) + 1  # two folds and their mean for both losses; the switch
-    assert pretraining.lines[-1].get_xdata()[0] == 1.5
-    assert [text.get_text() for text in pretraining.texts] == ["adaptive stage"]
-    assert [line.get_label() for line in finetuning.lines] == ["training subjects"]
+    assert len(axes.lines) == 2 * (2 + 1) + 1  # two folds and their mean for both losses; the switch
+    assert axes.lines[-1].get_xdata()[0] == 1.5
+    assert [text.get_text() for text in axes.texts] == ["adaptive per bei stage"]
+
+
+def test_plot_training_curves_one_run_without_validation_is_one_line():
+    (axes,) = plot_training_curves([[record(epoch, validation_loss=None, stage=None) for epoch in range(3)]]).axes
+    assert [line.get_label() for line in axes.lines] == ["training subjects"]
 
 
 def test_plot_training_curves_mean_ends_with_the_shortest_fold():
-    history = [record(epoch, fold=fold) for fold in (0, 1) for epoch in range(3 + fold)]
-    (axes,) = plot_training_curves(history).axes
+    (axes,) = plot_training_curves([[record(epoch) for epoch in range(length)] for length in (3, 4)]).axes
     mean = next(line for line in axes.lines if line.get_label() == "validation subjects")
     assert list(mean.get_xdata()) == [0, 1, 2]
 
 
-def test_plot_training_curves_empty_history_is_refused():
+@pytest.mark.parametrize("histories", [[], [[], []]])
+def test_plot_training_curves_without_epochs_are_refused(histories):
     with pytest.raises(ValueError, match="empty"):
-        plot_training_curves([])
+        plot_training_curves(histories)
 
 
 def test_plot_roc_legend_gives_area_and_folds_left_out():

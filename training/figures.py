@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score, roc_curve
 
 
@@ -30,40 +30,34 @@ NETWORK_TITLES = {
 WIDTH_INCHES = 7.0
 
 
-def plot_training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training and validation loss by epoch: a thin line per fold, a thick one for their mean, a panel per phase.
+def plot_training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training and validation loss by epoch: a thin line per fold, a thick one for their mean.
 
     Args:
-        history: one record per epoch and fold with `epoch` and `train_loss`; optional are `validation_loss` (None
-            without validation), `fold`, `phase` (such as "pretraining") and `stage`, whose change is marked.
+        histories: per fold the records of its epochs, with `epoch` and `train_loss`; optional are `validation_loss`
+            (None without validation) and `stage`, whose change is marked. For a single run give `[history]`.
 
     Raises:
-        ValueError: an empty history.
+        ValueError: no epoch at all.
     """
-    if not history:
-        raise ValueError("The history is empty: there is no epoch to plot.")
-    phases = list(dict.fromkeys(record.get("phase", "") for record in history))
-    figure = Figure(figsize=(WIDTH_INCHES, 3.2 * len(phases)), layout="constrained")
-    panels = figure.subplots(len(phases), squeeze=False)[:, 0]
-    for axes, phase in zip(panels, phases, strict=True):
-        records = [record for record in history if record.get("phase", "") == phase]
-        for key, name, colour in (
-            ("train_loss", "training subjects", COLOURS[0]),
-            ("validation_loss", "validation subjects", COLOURS[1]),
-        ):
-            _plot_loss(axes, records, key, name, colour)
-        switch = _stage_switch(records)
-        if switch is not None:
-            epoch, stage = switch
-            axes.axvline(epoch - 0.5, color="0.4", linestyle="--", linewidth=1)
-            axes.annotate(
-                f"{stage} stage", (epoch - 0.5, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                textcoords="offset points", va="top", fontsize=9, color="0.3",
-            )  # fmt: skip
-        axes.set(xlabel="epoch", ylabel="loss", title=phase)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, loc="upper right")
-        _tidy(axes)
+    if not any(histories):
+        raise ValueError("The histories are empty: there is no epoch to plot.")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.4), layout="constrained")
+    axes = figure.subplots()
+    _plot_loss(axes, histories, "train_loss", "training subjects", COLOURS[0])
+    _plot_loss(axes, histories, "validation_loss", "validation subjects", COLOURS[1])
+    switch = _stage_switch(histories)
+    if switch is not None:
+        epoch, stage = switch
+        axes.axvline(epoch - 0.5, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{stage.replace('_', ' ')} stage", (epoch - 0.5, 0.97), xycoords=("data", "axes fraction"),
+            xytext=(4, 0), textcoords="offset points", va="top", fontsize=9, color="0.3",
+        )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="upper right")
+    _tidy(axes)
     return figure
 
 
@@ -208,26 +202,28 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
     return figure
 
 
-def _plot_loss(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, name: str, colour: str) -> None:
-    """One kind of loss in one panel; epochs without it are left out."""
-    folds: dict[Any, dict[int, float]] = {}
-    for record in records:
-        if record.get(key) is not None:
-            folds.setdefault(record.get("fold", 0), {})[record["epoch"]] = record[key]
+def _plot_loss(axes: Axes, histories: Sequence[Sequence[Mapping[str, Any]]], key: str, name: str, colour: str) -> None:
+    """One kind of loss; epochs and folds without it are left out."""
+    folds: list[dict[int, float]] = [
+        {record["epoch"]: record[key] for record in history if record.get(key) is not None} for history in histories
+    ]
+    folds = [losses for losses in folds if losses]
     if not folds:
         return
     if len(folds) > 1:
-        for losses in folds.values():
+        for losses in folds:
             axes.plot(list(losses), list(losses.values()), color=colour, linewidth=0.7, alpha=0.35)
     # Folds may stop at different epochs: the mean goes on as far as all of them do, so that it never jumps.
-    shared: NDArray[np.int64] = np.array(sorted(set.intersection(*(set(losses) for losses in folds.values()))))
-    mean = [np.mean([losses[epoch] for losses in folds.values()]) for epoch in shared.tolist()]
+    shared = sorted(set.intersection(*(set(losses) for losses in folds)))
+    mean = [np.mean([losses[epoch] for losses in folds]) for epoch in shared]
     axes.plot(shared, mean, color=colour, linewidth=2.2, label=name, marker="o" if len(shared) == 1 else None)
 
 
-def _stage_switch(records: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
+def _stage_switch(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[int, str] | None:
     """First epoch under the second stage and that stage's name, None where the stage never changes."""
-    stages = sorted((record["epoch"], record["stage"]) for record in records if record.get("stage") is not None)
+    stages = sorted(
+        (record["epoch"], record["stage"]) for history in histories for record in history if record.get("stage")
+    )
     return next(((epoch, stage) for epoch, stage in stages if stage != stages[0][1]), None)
 
 
