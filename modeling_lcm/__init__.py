@@ -13,12 +13,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .bei_vocabulary import BEIVariable
 from .callback import SupervisionCallback
 from .configuration_lcm import LCMConfig
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from .pipeline_lcm import ConnectomeClassificationPipeline
 from .processing_lcm import LCMProcessor
 from .tokenization_bei import BEITokenizer
 
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BEITokenizer",
     "BEIVariable",
+    "ConnectomeClassificationPipeline",
     "FCFeatureExtractor",
     "LCMConfig",
     "LCMForMultitaskPretraining",
@@ -41,8 +44,8 @@ __all__ = [
 class _BEIVocabularyConfig(PreTrainedConfig):
     """Key under which the tokenizer is registered.
 
-    AutoTokenizer prefers a checkpoint's own code to the class registered for the model's configuration, even where this
-    package is installed; under a key of its own the tokenizer is found by its class name instead.
+    AutoTokenizer prefers a checkpoint's own code to the class registered for the model's configuration, even where
+    this package is installed; under a key of its own the tokenizer is found by its class name instead.
     """
 
     model_type = "lcm_bei_vocabulary"
@@ -55,6 +58,14 @@ AutoProcessor.register(LCMConfig, LCMProcessor, exist_ok=True)
 AutoModel.register(LCMConfig, LCMModel, exist_ok=True)
 AutoModelForPreTraining.register(LCMConfig, LCMForMultitaskPretraining, exist_ok=True)
 AutoModelForSequenceClassification.register(LCMConfig, LCMForSequenceClassification, exist_ok=True)
+# A second registration (the package reloaded) would only print a warning.
+if "connectome-classification" not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(
+        "connectome-classification",
+        pipeline_class=ConnectomeClassificationPipeline,
+        pt_model=AutoModelForSequenceClassification,
+        type="multimodal",
+    )
 
 # Saving a marked class puts its code beside the weights, so that the folder also loads where this package is missing.
 LCMConfig.register_for_auto_class("AutoConfig")

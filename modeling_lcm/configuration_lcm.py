@@ -90,8 +90,8 @@ class LCMConfig(PreTrainedConfig):
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the stem's batch norm.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): Momentum of the stem's running statistics.
         region_embeddings (`bool`, *optional*, defaults to `False`):
-            Beyond the paper: add a learned vector per region to the memory, so that tokens can ask for a region by name
-            and need not recognise it from its FC row. The published models have none; the nano size has it.
+            Beyond the paper: add a learned vector per region to the memory, so that tokens can ask for a region by
+            name and need not recognise it from its FC row. The published models have none; the nano size has it.
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
@@ -168,7 +168,8 @@ class LCMConfig(PreTrainedConfig):
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
-                f"This is the configuration of a {found!r} model, not of a Large Connectome Model ({cls.model_type!r})."
+                f"This is the configuration of a {found!r} model, not of a Large Connectome Model "
+                f"({cls.model_type!r})."
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -246,7 +247,7 @@ def _check_variables(variables: list) -> None:
         if kind == "continuous" and labels:
             raise ValueError(f"The continuous BEI variable {name!r} must not have labels, got {labels}.")
         if kind == "categorical" and (len(labels) < 2 or len(set(labels)) != len(labels)):
-            raise ValueError(f"The categorical BEI variable {name!r} needs two or more different labels, got {labels}.")
+            raise ValueError(f"The categorical variable {name!r} needs two or more different labels, got {labels}.")
         if variable["loss_weight"] < 0:
             raise ValueError(f"loss_weight of {name!r} must not be negative, got {variable['loss_weight']}.")
     if len(set(names)) != len(names):

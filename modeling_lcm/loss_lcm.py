@@ -86,8 +86,8 @@ def check_labels(labels: Tensor, layout: TargetLayout) -> None:
     """
     if labels.ndim != 2 or labels.shape[1] != len(layout.kinds):
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, needed is (batch, {len(layout.kinds)}): one column per variable "
-            "in vocabulary order, -100 where nothing was recorded."
+            f"labels have shape {tuple(labels.shape)}, needed is (batch, {len(layout.kinds)}): one column per "
+            "variable in vocabulary order, -100 where nothing was recorded."
         )
     for column, (kind, size) in enumerate(zip(layout.kinds, layout.sizes, strict=True)):
         if kind == "continuous":

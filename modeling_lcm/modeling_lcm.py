@@ -35,7 +35,8 @@ class LCMModelOutput(ModelOutput):
     Args:
         last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): token states after the last layer's norm.
         layer_states (`Tensor` of shape `(batch, layers, tokens, hidden_size)`): the same after every layer.
-        hidden_states (`tuple[Tensor]`, *optional*): layers + 1 tensors `(batch, tokens, hidden_size)`, not normed.
+        hidden_states (`tuple[Tensor]`, *optional*): layers + 1 tensors `(batch, tokens, hidden_size)`: the zeros that
+            the tokens start from, then each layer's output, not normed; the last one is `last_hidden_state`.
         attentions (`tuple[Tensor]`, *optional*): self-attention, `(batch, heads, tokens, tokens)` per layer.
         cross_attentions (`tuple[Tensor]`, *optional*): which regions each token reads, `(batch, heads, tokens,
             regions)` per layer, rows sum to 1. Maps need `attn_implementation="eager"`.
@@ -150,10 +151,13 @@ class LCMAttention(nn.Module):
         """Whether [`_read_folded`] is allowed, and takes fewer multiplications than projecting the memory.
 
         Adapters, quantised layers and offloading hooks work through a projection's call, not its weight: with any of
-        them the projections are called.
+        them the projections are called. So they are for an attention implementation of the user's own.
         """
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            return False
         for projection in (self.k_proj, self.v_proj):
-            if type(projection) is not nn.Linear or projection._forward_hooks or projection._forward_pre_hooks:
+            hooked = projection._forward_hooks or projection._forward_pre_hooks or hasattr(projection, "_hf_hook")
+            if type(projection) is not nn.Linear or hooked:
                 return False
         width, heads = self.q_proj.out_features, self.config.num_attention_heads
         return tokens * (width + (heads - 1) * length) < 0.8 * length * width
@@ -224,7 +228,7 @@ class LCMDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
-        """Token states `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states."""
+        """States `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states."""
         positioned = hidden_states + query_embeds
         attended, _ = self.self_attn(positioned, positioned, hidden_states)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
@@ -240,6 +244,7 @@ class LCMPreTrainedModel(PreTrainedModel):
     config: LCMConfig
     base_model_prefix = "model"
     main_input_name = "connectivity"
+    input_modalities = ("time",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["LCMDecoderLayer", "LCMStem"]  # noqa: RUF012 (Transformers' own declaration)
     _supports_sdpa = True
@@ -277,16 +282,18 @@ class LCMPreTrainedModel(PreTrainedModel):
                 damaged.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         try:
+            # Transformers' own error on other shapes does not name the tensors; `_check_loaded` does.
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): the file is truncated or "
                 "damaged. Download or copy it again."
             ) from error
-        _check_loaded(model, info)
+        _check_loaded(model, info, may_differ)
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -314,8 +321,8 @@ _HEAD_MODULES = {
 }
 
 
-def _check_loaded(model: LCMPreTrainedModel, info: dict[str, Any]) -> None:
-    """Raise `ValueError` naming every tensor that is missing, left over or of another shape."""
+def _check_loaded(model: LCMPreTrainedModel, info: dict[str, Any], may_differ: bool) -> None:
+    """Raise `ValueError` naming every tensor that is missing, left over or (unless it `may_differ`) of other shape."""
     saved_as = (model.config.architectures or [type(model).__name__])[0]
     wanted, saved = (_HEAD_MODULES.get(name, set()) for name in (type(model).__name__, saved_as))
     missing = [key for key in info["missing_keys"] if key.split(".")[0] not in wanted - saved]
@@ -324,6 +331,15 @@ def _check_loaded(model: LCMPreTrainedModel, info: dict[str, Any]) -> None:
         raise ValueError(
             f"These weights do not fit {type(model).__name__} (saved as {saved_as}): "
             f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
+        )
+    shapes = [
+        f"{name} is {tuple(saved_shape)} in the file and {tuple(shape)} in the model"
+        for name, saved_shape, shape in sorted(info["mismatched_keys"])
+    ]
+    if shapes and not may_differ:
+        raise ValueError(
+            f"These weights do not fit {type(model).__name__}: {'; '.join(shapes)}. Load them with the configuration "
+            "that they were saved with, or pass ignore_mismatched_sizes=True to start these tensors anew."
         )
 
 
@@ -438,9 +454,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
             loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, label_counts)
         return LCMMultitaskOutput(
             loss=loss,
-            logits=read_out(
-                layer_logits, layout, self.config.effective_readout, self.bei_layer_choice.best_layer
-            ),
+            logits=read_out(layer_logits, layout, self.config.effective_readout, self.bei_layer_choice.best_layer),
             layer_logits=layer_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -1,0 +1,146 @@
+"""The pipeline "connectome-classification": one scan, or a list of scans, in; labels with scores, or a value, out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, Pipeline, PreTrainedModel
+
+
+# What an input dictionary may hold; without one, the shape tells.
+INPUT_KEYS = ("connectivity", "time_series")
+
+
+class ConnectomeClassificationPipeline(Pipeline):
+    """Predict a downstream task from connectomes, with a model and the processor that was saved with it.
+
+    An input is one scan: a square matrix is read as functional connectivity `(regions, regions)`, another array as
+    region time series `(volumes, regions)`. `{"connectivity": matrix}` and `{"time_series": signals}` say it outright.
+    A list is a list of scans, as is an array with a leading batch axis.
+
+    Per scan a classification returns `[{"label": str, "score": float}, ...]`, highest score first (softmax for
+    single-label, one sigmoid per label for multi-label tasks); a regression returns `{"value": float, "unit": str |
+    None}` in the unit of the tokenizer's task variable, or a list of these with a "label" each if it has several
+    outputs.
+
+    Raises:
+        ValueError: no processor, a processor of another model, or a model whose downstream task was never trained.
+
+    Example:
+        `pipeline("connectome-classification", model="path/to/checkpoint")(time_series)`
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError("The pipeline needs processor=, the LCMProcessor that was saved with the model.")
+        self.processor.check_config(self.model.config)
+        _check_task_is_trained(self.model)
+        # Batching asks a tokenizer for its pad token, and BEI tokens have none; it does need a feature extractor.
+        self.tokenizer = None
+        self.feature_extractor = self.processor.feature_extractor
+        self.model.eval()
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save model, processor and the pipeline's code, for `pipeline(model=..., trust_remote_code=True)`.
+
+        Transformers then asks for `trust_remote_code=True` even where this package is installed; save the model and
+        the processor on their own where that is unwanted.
+        """
+        # The processor's file holds the feature extractor too; a second copy of it would have no effect.
+        self.feature_extractor = None
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+            self.processor.save_pretrained(save_directory)
+        finally:
+            self.feature_extractor = self.processor.feature_extractor
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Predict one scan or a list of scans.
+
+        Args:
+            inputs: see the class; arrays may be NumPy arrays, tensors or nested lists inside a dictionary.
+            **kwargs: `batch_size` (`int`, default 1): scans that pass the model together; the results do not depend
+                on it. `top_k` (`int`, default all): labels to return.
+
+        Raises:
+            ValueError: whatever the processor refuses, e.g. a wrong number of regions, or an empty list.
+        """
+        if isinstance(inputs, list | tuple) and not len(inputs):
+            raise ValueError("The list of scans is empty; give at least one.")
+        is_batch = not isinstance(inputs, dict) and getattr(inputs, "ndim", 0) == 3
+        return super().__call__(list(inputs) if is_batch or isinstance(inputs, tuple) else inputs, **kwargs)
+
+    def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+        if kwargs:
+            raise TypeError(f"The pipeline does not know {', '.join(kwargs)}; it knows batch_size and top_k.")
+        if top_k is None:
+            return {}, {}, {}
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> BatchFeature:
+        """Turn one scan into the model's `connectivity`, `(1, regions, regions)`."""
+        if not isinstance(input_, dict):
+            input_ = {_guess_key(input_): input_}
+        elif len(input_) != 1 or next(iter(input_)) not in INPUT_KEYS:
+            raise ValueError(
+                f"A scan given as a dictionary needs one key, connectivity or time_series, got {[*input_]}."
+            )
+        batch = self.processor(**input_, return_tensors="pt")
+        if len(batch["connectivity"]) != 1:
+            raise ValueError(
+                f"The processor cut this scan into {len(batch['connectivity'])} windows (window="
+                f"{self.processor.feature_extractor.window} volumes) and a pipeline predicts one result per scan: "
+                "cut the scan with window_connectivity and give a list of matrices."
+            )
+        return BatchFeature({"connectivity": batch["connectivity"]})
+
+    def _forward(self, input_tensors: Any, **forward_parameters: Any) -> dict[str, torch.Tensor]:
+        return {"logits": self.model(**input_tensors).logits}
+
+    def postprocess(self, model_outputs: Any, top_k: int | None = None, **postprocess_parameters: Any) -> Any:
+        """Turn the logits `(1, num_labels)` of one scan into labels with scores, or a value in its unit."""
+        logits = model_outputs["logits"][0].double()
+        config = self.model.config
+        if config.problem_type == "regression":
+            return self._values(logits)
+        is_multi_label = config.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+        order = scores.argsort(descending=True).tolist()[:top_k]
+        return [{"label": config.id2label[index], "score": scores[index].item()} for index in order]
+
+    def _values(self, logits: torch.Tensor) -> dict[str, Any] | list[dict[str, Any]]:
+        """Regression results of one scan; only a single output can be the task variable, whose scaling is undone."""
+        task = self.processor.tokenizer.task_variable
+        if len(logits) == 1:
+            if task is None or task.kind != "continuous":
+                return {"value": logits[0].item(), "unit": None}
+            return self.processor.decode(logits, variables=[task.name])[task.name]
+        labels = self.model.config.id2label
+        return [{"label": labels[i], "value": value, "unit": None} for i, value in enumerate(logits.tolist())]
+
+
+def _guess_key(scan: Any) -> str:
+    """Connectivity for a square matrix (and for what is no matrix at all: the processor explains it)."""
+    shape = np.shape(scan)
+    return "time_series" if len(shape) == 2 and shape[0] != shape[1] else "connectivity"
+
+
+def _check_task_is_trained(model: PreTrainedModel) -> None:
+    """Raise `ValueError` for a pretrained model that was loaded for a task without ever being fine-tuned for it."""
+    saved_as = (model.config.architectures or ["LCMForSequenceClassification"])[0]
+    was_trained = bool(model.task_layer_choice.running_loss.isfinite().any())
+    if saved_as != "LCMForSequenceClassification" and not was_trained:
+        raise ValueError(
+            f"This checkpoint was saved by {saved_as}: it has no downstream task yet, and answers would be random. "
+            "Fine-tune it first, or use LCMForMultitaskPretraining and processor.post_process for the pretrained "
+            "variables."
+        )
