@@ -1,13 +1,17 @@
 """Settings of the training scripts: one dataclass per script, read from a YAML file, from flags, or from both."""
 
+import functools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
+
+from modeling_lcm.configuration_lcm import SUPERVISIONS
 
 
 def setting(default: Any, text: str) -> Any:
@@ -52,6 +56,26 @@ class LoopArguments:
     seed: int = setting(0, "Seed of weights, order, dropout and noise.")
     progress: bool = setting(True, "Show progress bars.")
 
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            _require(self, name, getattr(self, name) > 0, "must be above 0")
+        for name in ("weight_decay", "input_noise", "momentum_epochs", "patience", "checkpoint_every"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
+        _require(self, "adaptive", self.adaptive in SUPERVISIONS, f"must be one of {', '.join(SUPERVISIONS)}")
+        precisions = ("no", "bf16", "fp16")
+        _require(
+            self, "mixed_precision", self.mixed_precision in precisions, f"must be one of {', '.join(precisions)}"
+        )
+
+
+def _require(arguments: Any, name: str, valid: bool, need: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} {need}, got {getattr(arguments, name)!r}.")
+
 
 @dataclass
 class PretrainArguments(DataArguments, LoopArguments):
@@ -74,6 +98,9 @@ class PretrainArguments(DataArguments, LoopArguments):
     dropout: float | None = setting(None, "Overrides all three of the size's dropout rates.")
 
 
+PSEUDO_LABELS = ("none", "recorded", "defaults", "model")
+
+
 @dataclass
 class FinetuneArguments(DataArguments, LoopArguments):
     """Fine-tune a pretrained checkpoint for one downstream variable."""
@@ -84,7 +111,7 @@ class FinetuneArguments(DataArguments, LoopArguments):
     labels: list[str] | None = field(
         default=None, metadata={"help": "Class names in order; the last of two is the positive one. Default: sorted."}
     )
-    labels_per_class: int | None = setting(None, "Use only so many labelled subjects per class (few-label studies).")
+    labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
     lora_rank: int = setting(0, "Rank of LoRA adapters on attention and feed-forward; 0: full fine-tuning.")
     pseudo_labels: str = setting(
         "none",
@@ -93,6 +120,15 @@ class FinetuneArguments(DataArguments, LoopArguments):
         "predictions).",
     )
     pseudo_label_threshold: float = setting(0.9, 'Least probability of a pseudo-label with pseudo_labels="model".')
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        super().__post_init__()
+        _require(self, "lora_rank", self.lora_rank >= 0, "must not be negative")
+        _require(
+            self, "pseudo_labels", self.pseudo_labels in PSEUDO_LABELS, f"must be one of {', '.join(PSEUDO_LABELS)}"
+        )
+        _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 
 
 @dataclass
@@ -120,14 +156,23 @@ def parse_arguments(kind: type[Arguments], argv: list[str] | None = None) -> Arg
     Raises:
         ValueError: the YAML file is not a table of known settings.
     """
-    parser = HfArgumentParser(kind, description=(kind.__doc__ or "").split("\n")[0])
+    parser = HfArgumentParser(
+        kind,
+        description=(kind.__doc__ or "").split("\n")[0],
+        usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
+        allow_abbrev=False,  # a misspelt flag must not pass as the beginning of another one
+    )
     parser.add_argument("--config", help="YAML file with any of these settings; flags on the command line win.")
     argv = list(sys.argv[1:] if argv is None else argv)
-    preliminary = [flag for flag in argv if flag in ("-h", "--help")]
-    path = None if preliminary else _config_path(argv)
-    from_file = [] if path is None else _as_flags(path, kind)
-    parsed, namespace = parser.parse_args_into_dataclasses(from_file + argv)[:2]
-    del namespace  # holds --config only
+    path = None if {"-h", "--help"} & set(argv) else _config_path(argv)
+    settings = {} if path is None else _read_settings(path, kind)
+    # An empty list cannot be written as a flag.
+    parser.set_defaults(**{name: value for name, value in settings.items() if value == []})
+    parsed, _, unknown = parser.parse_args_into_dataclasses(
+        _as_flags(settings) + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"Unknown settings or too many values: {' '.join(unknown)}. See --help.")
     return parsed
 
 
@@ -140,18 +185,21 @@ def _config_path(argv: list[str]) -> str | None:
     return None
 
 
-def _as_flags(path: str, kind: type) -> list[str]:
+def _read_settings(path: str, kind: type) -> dict[str, Any]:
     settings = load_yaml(path)
     known = set(kind.__dataclass_fields__)
-    unknown = sorted(set(settings) - known)
+    unknown = sorted(str(name) for name in set(settings) - known)
     if unknown:
         raise ValueError(f"{path}: unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+    return settings
+
+
+def _as_flags(settings: dict[str, Any]) -> list[str]:
     flags: list[str] = []
     for name, value in settings.items():
-        if value is None:
-            continue
-        flags.append(f"--{name}")
-        flags.extend(str(item) for item in (value if isinstance(value, list) else [value]))
+        values = value if isinstance(value, list) else [value]
+        if value is not None and values:
+            flags += [f"--{name}", *map(str, values)]
     return flags
 
 
@@ -177,3 +225,17 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def to_json(arguments: Any) -> str:
     """Settings as sorted JSON, for the run's record."""
     return json.dumps(asdict(arguments), indent=2, sort_keys=True)
+
+
+def command_line(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+    """Decorator of a script's `main`: a user's mistake ends it with one line, `error: ...`, and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapper(argv: list[str] | None = None) -> None:
+        try:
+            main(argv)
+        except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return wrapper

@@ -120,6 +120,7 @@ class Trainer:
         epochs = tqdm(
             range(state.epoch, arguments.epochs),
             desc="epochs",
+            leave=False,
             disable=not (arguments.progress and self.accelerator.is_local_main_process),
         )
         for epoch in epochs:
@@ -140,7 +141,8 @@ class Trainer:
             state.epoch = epoch + 1
             self._keep_best(validation_loss)
             self._log(record)
-            epochs.set_postfix(train=f"{train_loss:.3f}", validation=f"{validation_loss or math.nan:.3f}")
+            losses = {"train": train_loss, "validation": validation_loss}
+            epochs.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items() if loss is not None})
             if arguments.patience and epoch - state.best_epoch >= arguments.patience:
                 break
             self._checkpoint()

@@ -16,7 +16,7 @@ import pandas as pd
 from modeling_lcm import BEITokenizer
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
-from .arguments import FinetuneArguments, PretrainArguments, parse_arguments, setting
+from .arguments import FinetuneArguments, PretrainArguments, command_line, parse_arguments, setting
 from .baselines import linear_baseline, majority_baseline
 from .data import Cohort, load_cohort
 from .files import require_new, write_json, write_text
@@ -291,6 +291,7 @@ def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
 
+@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(EvaluateArguments, argv)

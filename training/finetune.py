@@ -2,13 +2,14 @@
 
 from accelerate import PartialState
 
-from .arguments import FinetuneArguments, parse_arguments
+from .arguments import FinetuneArguments, command_line, parse_arguments
 from .data import load_cohort
 from .files import require_new
 from .runs import record_of, training_rows
 from .stages import finetune, save_checkpoint
 
 
+@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(FinetuneArguments, argv)

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 
-from .arguments import PredictArguments, parse_arguments
+from .arguments import PredictArguments, command_line, parse_arguments
 from .data import Cohort, load_cohort
 from .files import require_new, write_text
 from .splits import Folds
@@ -47,6 +47,7 @@ def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size:
     return pd.concat([table, pd.DataFrame(columns)], axis=1)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PredictArguments, argv)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from modeling_lcm import FCFeatureExtractor
 
-from .arguments import parse_arguments, setting
+from .arguments import command_line, parse_arguments, setting
 from .data import save_cohort, to_triangles
 from .files import require_new, write_folder
 
@@ -221,6 +221,7 @@ def _connectivity(
         raise
 
 
+@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PrepareArguments, argv)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoProcessor
+from transformers.utils import logging as transformers_logging
 
 from modeling_lcm import (
     BEITokenizer,
@@ -206,15 +209,27 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
     variable = tokenizer.task_variable
     names = variable.labels or [variable.name]
     problem = "single_label_classification" if variable.kind == "categorical" else "regression"
-    return LCMForSequenceClassification.from_pretrained(
-        arguments.checkpoint,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        problem_type=problem,
-        task_variable=variable.name,
-        bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
-        dtype=torch.float32,
-    )
+    with expected_new_weights():
+        return LCMForSequenceClassification.from_pretrained(
+            arguments.checkpoint,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            problem_type=problem,
+            task_variable=variable.name,
+            bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
+            dtype=torch.float32,
+        )
+
+
+@contextmanager
+def expected_new_weights() -> Iterator[None]:
+    """Silence Transformers' report of new weights where they are meant to be new; our strict check stays."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _training_labels(
