@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from datasets.exceptions import DatasetNotFoundError
 from torch import Tensor
 
 from modeling_lcm import FCFeatureExtractor
@@ -87,15 +86,20 @@ def load_cohort(folder: str | Path) -> Cohort:
         folder (`str` or `Path`): the folder that was its output.
 
     Raises:
-        ValueError: no folder was given, or it is not a prepared data set.
+        FileNotFoundError: it is not a prepared data set.
+        ValueError: no folder was given, or its content is damaged.
     """
     if not str(folder):
         raise ValueError("No data was given: add --data FOLDER (made by python -m training.prepare).")
+    if not (Path(folder) / FC_DEFINITION).is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a data set made by training.prepare: it has no {FC_DEFINITION}, or does not exist."
+        )
     try:
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(Path(folder) / FC_DEFINITION)
-    except (FileNotFoundError, DatasetNotFoundError, OSError) as error:
-        raise ValueError(f"{folder} is not a data set made by training.prepare ({error}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
     missing = [name for name in SCAN_COLUMNS if name not in data.column_names]
     if missing:
         raise ValueError(

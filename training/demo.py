@@ -43,7 +43,7 @@ NOTES = [
     "the pipeline works, not that pretraining helps a diagnosis.",
     "The linear model is fitted on the same few labels as LCM, and once more on all labels of the training fold.",
     "Age is known as the middle of a five-year bin.",
-    "Data: MPI-LEMON (Babayan et al. 2019, doi:10.1038/sdata.2018.308); FC matrices of Yadav et al. 2022.",
+    "Data: MPI-LEMON (Babayan et al. 2019, doi:10.1038/sdata.2018.308); FC matrices of Yadav et al. 2023.",
 ]
 
 
@@ -118,13 +118,10 @@ def figures(output: Path, cohort: Cohort, results: dict[str, Any]) -> dict[str, 
     }
     truth = (predictions["cohort"] == positive).to_numpy(dtype=int)
     predicted = (predictions[f"LCM: {positive}"] > 0.5).to_numpy(dtype=int)
-    history = [
-        {**record, "fold": fold["fold"], "phase": phase}
-        for fold in folds
-        for phase, records in fold["histories"].items()
-        for record in records
-    ]
-    drawn = {"Training curves": plot_training_curves(history)}
+    drawn = {
+        f"Training curves, {stage}": plot_training_curves([fold["histories"][stage] for fold in folds])
+        for stage in folds[0]["histories"]
+    }
     drawn["ROC over folds"] = plot_roc(curves)
     drawn["Confusion matrix of LCM, all test folds"] = plot_confusion(truth, predicted, labels)
     return drawn | attention_figures(output, cohort, positive)

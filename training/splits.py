@@ -58,8 +58,11 @@ class Folds:
         """Read a split file.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: it is not a split file, was changed by hand, or has a subject in two folds.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no split file {path}.")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             folds = cls(tuple(map(tuple, content["test_subjects"])), content["seed"], content["stratified_by"])
@@ -109,7 +112,9 @@ def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | 
     """
     subjects = table["subject_id"].astype(str)
     if not 2 <= n_folds <= subjects.nunique():
-        raise ValueError(f"{n_folds} folds need between 2 and {subjects.nunique()} (the number of subjects).")
+        raise ValueError(
+            f"The number of folds must lie between 2 and {subjects.nunique()}, the number of subjects; got {n_folds}."
+        )
     classes = pd.Series("all", index=table.index)
     if stratify_by is not None:
         classes = table[stratify_by].astype("string").fillna("(not recorded)")
@@ -147,17 +152,23 @@ def hold_out(table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, 
         Two int arrays of row positions; the second is empty for fraction 0.
 
     Raises:
-        ValueError: the fraction is out of range.
+        ValueError: the fraction is out of range, or too small for so few subjects.
     """
     if not 0 <= fraction <= 0.5:
         raise ValueError(f"validation_fraction must lie between 0 and 0.5, got {fraction}.")
     if fraction == 0:
         return rows, rows[:0]
     part = table.iloc[rows]
+    parts, people = round(1 / fraction), part["subject_id"].nunique()
+    if people < parts:
+        raise ValueError(
+            f"validation_fraction {fraction} needs at least {parts} training subjects, there are {people}. Raise it, or "
+            "set it to 0 to train without validation."
+        )
     classes = pd.Series("all", index=part.index)
     if stratify_by is not None:
         classes = part[stratify_by].astype("string").fillna("(not recorded)")
-    splitter = StratifiedGroupKFold(round(1 / fraction), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     train, validation = next(splitter.split(part, classes, part["subject_id"].astype(str)))
     return rows[train], rows[validation]
 
@@ -174,6 +185,8 @@ def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) 
     Raises:
         ValueError: a class has fewer labelled scans.
     """
+    if per_class < 1:
+        raise ValueError(f"labels_per_class must be at least 1, got {per_class}.")
     generator = np.random.default_rng(seed)
     chosen = []
     for label in sorted(set(labels[rows]) - {-100}):

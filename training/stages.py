@@ -36,7 +36,6 @@ from .splits import few_labels, hold_out
 
 logger = logging.getLogger(__name__)
 
-PSEUDO_LABELS = ("none", "recorded", "defaults", "model")
 # Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the
 # token state is zero there: its projections never receive a gradient.
 LORA_TARGETS = r".*layers\.\d+\.(cross_attn\.[qkvo]_proj|fc[12])|.*layers\.(?!0\.)\d+\.self_attn\.[qkvo]_proj"
@@ -149,8 +148,6 @@ def finetune(
             checkpoint's.
     """
     cohort.require_column(arguments.task)
-    if arguments.pseudo_labels not in PSEUDO_LABELS:
-        raise ValueError(f"pseudo_labels must be one of {', '.join(PSEUDO_LABELS)}, got {arguments.pseudo_labels!r}.")
     processor = AutoProcessor.from_pretrained(arguments.checkpoint)
     check_same_regions(processor, cohort)
     tokenizer = task_tokenizer(processor.tokenizer, cohort, rows, arguments)
