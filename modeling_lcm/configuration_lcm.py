@@ -1,6 +1,7 @@
 """Configuration of the Large Connectome Model: architecture, BEI variables, supervision stage and read-out."""
 
-from typing import Any
+from dataclasses import field
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -118,7 +119,7 @@ class LCMConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ("layer_logits", "bei_logits", "hidden_states", "attentions", "cross_attentions")
 
     num_regions: int = 116
-    bei_variables: list | None = None
+    bei_variables: list = field(default_factory=default_bei_variables)
     hidden_size: int = 2048
     num_hidden_layers: int = 4
     num_attention_heads: int = 8
@@ -139,10 +140,11 @@ class LCMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _TRANSFORMERS_KEYS)
         if unknown:
-            known = sorted(name for name in type(self).__dataclass_fields__ if not name.startswith("_"))
-            raise ValueError(f"LCMConfig does not know {', '.join(unknown)}. Known settings: {', '.join(known)}.")
-        if self.bei_variables is None:
-            self.bei_variables = default_bei_variables()
+            own = sorted(set(type(self).__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
+            raise ValueError(
+                f"LCMConfig does not know {', '.join(unknown)}. It knows {', '.join(own)}, and the settings of every "
+                "Transformers configuration."
+            )
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
@@ -176,17 +178,17 @@ class LCMConfig(PreTrainedConfig):
     @property
     def num_bei_tokens(self) -> int:
         """Pretrained tokens P: one per label of a categorical variable, one per continuous variable."""
-        return sum(max(1, len(variable["labels"])) for variable in self.bei_variables or [])
+        return sum(max(1, len(variable["labels"])) for variable in self.bei_variables)
 
     @property
     def num_task_tokens(self) -> int:
         """New tokens of the downstream task; 0 when the task re-uses a pretrained variable's tokens."""
-        return 0 if self.task_is_pretrained else self.num_labels
+        return 0 if self.task_is_pretrained else cast(int, self.num_labels)
 
     @property
     def task_is_pretrained(self) -> bool:
         """Whether the downstream task is one of the pretrained variables."""
-        return any(variable["name"] == self.task_variable for variable in self.bei_variables or [])
+        return any(variable["name"] == self.task_variable for variable in self.bei_variables)
 
     @property
     def effective_readout(self) -> str:
@@ -214,11 +216,11 @@ class LCMConfig(PreTrainedConfig):
         _check_choice("readout", self.readout, READOUTS)
         if self.problem_type is not None:
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        _check_variables(self.bei_variables or [])
+        _check_variables(self.bei_variables)
         self._check_task()
 
     def _check_task(self) -> None:
-        for variable in self.bei_variables or []:
+        for variable in self.bei_variables:
             if variable["name"] != self.task_variable or self.problem_type is None:
                 continue
             expected = max(1, len(variable["labels"]))

@@ -228,6 +228,9 @@ class LayerChoice(nn.Module):
         best_layer (`Tensor` of shape `(targets,)`): int64, the argmin; the last layer before the first update.
     """
 
+    running_loss: Tensor
+    best_layer: Tensor
+
     def __init__(self, num_targets: int, num_layers: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum

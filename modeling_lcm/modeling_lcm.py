@@ -5,7 +5,7 @@ Shapes use these names: batch B, regions N, BEI tokens P, hidden size d, decoder
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -244,7 +244,7 @@ class LCMPreTrainedModel(PreTrainedModel):
     config: LCMConfig
     base_model_prefix = "model"
     main_input_name = "connectivity"
-    input_modalities = ("time",)
+    input_modalities = "time"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LCMDecoderLayer", "LCMStem"]  # noqa: RUF012 (Transformers' own declaration)
     _supports_sdpa = True
@@ -263,9 +263,10 @@ class LCMPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             if isinstance(module, nn.BatchNorm1d):
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                init.zeros_(module.num_batches_tracked)
+                buffers = dict(module.named_buffers(recurse=False))
+                init.zeros_(buffers["running_mean"])
+                init.ones_(buffers["running_var"])
+                init.zeros_(buffers["num_batches_tracked"])
         elif isinstance(module, LayerChoice):
             init.constant_(module.running_loss, float("inf"))
             init.constant_(module.best_layer, module.running_loss.shape[1] - 1)
@@ -285,7 +286,7 @@ class LCMPreTrainedModel(PreTrainedModel):
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         try:
             # Transformers' own error on other shapes does not name the tensors; `_check_loaded` does.
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         except SafetensorError as error:
@@ -293,6 +294,7 @@ class LCMPreTrainedModel(PreTrainedModel):
                 f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): the file is truncated or "
                 "damaged. Download or copy it again."
             ) from error
+        model, info = loaded
         _check_loaded(model, info, may_differ)
         return (model, info) if with_info else model
 
@@ -361,7 +363,7 @@ class LCMModel(LCMPreTrainedModel):
         self.stem = LCMStem(config)
         if config.region_embeddings:
             self.region_embeddings = nn.Embedding(config.num_regions, config.hidden_size)
-        self.bei_embeddings = nn.Embedding(config.num_bei_tokens, config.hidden_size)
+        self.bei_embeddings: nn.Module = nn.Embedding(config.num_bei_tokens, config.hidden_size)
         self.layers = nn.ModuleList(LCMDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -476,7 +478,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if config.problem_type is None:
             config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
         config.validate_architecture()
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.model = LCMModel(config)
         self.score = nn.Linear(config.hidden_size, 1)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
@@ -488,7 +490,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
     @property
     def target_layout(self) -> TargetLayout:
         """What `labels` and `logits` are about: the downstream task."""
-        return TargetLayout.from_task(self.config.problem_type, self.config.num_labels)
+        return TargetLayout.from_task(str(self.config.problem_type), self.num_labels)
 
     def _task_tokens(self) -> slice:
         """Where the task's tokens stand among all tokens."""
@@ -498,7 +500,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             if variable["name"] == self.config.task_variable:
                 return slice(start, start + size)
             start += size
-        return slice(start, start + self.config.num_labels)
+        return slice(start, start + self.num_labels)
 
     @can_return_tuple
     def forward(

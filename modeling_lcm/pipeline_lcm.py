@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, Pipeline, PreTrainedModel
+from transformers import Pipeline
+from transformers.modeling_outputs import ModelOutput
 
 
 # What an input dictionary may hold; without one, the shape tells.
@@ -30,11 +31,12 @@ class ConnectomeClassificationPipeline(Pipeline):
         `pipeline("connectome-classification", model="path/to/checkpoint")(time_series)`
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
-    _load_video_processor = False
+    processor: Any  # LCMProcessor
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,11 +63,12 @@ class ConnectomeClassificationPipeline(Pipeline):
         finally:
             self.feature_extractor = self.processor.feature_extractor
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict one scan or a list of scans.
 
         Args:
             inputs: see the class; arrays may be NumPy arrays, tensors or nested lists inside a dictionary.
+            *args: not used by any pipeline.
             **kwargs: `batch_size` (`int`, default 1): scans that pass the model together; the results do not depend
                 on it. `top_k` (`int`, default all): labels to return.
 
@@ -75,7 +78,7 @@ class ConnectomeClassificationPipeline(Pipeline):
         if isinstance(inputs, list | tuple) and not len(inputs):
             raise ValueError("The list of scans is empty; give at least one.")
         is_batch = not isinstance(inputs, dict) and getattr(inputs, "ndim", 0) == 3
-        return super().__call__(list(inputs) if is_batch or isinstance(inputs, tuple) else inputs, **kwargs)
+        return super().__call__(list(inputs) if is_batch or isinstance(inputs, tuple) else inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
@@ -86,7 +89,7 @@ class ConnectomeClassificationPipeline(Pipeline):
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         return {}, {}, {"top_k": top_k}
 
-    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> BatchFeature:
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
         """Turn one scan into the model's `connectivity`, `(1, regions, regions)`."""
         if not isinstance(input_, dict):
             input_ = {_guess_key(input_): input_}
@@ -101,15 +104,17 @@ class ConnectomeClassificationPipeline(Pipeline):
                 f"{self.processor.feature_extractor.window} volumes) and a pipeline predicts one result per scan: "
                 "cut the scan with window_connectivity and give a list of matrices."
             )
-        return BatchFeature({"connectivity": batch["connectivity"]})
+        return {"connectivity": batch["connectivity"]}
 
-    def _forward(self, input_tensors: Any, **forward_parameters: Any) -> dict[str, torch.Tensor]:
-        return {"logits": self.model(**input_tensors).logits}
+    def _forward(self, input_tensors: Any, **forward_parameters: Any) -> ModelOutput:
+        return ModelOutput({"logits": self.model(**input_tensors).logits})
 
-    def postprocess(self, model_outputs: Any, top_k: int | None = None, **postprocess_parameters: Any) -> Any:
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: ModelOutput, top_k: int | None = None, **postprocess_parameters: Any
+    ) -> Any:
         """Turn the logits `(1, num_labels)` of one scan into labels with scores, or a value in its unit."""
         logits = model_outputs["logits"][0].double()
-        config = self.model.config
+        config: Any = self.model.config
         if config.problem_type == "regression":
             return self._values(logits)
         is_multi_label = config.problem_type == "multi_label_classification"
@@ -124,7 +129,7 @@ class ConnectomeClassificationPipeline(Pipeline):
             if task is None or task.kind != "continuous":
                 return {"value": logits[0].item(), "unit": None}
             return self.processor.decode(logits, variables=[task.name])[task.name]
-        labels = self.model.config.id2label
+        labels: Any = self.model.config.id2label
         return [{"label": labels[i], "value": value, "unit": None} for i, value in enumerate(logits.tolist())]
 
 
@@ -134,7 +139,7 @@ def _guess_key(scan: Any) -> str:
     return "time_series" if len(shape) == 2 and shape[0] != shape[1] else "connectivity"
 
 
-def _check_task_is_trained(model: PreTrainedModel) -> None:
+def _check_task_is_trained(model: Any) -> None:
     """Raise `ValueError` for a pretrained model that was loaded for a task without ever being fine-tuned for it."""
     saved_as = (model.config.architectures or ["LCMForSequenceClassification"])[0]
     was_trained = bool(model.task_layer_choice.running_loss.isfinite().any())
