@@ -148,6 +148,8 @@ class LCMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
+        # `strict` runs this too, but hides the ValueError in an exception of its own.
+        self.validate_architecture()
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "LCMConfig":

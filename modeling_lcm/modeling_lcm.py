@@ -182,7 +182,9 @@ class LCMAttention(nn.Module):
         output = output.permute(1, 2, 0, 3)  # (batch, tokens, heads, head_dim)
         weights = weights.view(batch, -1, tokens, memory.shape[1])
         row_sums = weights.sum(-1).transpose(1, 2)[..., None] if self.training and self.dropout else 1.0
-        output = output + row_sums * self.v_proj.bias.view(-1, self.head_dim)
+        # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
+        bias = self.v_proj.bias + 0 * self.k_proj.bias
+        output = output + row_sums * bias.view(-1, self.head_dim)
         recorded = weights if self.config._attn_implementation == "eager" else None
         return self.o_proj(output.flatten(2)), recorded
 
