@@ -1,5 +1,6 @@
 """The training loop on Accelerate, the same for pretraining and fine-tuning: stages, best epoch, resume, records."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import is_tensorboard_available, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -59,6 +61,9 @@ class Trainer:
             the loss of the read-out. Without it the last epoch is taken.
         arguments (`LoopArguments`): the settings.
         folder (`Path`, *optional*): where resumable checkpoints, logs and the history go; none are kept without it.
+
+    Raises:
+        ValueError: `patience` without validation data.
     """
 
     def __init__(
@@ -72,10 +77,17 @@ class Trainer:
         self.arguments = arguments
         self.folder = folder
         self.train_data = train_data
+        has_validation = validation_data is not None and len(validation_data) > 0
+        if arguments.patience and not has_validation:
+            raise ValueError("patience stops on the validation loss: set validation_fraction, or patience to 0.")
         logging = folder is not None and is_tensorboard_available()
+        # Otherwise a second training in this process could not have another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+            # Buffers are kept equal here: see `_average_statistics`.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with="tensorboard" if logging else None,
             project_dir=str(folder) if folder else None,
         )
@@ -89,13 +101,13 @@ class Trainer:
             generator=torch.Generator().manual_seed(arguments.seed),
             collate_fn=_same,
         )
-        steps = math.ceil(len(loader) / arguments.gradient_accumulation_steps) * arguments.epochs
         optimizer = _optimizer(model, arguments)
-        scheduler = get_scheduler("cosine", optimizer, int(arguments.warmup_fraction * steps), steps)
-        self.scheduler = scheduler
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        # The prepared loader is this process's share: its length is the number of batches that will be seen.
+        steps = math.ceil(len(self.loader) / arguments.gradient_accumulation_steps) * arguments.epochs
+        self.scheduler = get_scheduler("cosine", optimizer, int(arguments.warmup_fraction * steps), steps)
         self.validation_loader = None
-        if validation_data is not None and len(validation_data):
+        if has_validation:
             validation = DataLoader(validation_data, batch_size=4 * arguments.batch_size, collate_fn=_same)
             self.validation_loader = self.accelerator.prepare(validation)
         self.state = LoopState()
@@ -156,7 +168,18 @@ class Trainer:
         for batches in _windows(self.loader, self.arguments.gradient_accumulation_steps):
             total += self._step(batches, epoch)
             steps += 1
+        self._average_statistics()
         return total / steps
+
+    @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """Give all processes the mean of their batch norms' running statistics, each of which saw its own scans."""
+        if self.accelerator.num_processes == 1:
+            return
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for statistics in (module.running_mean, module.running_var):
+                    statistics.copy_(self.accelerator.reduce(statistics, reduction="mean"))
 
     def _step(self, batches: list[dict[str, Tensor]], epoch: int) -> float:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
@@ -188,7 +211,8 @@ class Trainer:
 
     def _describe_failure(self, epoch: int, rows: Tensor) -> str:
         subjects = ", ".join(self.train_data.subjects[row] for row in rows.tolist())
-        where = f" The last complete checkpoint is in {self.folder}." if self.folder else ""
+        saved = self.folder is not None and (self.folder / "resume").is_dir()
+        where = f" The last complete checkpoint is {self.folder / 'resume'}." if saved else ""
         return (
             f"The loss became NaN or infinite in epoch {epoch}, in the batch of the subjects {subjects}. Check their "
             f"connectomes and labels, or lower the learning rate.{where}"
@@ -245,7 +269,8 @@ class Trainer:
             write_json(self.folder / "arguments.json", self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {**asdict(self.arguments), "subjects": len(self.train_data)}
+        scans = hashlib.sha256(json.dumps(self.train_data.subjects).encode()).hexdigest()[:16]
+        return {**asdict(self.arguments), "processes": self.accelerator.num_processes, "training_scans": scans}
 
     def _resume(self) -> None:
         if self.folder is None or not (self.folder / "resume").is_dir():
@@ -265,11 +290,12 @@ class Trainer:
 
     def _finish(self) -> None:
         """Leave the model unwrapped, in evaluation mode, at the chosen epoch."""
-        model = self.accelerator.unwrap_model(self.model)
+        # The mixed-precision wrapper goes too: what comes after training decides on its own precision.
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self._best is not None:
             model.load_state_dict(self._best)
-            best = self.state.history[self.state.best_epoch]
-            model.config.supervision = best["stage"]
+        chosen = self.state.best_epoch if self._best is not None else -1
+        model.config.supervision = self.state.history[chosen]["stage"]
         model.eval()
         self.accelerator.end_training()
         self.accelerator.free_memory()

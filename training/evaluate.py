@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
 
 from modeling_lcm import BEITokenizer
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from .arguments import FinetuneArguments, PretrainArguments, command_line, parse_arguments, setting
 from .baselines import linear_baseline, majority_baseline
+from .checkpoints import check_same_regions, load_processor, read_record, save_checkpoint
 from .data import Cohort, load_cohort
 from .files import require_new, write_json, write_text
 from .metrics import classification_metrics, regression_metrics, summarise
 from .report import results_table_text
 from .runs import record_of
 from .splits import Folds, few_labels, make_folds
-from .stages import finetune, infer_variable, predict_logits, pretrain, read_record, save_checkpoint
+from .stages import finetune, infer_variable, predict_logits, pretrain
 
 
 @dataclass
@@ -108,12 +110,19 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """
     started = time.monotonic()
     output = require_new(arguments.output, arguments.resume)
+    if not arguments.finetune:
+        raise ValueError("No settings of the fine-tuning were given: add --finetune FILE.yaml.")
+    if PartialState().num_processes > 1:
+        raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
     tuning = parse_arguments(FinetuneArguments, ["--config", arguments.finetune])
     pretraining = None
     if arguments.pretrain is not None:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
+    else:
+        check_same_regions(load_processor(tuning.checkpoint), cohort)
     task = make_task(cohort, tuning)
+    _same_settings(output / "settings.json", arguments, pretraining, tuning)
     folds = _folds(cohort, task, arguments, output)
     if pretraining is None:
         _refuse_seen_subjects(tuning.checkpoint, folds)
@@ -130,6 +139,28 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     predictions = pd.concat([pd.DataFrame(result["predictions"]) for result in results], ignore_index=True)
     write_text(output / "predictions.tsv", predictions.to_csv(sep="\t", index=False, float_format="%.5f"))
     return metrics
+
+
+def _same_settings(
+    path: Path, arguments: EvaluateArguments, pretraining: PretrainArguments | None, tuning: FinetuneArguments
+) -> None:
+    """Record the settings, or refuse to go on with folds that were trained under others."""
+    free = {"output", "resume", "title"}
+    settings = {
+        **{name: value for name, value in asdict(arguments).items() if name not in free},
+        "pretraining": None if pretraining is None else asdict(pretraining),
+        "fine-tuning": asdict(tuning),
+    }
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in settings if recorded.get(name) != settings[name]]
+    if changed:
+        raise ValueError(
+            f"The folds in {path.parent} were made with other settings of {', '.join(changed)} ({path}): use "
+            "those, or another output."
+        )
 
 
 def _folds(cohort: Cohort, task: Task, arguments: EvaluateArguments, output: Path) -> Folds:
@@ -179,10 +210,11 @@ def run_fold(
         save_checkpoint(folder / "pretrained", model, processor, pretraining, record_of(cohort, train, history))
         tuning = replace(tuning, checkpoint=str(folder / "pretrained"))
     model, processor, histories["fine-tuning"] = finetune(cohort, train, tuning)
-    predictions = {"LCM": _predict(model, processor.tokenizer, cohort, test)}
-    record = record_of(cohort, train, histories["fine-tuning"])
+    predictions = {"LCM": _predict(model, processor.tokenizer, cohort, test, task)}
+    record = record_of(cohort, train, histories["fine-tuning"], tuning.checkpoint)
     save_checkpoint(folder / "checkpoint", model, processor, tuning, record)
-    predictions |= _baselines(cohort, task, train, test, tuning)
+    chosen = chosen_labels(cohort, processor.tokenizer, train, tuning)
+    predictions |= _baselines(cohort, task, train, test, chosen, tuning)
     return {
         "fold": fold,
         "metrics": {name: task.score(test, values) for name, values in predictions.items()},
@@ -191,17 +223,24 @@ def run_fold(
     }
 
 
-def _predict(model: Any, tokenizer: BEITokenizer, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+def _predict(model: Any, tokenizer: BEITokenizer, cohort: Cohort, rows: np.ndarray, task: Task) -> np.ndarray:
     """Probabilities `(scans, classes)`, or values `(scans,)` in the variable's unit."""
     logits = predict_logits(model, cohort, rows)["logits"]
     variable = tokenizer.task_variable
     if variable.kind == "categorical":
-        return logits.double().softmax(-1).numpy()
+        # A pretrained variable keeps the order that its labels have in the checkpoint.
+        order = [variable.labels.index(label) for label in task.labels]
+        return logits.double().softmax(-1).numpy()[:, order]
     return (logits[:, 0] * variable.std + variable.mean).numpy()
 
 
 def _baselines(
-    cohort: Cohort, task: Task, train: np.ndarray, test: np.ndarray, tuning: FinetuneArguments
+    cohort: Cohort,
+    task: Task,
+    train: np.ndarray,
+    test: np.ndarray,
+    chosen: np.ndarray | None,
+    tuning: FinetuneArguments,
 ) -> dict[str, np.ndarray]:
     """Majority class (or mean), and the linear model on vectorised FC, trained on the labels that LCM had.
 
@@ -210,8 +249,8 @@ def _baselines(
     kind = "classification" if task.is_classification else "regression"
     everyone = train[task.recorded[train]]
     subsets = {"linear": everyone}
-    if tuning.labels_per_class is not None and task.is_classification:
-        subsets = {"linear": chosen_labels(task, train, tuning), "linear, all labels": everyone}
+    if chosen is not None:
+        subsets = {"linear": chosen, "linear, all labels": everyone}
     test_fc = cohort.connectivity(test)
     found = {}
     for name, rows in subsets.items():
@@ -225,9 +264,13 @@ def _baselines(
     return found
 
 
-def chosen_labels(task: Task, train: np.ndarray, tuning: FinetuneArguments) -> np.ndarray:
-    """The labelled rows that few-label fine-tuning uses, drawn as `finetune` draws them."""
-    labels = np.where(task.recorded, task.targets, IGNORE_INDEX)[train]
+def chosen_labels(
+    cohort: Cohort, tokenizer: BEITokenizer, train: np.ndarray, tuning: FinetuneArguments
+) -> np.ndarray | None:
+    """The labelled rows that few-label fine-tuning used, drawn as `finetune` draws them; None if it used all."""
+    if tuning.labels_per_class is None or tokenizer.task_variable.kind != "categorical":
+        return None
+    labels = tokenizer(cohort.table.iloc[train])["labels"]
     return train[few_labels(labels, np.arange(len(train)), tuning.labels_per_class, tuning.seed)]
 
 

@@ -29,7 +29,7 @@ def region_attention(model: PreTrainedModel, cohort: Cohort, rows: np.ndarray, b
     total: torch.Tensor | float = 0.0
     for start in range(0, len(rows), batch_size):
         triangles = torch.from_numpy(cohort.triangles[rows[start : start + batch_size]])
-        connectivity = to_matrices(triangles, cohort.feature_extractor.num_regions)
+        connectivity = to_matrices(triangles, cohort.feature_extractor.num_regions).to(model.device)
         maps = model(connectivity=connectivity, output_attentions=True).cross_attentions
         total = total + torch.stack(maps).mean((0, 2)).sum(0)  # layers and heads averaged, people summed
-    return (total / len(rows)).numpy()
+    return (total / len(rows)).float().cpu().numpy()

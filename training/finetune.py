@@ -3,22 +3,23 @@
 from accelerate import PartialState
 
 from .arguments import FinetuneArguments, command_line, parse_arguments
+from .checkpoints import save_checkpoint
 from .data import load_cohort
-from .files import require_new
-from .runs import record_of, training_rows
-from .stages import finetune, save_checkpoint
+from .runs import output_folder, record_of, training_rows
+from .stages import finetune
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(FinetuneArguments, argv)
-    folder = require_new(arguments.output, arguments.resume)
+    folder = output_folder(arguments)
     cohort = load_cohort(arguments.data)
     rows = training_rows(cohort, arguments)
     model, processor, history = finetune(cohort, rows, arguments, folder / "run")
     if PartialState().is_main_process:
-        save_checkpoint(folder / "checkpoint", model, processor, arguments, record_of(cohort, rows, history))
+        record = record_of(cohort, rows, history, arguments.checkpoint)
+        save_checkpoint(folder / "checkpoint", model, processor, arguments, record)
         print(f"Fine-tuned checkpoint written to {folder / 'checkpoint'}")
 
 

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 
 from .arguments import PredictArguments, command_line, parse_arguments
+from .checkpoints import check_same_regions, load_processor
 from .data import Cohort, load_cohort
 from .files import require_new, write_text
 from .splits import Folds
-from .stages import check_same_regions, predict_logits
+from .stages import predict_logits
 
 
 def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int = 32) -> pd.DataFrame:
@@ -27,9 +28,9 @@ def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size:
         label (columns `VARIABLE` and `VARIABLE=LABEL`), or the predicted value in its unit.
 
     Raises:
-        ValueError: the checkpoint is for other regions than the data.
+        ValueError: there is no such checkpoint, or it is for other regions than the data.
     """
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = load_processor(checkpoint)
     check_same_regions(processor, cohort)
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
     finetuned = "LCMForSequenceClassification" in architectures
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PredictArguments, argv)
     output = require_new(arguments.output)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; the output is one table: give a file name such as predictions.tsv.")
     cohort = load_cohort(arguments.data)
     rows = np.arange(len(cohort.table))
     if (arguments.splits is None) != (arguments.fold is None):

@@ -3,17 +3,17 @@
 from accelerate import PartialState
 
 from .arguments import PretrainArguments, command_line, parse_arguments
+from .checkpoints import save_checkpoint
 from .data import load_cohort
-from .files import require_new
-from .runs import record_of, training_rows
-from .stages import pretrain, save_checkpoint
+from .runs import output_folder, record_of, training_rows
+from .stages import pretrain
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PretrainArguments, argv)
-    folder = require_new(arguments.output, arguments.resume)
+    folder = output_folder(arguments)
     cohort = load_cohort(arguments.data)
     rows = training_rows(cohort, arguments)
     model, processor, history = pretrain(cohort, rows, arguments, folder / "run")

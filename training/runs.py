@@ -8,10 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
-from .arguments import DataArguments
+from .arguments import DataArguments, LoopArguments
+from .checkpoints import read_record
 from .data import Cohort
+from .files import require_new
 from .splits import Folds
+
+
+def output_folder(arguments: LoopArguments) -> Path:
+    """The run's new output folder, checked by every process before the first one writes into it.
+
+    Raises:
+        ValueError: no output was given.
+        FileExistsError: the folder holds results, and the run does not resume.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    folder = require_new(arguments.output, arguments.resume)
+    state.wait_for_everyone()
+    return folder
 
 
 def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
@@ -27,17 +44,22 @@ def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
     return Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[0]
 
 
-def record_of(cohort: Cohort, rows: np.ndarray, history: list[dict[str, Any]]) -> dict[str, Any]:
+def record_of(
+    cohort: Cohort, rows: np.ndarray, history: list[dict[str, Any]], checkpoint: str | None = None
+) -> dict[str, Any]:
     """What a checkpoint says about its making: subjects seen, epochs, versions.
 
     Args:
         cohort (`Cohort`): the prepared data.
         rows (`np.ndarray`): rows of the training scans (validation included).
         history (`list[dict]`): one record per epoch.
+        checkpoint (`str`, *optional*): what training started from; its training subjects are this one's, too.
     """
-    subjects = sorted(set(cohort.table["subject_id"].astype(str).iloc[rows]))
+    subjects = set(cohort.table["subject_id"].astype(str).iloc[rows])
+    if checkpoint is not None:
+        subjects |= set(read_record(checkpoint).get("training_subjects", []))
     return {
-        "training_subjects": subjects,
+        "training_subjects": sorted(subjects),
         "num_training_scans": len(rows),
         "history": history,
         "versions": {

@@ -162,8 +162,8 @@ def hold_out(table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, 
     parts, people = round(1 / fraction), part["subject_id"].nunique()
     if people < parts:
         raise ValueError(
-            f"validation_fraction {fraction} needs at least {parts} training subjects, there are {people}. Raise it, or "
-            "set it to 0 to train without validation."
+            f"validation_fraction {fraction} needs at least {parts} training subjects, there are {people}. Raise it, "
+            "or set it to 0 to train without validation."
         )
     classes = pd.Series("all", index=part.index)
     if stratify_by is not None:

@@ -1,10 +1,5 @@
 """The two training stages as functions: a cohort in, a trained model with its processor out."""
 
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +9,6 @@ import torch
 from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoProcessor
-from transformers.utils import logging as transformers_logging
 
 from modeling_lcm import (
     BEITokenizer,
@@ -27,14 +20,12 @@ from modeling_lcm import (
 )
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
-from .arguments import FinetuneArguments, LoopArguments, PretrainArguments
+from .arguments import FinetuneArguments, PretrainArguments
+from .checkpoints import check_same_regions, expected_new_weights, load_processor
 from .data import Cohort, make_dataset, to_matrices
 from .engine import Trainer
-from .files import write_folder, write_json
 from .splits import few_labels, hold_out
 
-
-logger = logging.getLogger(__name__)
 
 # Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the
 # token state is zero there: its projections never receive a gradient.
@@ -58,9 +49,6 @@ def pretrain(
     Raises:
         ValueError: a variable that the data does not have, or with a single value in the training scans.
     """
-    if arguments.vocabulary is None:
-        for name in (*arguments.categorical, *arguments.continuous):
-            cohort.require_column(name)
     train_rows, validation_rows = hold_out(cohort.table, rows, arguments.validation_fraction, arguments.seed, None)
     tokenizer = _vocabulary(cohort, train_rows, arguments)
     set_seed(arguments.seed)
@@ -81,7 +69,18 @@ def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) 
     """The saved vocabulary, or one built from the training records; continuous variables scaled on these alone."""
     records = cohort.table.iloc[rows]
     if arguments.vocabulary is not None:
-        return BEITokenizer.from_pretrained(arguments.vocabulary)
+        tokenizer = BEITokenizer.from_pretrained(arguments.vocabulary)
+        names = [variable.name for variable in tokenizer.variables]
+        if not set(names) & set(cohort.phenotypes()):
+            raise ValueError(
+                f"No variable of the vocabulary {arguments.vocabulary} ({', '.join(names)}) is in the data, which has "
+                f"{', '.join(cohort.phenotypes())}."
+            )
+        return tokenizer
+    if not arguments.categorical and not arguments.continuous:
+        raise ValueError("There is nothing to learn: name phenotype columns in categorical or continuous.")
+    for name in (*arguments.categorical, *arguments.continuous):
+        cohort.require_column(name)
     variables = [infer_variable(records, name, "categorical") for name in arguments.categorical]
     variables += [infer_variable(records, name, "continuous") for name in arguments.continuous]
     return BEITokenizer(variables=variables).fit_scaling(records)
@@ -99,6 +98,8 @@ def infer_variable(records: pd.DataFrame, name: str, kind: str, labels: list[str
     Raises:
         ValueError: an unknown kind, a column with a single value, or one with too many values to be labels.
     """
+    if kind not in ("categorical", "continuous"):
+        raise ValueError(f"kind must be categorical or continuous, got {kind!r}.")
     if kind == "continuous":
         return BEIVariable(name, kind, unit="years" if name == "age" else None)
     if labels is not None:
@@ -144,23 +145,31 @@ def finetune(
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
 
     Raises:
-        ValueError: an unknown column, a single class, a class without training scans, or another atlas than the
-            checkpoint's.
+        ValueError: no such checkpoint, an unknown column, a single class, a class without training scans, or another
+            atlas than the checkpoint's.
     """
+    processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
-    processor = AutoProcessor.from_pretrained(arguments.checkpoint)
     check_same_regions(processor, cohort)
     tokenizer = task_tokenizer(processor.tokenizer, cohort, rows, arguments)
     set_seed(arguments.seed)
     model = _task_model(arguments, tokenizer)
     tokenizer.check_config(model.config)
-    encoded = _training_labels(cohort, rows, tokenizer, model, arguments)
+    encoded = _training_labels(cohort, rows, tokenizer, arguments)
     labelled = np.flatnonzero((encoded["labels"] != IGNORE_INDEX).numpy())
-    stratify = arguments.task if tokenizer.task_variable.kind == "categorical" else None
+    categorical = tokenizer.task_variable.kind == "categorical"
+    stratify = arguments.task if categorical else None
     kept, validation = hold_out(cohort.table, rows[labelled], arguments.validation_fraction, arguments.seed, stratify)
-    # People without a label train the pretrained tokens, if those are trained at all.
-    others = np.setdiff1d(rows, rows[labelled]) if arguments.pseudo_labels != "none" else rows[:0]
     position = {row: index for index, row in enumerate(rows)}
+    if categorical:
+        _require_classes(encoded["labels"][[position[row] for row in kept]], tokenizer.task_variable)
+    others = rows[:0]
+    # People without a label train the pretrained tokens, if those are trained at all; never another scan of somebody
+    # who is held back for validation.
+    if arguments.pseudo_labels != "none":
+        subjects = cohort.table["subject_id"]
+        others = np.setdiff1d(rows, rows[labelled])
+        others = others[~subjects.iloc[others].isin(subjects.iloc[validation]).to_numpy()]
     datasets = []
     for part in (np.concatenate([kept, others]), validation):
         index = torch.tensor([position[row] for row in part], dtype=torch.long)
@@ -172,29 +181,21 @@ def finetune(
     return model, LCMProcessor(processor.feature_extractor, tokenizer), history
 
 
-def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:
-    """Raise `ValueError` unless the cohort has the checkpoint's regions, in the same order."""
-    ours, theirs = processor.feature_extractor, cohort.feature_extractor
-    if ours.num_regions != theirs.num_regions or ours.region_fingerprint != theirs.region_fingerprint:
-        raise ValueError(
-            f"The checkpoint was made for {ours.num_regions} regions of {ours.atlas}, the data has "
-            f"{theirs.num_regions} of {theirs.atlas}, or in another order. Prepare it with the checkpoint's atlas."
-        )
-    for name in ("estimator", "fisher_z", "window", "padding"):
-        if getattr(ours, name) != getattr(theirs, name):
-            logger.warning(
-                "FC is defined differently: %s is %r in the checkpoint, %r in the data.",
-                name,
-                getattr(ours, name),
-                getattr(theirs, name),
-            )
-
-
 def task_tokenizer(
     pretrained: BEITokenizer, cohort: Cohort, rows: np.ndarray, arguments: FinetuneArguments
 ) -> BEITokenizer:
     """The checkpoint's vocabulary with the downstream variable as its task: its own tokens if it was pretrained."""
-    if any(variable.name == arguments.task for variable in pretrained.variables):
+    known = next((variable for variable in pretrained.variables if variable.name == arguments.task), None)
+    if known is not None:
+        if known.kind != arguments.kind:
+            raise ValueError(
+                f"The checkpoint was pretrained on {known.name!r} as a {known.kind} variable: set kind to that."
+            )
+        if arguments.labels is not None and set(arguments.labels) != set(known.labels):
+            raise ValueError(
+                f"The checkpoint was pretrained on {known.name!r} with the labels {', '.join(known.labels)}: give "
+                "these, or none."
+            )
         return pretrained.for_task(arguments.task)
     records = cohort.table.iloc[rows]
     variable = infer_variable(records, arguments.task, arguments.kind, arguments.labels)
@@ -218,59 +219,46 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
         )
 
 
-@contextmanager
-def expected_new_weights() -> Iterator[None]:
-    """Silence Transformers' report of new weights where they are meant to be new; our strict check stays."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
 def _training_labels(
-    cohort: Cohort,
-    rows: np.ndarray,
-    tokenizer: BEITokenizer,
-    model: LCMForSequenceClassification,
-    arguments: FinetuneArguments,
+    cohort: Cohort, rows: np.ndarray, tokenizer: BEITokenizer, arguments: FinetuneArguments
 ) -> dict[str, Tensor]:
     """Labels of the task and of the pretrained tokens, with pseudo-labels and few-label subsets as asked for."""
     records = cohort.table.iloc[rows]
     defaults = arguments.pseudo_labels in ("defaults", "model")
     encoded = dict(tokenizer(records, pseudo_labels=defaults, return_tensors="pt"))
     labels = encoded["labels"]
+    if not (labels != IGNORE_INDEX).any():
+        raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     if tokenizer.task_variable.kind == "categorical":
-        present = set(labels[labels != IGNORE_INDEX].tolist())
-        absent = [name for index, name in enumerate(tokenizer.task_variable.labels) if index not in present]
-        if absent:
-            raise ValueError(f"No training scan has the label {', '.join(absent)} of {arguments.task!r}.")
+        _require_classes(labels, tokenizer.task_variable)
         if arguments.labels_per_class is not None:
             chosen = few_labels(labels.numpy(), np.arange(len(rows)), arguments.labels_per_class, arguments.seed)
             hidden = np.setdiff1d(np.arange(len(rows)), chosen)
             labels[torch.from_numpy(hidden)] = IGNORE_INDEX
     if arguments.pseudo_labels == "model":
-        guesses = model_pseudo_labels(model, cohort, rows, arguments.pseudo_label_threshold)
-        own_task = [
-            index
-            for index, variable in enumerate(model.config.bei_variables)
-            if variable["name"] == model.config.task_variable
-        ]
-        guesses[:, own_task] = IGNORE_INDEX
+        guesses = model_pseudo_labels(arguments.checkpoint, cohort, rows, arguments.pseudo_label_threshold)
+        names = [variable["name"] for variable in tokenizer.model_variables]
+        if arguments.task in names:
+            guesses[:, names.index(arguments.task)] = IGNORE_INDEX
         missing = encoded["bei_labels"] == IGNORE_INDEX
         encoded["bei_labels"] = torch.where(missing, guesses, encoded["bei_labels"])
     return encoded
 
 
-@torch.no_grad()
-def model_pseudo_labels(
-    model: LCMForSequenceClassification, cohort: Cohort, rows: np.ndarray, threshold: float
-) -> Tensor:
+def _require_classes(labels: Tensor, variable: BEIVariable) -> None:
+    """Raise `ValueError` naming the labels that no scan has."""
+    present = set(labels.tolist())
+    absent = [name for index, name in enumerate(variable.labels) if index not in present]
+    if absent:
+        raise ValueError(f"No training scan has the label {', '.join(absent)} of {variable.name!r}.")
+
+
+def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, threshold: float) -> Tensor:
     """The pretrained model's own confident predictions as labels.
 
     Args:
-        model (`LCMForSequenceClassification`): before fine-tuning.
+        checkpoint (`str`): the pretrained checkpoint. A model with a downstream task would not do: the task's new
+            tokens are random at first, and the pretrained ones attend to them.
         cohort (`Cohort`): the prepared data.
         rows (`np.ndarray`): scans to predict.
         threshold (`float`): least probability for a categorical variable; continuous ones always get -100, because a
@@ -279,13 +267,14 @@ def model_pseudo_labels(
     Returns:
         `Tensor` of shape `(scans, variables)`, float32; -100 where the model is not confident.
     """
-    logits = predict_logits(model, cohort, rows)["bei_logits"]
+    with expected_new_weights():
+        model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
+    logits = predict_logits(model, cohort, rows)["logits"]
     columns, start = [], 0
     for variable in model.config.bei_variables:
         size = max(1, len(variable["labels"]))
-        part = logits[:, start : start + size].softmax(-1)
-        best = part.max(-1)
-        confident = best.values >= threshold if variable["kind"] == "categorical" else torch.zeros(len(part)).bool()
+        best = logits[:, start : start + size].softmax(-1).max(-1)
+        confident = (best.values >= threshold) & (variable["kind"] == "categorical")
         columns.append(torch.where(confident, best.indices.float(), torch.tensor(float(IGNORE_INDEX))))
         start += size
     return torch.stack(columns, dim=1)
@@ -331,36 +320,3 @@ def predict_logits(model: nn.Module, cohort: Cohort, rows: np.ndarray, batch_siz
             if getattr(outputs, name, None) is not None:
                 found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def save_checkpoint(
-    folder: Path, model: nn.Module, processor: LCMProcessor, arguments: LoopArguments, record: dict[str, Any]
-) -> Path:
-    """Write model, processor and the run's record as one folder, atomically.
-
-    A LoRA model is written twice: merged, as a checkpoint that loads without PEFT, and as `adapter/`.
-
-    Args:
-        folder (`Path`): the checkpoint folder.
-        model (`nn.Module`): trained model, possibly a `PeftModel`.
-        processor (`LCMProcessor`): saved beside it.
-        arguments (`LoopArguments`): settings of the run.
-        record (`dict`): subjects, history and whatever else identifies the run.
-    """
-
-    def fill(path: Path) -> None:
-        whole = model
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(path / "adapter"))
-            whole = model.merge_and_unload(safe_merge=True)
-        whole.save_pretrained(path)
-        processor.save_pretrained(path)
-        write_json(path / "training_record.json", {"arguments": asdict(arguments), **record})
-
-    return write_folder(folder, fill)
-
-
-def read_record(checkpoint: str | Path) -> dict[str, Any]:
-    """The run's record beside a checkpoint; empty where there is none (a Hub repository, a converted model)."""
-    path = Path(checkpoint) / "training_record.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,110 @@
+"""Checkpoints: model, processor and the run's record in one folder, written atomically and checked when loaded."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from modeling_lcm import LCMProcessor
+
+from .arguments import LoopArguments
+from .data import Cohort
+from .files import write_folder, write_json
+
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, processor: LCMProcessor, arguments: LoopArguments, record: dict[str, Any]
+) -> Path:
+    """Write model, processor and the run's record as one folder, atomically.
+
+    A LoRA model is written twice: merged, as a checkpoint that loads without PEFT, and as `adapter/`.
+
+    Args:
+        folder (`Path`): the checkpoint folder.
+        model (`nn.Module`): trained model, possibly a `PeftModel`.
+        processor (`LCMProcessor`): saved beside it.
+        arguments (`LoopArguments`): settings of the run.
+        record (`dict`): subjects, history and whatever else identifies the run.
+    """
+
+    def fill(path: Path) -> None:
+        whole = model
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(path / "adapter"))
+            whole = model.merge_and_unload(safe_merge=True)
+        whole.save_pretrained(path)
+        processor.save_pretrained(path)
+        write_json(path / "training_record.json", {"arguments": asdict(arguments), **record})
+
+    return write_folder(folder, fill)
+
+
+def read_record(checkpoint: str | Path) -> dict[str, Any]:
+    """The run's record beside a checkpoint; empty where there is none (a Hub repository, a converted model)."""
+    path = Path(checkpoint) / "training_record.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def load_processor(checkpoint: str) -> LCMProcessor:
+    """The processor saved with a checkpoint.
+
+    Raises:
+        ValueError: there is no checkpoint of that name.
+    """
+    if not checkpoint:
+        raise ValueError("No checkpoint was given: add --checkpoint FOLDER (made by training.pretrain).")
+    folder = Path(checkpoint)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inside = folder / "checkpoint"
+        hint = f" Is {inside} meant?" if inside.is_dir() else ""
+        raise ValueError(f"The folder {checkpoint} holds no checkpoint (no config.json).{hint}")
+    try:
+        return AutoProcessor.from_pretrained(checkpoint)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{checkpoint} is neither a checkpoint folder nor a repository within reach: {reason}"
+        ) from error
+
+
+def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:
+    """Raise `ValueError` unless the cohort has the checkpoint's regions, in the same order."""
+    ours, theirs = processor.feature_extractor, cohort.feature_extractor
+    same = ours.atlas == theirs.atlas
+    if ours.region_names is not None and theirs.region_names is not None:
+        same = ours.region_fingerprint == theirs.region_fingerprint
+    if ours.num_regions != theirs.num_regions or not same:
+        raise ValueError(
+            f"The checkpoint was made for {ours.num_regions} regions of {ours.atlas}, the data has "
+            f"{theirs.num_regions} of {theirs.atlas}, or in another order. Prepare it with the checkpoint's atlas."
+        )
+    for name in ("estimator", "fisher_z", "window", "padding"):
+        if getattr(ours, name) != getattr(theirs, name):
+            logger.warning(
+                "FC is defined differently: %s is %r in the checkpoint, %r in the data.",
+                name,
+                getattr(ours, name),
+                getattr(theirs, name),
+            )
+
+
+@contextmanager
+def expected_new_weights() -> Iterator[None]:
+    """Silence Transformers' report of new weights where they are meant to be new; our strict check stays."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
