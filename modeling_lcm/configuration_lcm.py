@@ -116,7 +116,14 @@ class LCMConfig(PreTrainedConfig):
     """
 
     model_type = "large_connectome_model"
-    keys_to_ignore_at_inference = ("layer_logits", "bei_logits", "hidden_states", "attentions", "cross_attentions")
+    # A list, because Trainer appends to it.
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Transformers' own declaration)
+        "layer_logits",
+        "bei_logits",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    ]
 
     num_regions: int = 116
     bei_variables: list = field(default_factory=default_bei_variables)

@@ -171,20 +171,22 @@ def supervised_losses(
     return torch.where(_layout_tensors(layout, losses.device)["categorical"], per_sample, mean_losses[:, 0])
 
 
-def multitask_loss(losses: Tensor, labels: Tensor, layout: TargetLayout, label_counts: Tensor | None = None) -> Tensor:
+def multitask_loss(
+    losses: Tensor, labels: Tensor, layout: TargetLayout, target_counts: Tensor | None = None
+) -> Tensor:
     """Weighted sum over targets of the mean loss over the people whose label was recorded.
 
     Args:
         losses (`Tensor` of shape `(batch, targets)`): from [`supervised_losses`].
         labels (`Tensor` of shape `(batch, targets)`): to count who was recorded.
         layout (`TargetLayout`): holds the weights (paper: 1 for classes, 1e-4 for age in years).
-        label_counts (`Tensor` of shape `(targets,)`, *optional*): recorded labels in the whole optimisation step, when
-            this batch is only a part of it (gradient accumulation, several processes). Defaults to this batch's.
+        target_counts (`Tensor` of shape `(targets,)`, *optional*): recorded labels in the whole optimisation step,
+            when this batch is only a part of it (gradient accumulation, several processes). Defaults to this batch's.
 
     Returns:
         Scalar float32 tensor; a target that nobody was labelled for contributes 0.
     """
-    counts = labelled(labels).sum(0) if label_counts is None else label_counts.to(losses.device)
+    counts = labelled(labels).sum(0) if target_counts is None else target_counts.to(losses.device)
     weights = _layout_tensors(layout, losses.device)["weights"]
     return (losses.sum(0) * weights / counts.clamp_min(1)).sum()
 

@@ -435,7 +435,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, connectivity: Tensor, labels: Tensor | None = None, label_counts: Tensor | None = None, **kwargs: Any
+        self, connectivity: Tensor, labels: Tensor | None = None, target_counts: Tensor | None = None, **kwargs: Any
     ) -> LCMMultitaskOutput:
         """Predict every BEI variable.
 
@@ -443,7 +443,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
             connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
             labels (`Tensor` of shape `(batch, variables)`, *optional*): as the BEI tokenizer makes them: class index
                 or scaled value, -100 where nothing was recorded.
-            label_counts (`Tensor` of shape `(variables,)`, *optional*): recorded labels in the whole optimisation
+            target_counts (`Tensor` of shape `(variables,)`, *optional*): recorded labels in the whole optimisation
                 step, when this batch is a part of it.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
@@ -455,7 +455,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         layout = self.target_layout
         loss = None
         if labels is not None:
-            loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, label_counts)
+            loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, target_counts)
         return LCMMultitaskOutput(
             loss=loss,
             logits=read_out(layer_logits, layout, self.config.effective_readout, self.bei_layer_choice.best_layer),
@@ -510,7 +510,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         connectivity: Tensor,
         labels: Tensor | None = None,
         bei_labels: Tensor | None = None,
-        label_counts: Tensor | None = None,
+        target_counts: Tensor | None = None,
         **kwargs: Any,
     ) -> LCMSequenceClassifierOutput:
         """Predict the downstream task, and the pretrained BEI variables beside it.
@@ -520,8 +520,9 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             labels (`Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): downstream labels; -100 for a
                 person without one, who then still contributes through `bei_labels`.
             bei_labels (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
-                variables; their loss is weighted by `config.bei_loss_weight`.
-            label_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
+                variables; their loss is weighted by `config.bei_loss_weight`. Data without them need
+                `TrainingArguments(label_names=["labels"])`, or Trainer waits for both before it reports a loss.
+            target_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
                 variables,)`, when this batch is a part of it.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
@@ -539,7 +540,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         task_layout, bei_layout = self.target_layout, TargetLayout.from_variables(self.config.bei_variables)
         losses = []
         num_targets = len(task_layout.kinds)
-        task_counts, bei_counts = (None, None) if label_counts is None else label_counts.tensor_split([num_targets])
+        task_counts, bei_counts = (None, None) if target_counts is None else target_counts.tensor_split([num_targets])
         if labels is not None:
             columns = labels.float().reshape(labels.shape[0], -1)
             losses.append(_loss(self, task_logits, columns, task_layout, self.task_layer_choice, task_counts))
@@ -568,7 +569,7 @@ def _loss(
     labels: Tensor,
     layout: TargetLayout,
     choice: LayerChoice,
-    label_counts: Tensor | None,
+    target_counts: Tensor | None,
 ) -> Tensor:
     """Multitask loss under the configured supervision; in training, the layer choice learns from the batch first."""
     labels = labels.float()
@@ -578,4 +579,4 @@ def _loss(
     if model.training:
         choice.update(layer_logits, labels, layout)
     losses = supervised_losses(layer_logits, labels, layout, model.config.supervision, choice.best_layer)
-    return multitask_loss(losses, labels, layout, label_counts)
+    return multitask_loss(losses, labels, layout, target_counts)

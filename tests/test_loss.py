@@ -129,7 +129,7 @@ def test_any_layout_equals_the_reference(
 
 @settings(max_examples=40, deadline=None)
 @given(problem=problems(), cut=st.integers(0, 5))
-def test_two_parts_with_label_counts_sum_to_the_whole(
+def test_two_parts_with_target_counts_sum_to_the_whole(
     problem: tuple[TargetLayout, Tensor, Tensor, Tensor], cut: int
 ) -> None:
     layout, logits, labels, _ = problem

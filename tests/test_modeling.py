@@ -158,6 +158,14 @@ class TestEquivalence:
         attention.config._attn_implementation = "somebody_elses"
         assert not attention._folding_pays(tokens=2, length=200)
 
+    def test_offloaded_weights(self, make_config: MakeConfig, connectivity: Tensor) -> None:
+        accelerate = pytest.importorskip("accelerate")
+        model = LCMForMultitaskPretraining(make_config(hidden_size=64)).eval()
+        expected = model(connectivity).logits
+        accelerate.cpu_offload(model, execution_device="cpu")
+        assert model.model.layers[0].cross_attn.k_proj.weight.device.type == "meta"
+        assert torch.allclose(model(connectivity).logits, expected, atol=1e-5)
+
     def test_batch_equals_one_by_one(self, model: LCMForMultitaskPretraining, connectivity: Tensor) -> None:
         one_by_one = torch.cat([model(connectivity[i : i + 1]).layer_logits for i in range(len(connectivity))])
         assert torch.allclose(model(connectivity).layer_logits, one_by_one, atol=1e-5)
@@ -284,23 +292,22 @@ class TestTraining:
         model.train()(connectivity, labels=labels)
         assert model.bei_layer_choice.running_loss.isfinite().all()
 
-    def test_halves_with_label_counts_equal_the_whole(
+    def test_halves_with_target_counts_equal_the_whole(
         self, model: LCMForMultitaskPretraining, connectivity: Tensor, labels: Tensor
     ) -> None:
         counts = (labels != -100).sum(0)
         whole = model(connectivity, labels=labels).loss
-        halves = [model(connectivity[i::2], labels=labels[i::2], label_counts=counts).loss for i in range(2)]
+        halves = [model(connectivity[i::2], labels=labels[i::2], target_counts=counts).loss for i in range(2)]
         assert torch.allclose(sum(halves), whole)
 
-    def test_region_embeddings_let_tokens_ask_for_a_region(
-        self, make_config: MakeConfig, connectivity: Tensor
-    ) -> None:
-        # Without them the memory is a set: reordering which region comes first changes nothing but the FC row's order.
+    def test_region_embeddings_are_added_to_the_memory(self, make_config: MakeConfig, connectivity: Tensor) -> None:
         model = LCMModel(make_config(region_embeddings=True)).eval()
-        before = model(connectivity).last_hidden_state
-        with torch.no_grad():
-            model.region_embeddings.weight.copy_(model.region_embeddings.weight.flip(0))
-        assert (model(connectivity).last_hidden_state - before).abs().max() > 1e-3
+        plain = LCMModel(make_config()).eval()
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "region_embeddings" not in k})
+        expected = plain(connectivity).last_hidden_state
+        assert (model(connectivity).last_hidden_state - expected).abs().max() > 1e-3
+        nn.init.zeros_(model.region_embeddings.weight)
+        assert torch.equal(model(connectivity).last_hidden_state, expected)
 
 
 class TestSequenceClassification:
@@ -377,13 +384,13 @@ class TestSequenceClassification:
         model.config.bei_loss_weight = 0.0
         assert torch.equal(model(connectivity, labels=task_labels, bei_labels=labels).loss, task)
 
-    def test_label_counts_of_both_losses(self, make_config: MakeConfig, connectivity: Tensor, labels: Tensor) -> None:
+    def test_target_counts_of_both_losses(self, make_config: MakeConfig, connectivity: Tensor, labels: Tensor) -> None:
         model = LCMForSequenceClassification(make_config(num_labels=2, bei_loss_weight=0.5)).eval()
         task_labels = torch.tensor([0, 1, 1, -100])
         counts = torch.cat([(task_labels != -100).sum()[None], (labels != -100).sum(0)])
         whole = model(connectivity, labels=task_labels, bei_labels=labels).loss
         halves = [
-            model(connectivity[part], labels=task_labels[part], bei_labels=labels[part], label_counts=counts).loss
+            model(connectivity[part], labels=task_labels[part], bei_labels=labels[part], target_counts=counts).loss
             for part in (slice(0, 3), slice(3, 4))
         ]
         assert torch.allclose(sum(halves), whole)

@@ -184,14 +184,14 @@ class Trainer:
     def _step(self, batches: list[dict[str, Tensor]], epoch: int) -> float:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
         accelerator = self.accelerator
-        counts = accelerator.reduce(sum(_label_counts(batch) for batch in batches), reduction="sum")
+        counts = accelerator.reduce(sum(_target_counts(batch) for batch in batches), reduction="sum")
         step_loss = 0.0
         for position, batch in enumerate(batches):
             rows = batch.pop("rows")
             batch["connectivity"] = self._augment(batch["connectivity"])
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(**batch, label_counts=counts).loss
+                loss = self.model(**batch, target_counts=counts).loss
                 if not torch.isfinite(loss):
                     raise FloatingPointError(self._describe_failure(epoch, rows))
                 # Data-parallel training averages gradients over processes, but the counts are global already.
@@ -326,7 +326,7 @@ def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
         yield window
 
 
-def _label_counts(batch: dict[str, Tensor]) -> Tensor:
+def _target_counts(batch: dict[str, Tensor]) -> Tensor:
     """Recorded labels per target: the task's (or all variables') first, then those of `bei_labels`."""
     columns = [
         batch[name].float().reshape(len(batch["rows"]), -1) for name in ("labels", "bei_labels") if name in batch
