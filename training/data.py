@@ -107,7 +107,8 @@ def load_cohort(folder: str | Path) -> Cohort:
         )
     edges = extractor.num_regions * (extractor.num_regions - 1) // 2
     column = data.data.column("connectivity").combine_chunks()
-    triangles = column.flatten().to_numpy(zero_copy_only=False).reshape(len(data), -1)
+    # A copy: torch warns of Arrow's read-only memory.
+    triangles = column.flatten().to_numpy(zero_copy_only=False).reshape(len(data), -1).copy()
     if triangles.shape[1] != edges:
         raise ValueError(
             f"{folder} holds {triangles.shape[1]} edges a scan, but its FC definition has {extractor.num_regions} "

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from .files import write_json
+
+
+NOT_RECORDED = "(not recorded)"
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,13 @@ def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | 
         )
     classes = pd.Series("all", index=table.index)
     if stratify_by is not None:
-        classes = table[stratify_by].astype("string").fillna("(not recorded)")
+        classes = table[stratify_by].astype("string").fillna(NOT_RECORDED)
         check_classes(table, stratify_by, n_folds)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    test = [sorted(set(subjects.iloc[rows])) for _, rows in splitter.split(subjects, classes, subjects)]
+    with warnings.catch_warnings():
+        # Rare classes have been refused above; this is about the people without a record.
+        warnings.filterwarnings("ignore", "The least populated class")
+        test = [sorted(set(subjects.iloc[rows])) for _, rows in splitter.split(subjects, classes, subjects)]
     return Folds(tuple(map(tuple, test)), seed, stratify_by)
 
 
@@ -138,7 +144,9 @@ def check_classes(table: pd.DataFrame, column: str, n_folds: int) -> None:
         )
 
 
-def hold_out(table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, stratify_by: str | None) -> Any:
+def hold_out(
+    table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, stratify_by: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Split training rows into training and validation rows, by subject.
 
     Args:
@@ -149,28 +157,34 @@ def hold_out(table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, 
         stratify_by (`str`, *optional*): categorical column to balance.
 
     Returns:
-        Two int arrays of row positions; the second is empty for fraction 0.
+        Two int arrays of row positions; the second is empty for fraction 0. Otherwise it has somebody of every class
+        that two or more people have.
 
     Raises:
-        ValueError: the fraction is out of range, or too small for so few subjects.
+        ValueError: the fraction is out of range, or nobody can be held back.
     """
     if not 0 <= fraction <= 0.5:
         raise ValueError(f"validation_fraction must lie between 0 and 0.5, got {fraction}.")
     if fraction == 0:
         return rows, rows[:0]
     part = table.iloc[rows]
-    parts, people = round(1 / fraction), part["subject_id"].nunique()
-    if people < parts:
-        raise ValueError(
-            f"validation_fraction {fraction} needs at least {parts} training subjects, there are {people}. Raise it, "
-            "or set it to 0 to train without validation."
-        )
+    subjects = part["subject_id"].astype(str)
     classes = pd.Series("all", index=part.index)
     if stratify_by is not None:
-        classes = part[stratify_by].astype("string").fillna("(not recorded)")
-    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    train, validation = next(splitter.split(part, classes, part["subject_id"].astype(str)))
-    return rows[train], rows[validation]
+        classes = part[stratify_by].astype("string").fillna(NOT_RECORDED)
+    generator = np.random.default_rng(seed)
+    held_back: set[str] = set()
+    class_of_subject = classes.groupby(subjects).first()  # by that person's first scan; sorted by subject
+    for _, people in class_of_subject.groupby(class_of_subject):
+        count = max(1, round(fraction * len(people))) if len(people) > 1 else 0
+        held_back |= set(generator.permutation(people.index.to_numpy())[:count])
+    is_validation = subjects.isin(held_back).to_numpy()
+    if not is_validation.any():
+        raise ValueError(
+            f"Nobody can be held back for validation: {len(class_of_subject)} training subjects are too few. Set "
+            "validation_fraction to 0."
+        )
+    return rows[~is_validation], rows[is_validation]
 
 
 def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) -> np.ndarray:
