@@ -1,0 +1,366 @@
+"""Research-code checkpoint to Hub folder: `python -m conversion.convert_official RUN_DIR --output DIR`."""
+
+import argparse
+import errno
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.dynamic_module_utils import custom_object_save
+
+from modeling_lcm import (
+    BEITokenizer,
+    FCFeatureExtractor,
+    LCMConfig,
+    LCMForMultitaskPretraining,
+    LCMForSequenceClassification,
+    LCMProcessor,
+)
+from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
+from modeling_lcm.loss_lcm import LayerChoice
+from training.arguments import command_line
+from training.files import require_new, write_folder, write_json
+
+from .key_mapping import UNUSED, map_tensor
+from .official import (
+    DEFAULT_HEADS,
+    Architecture,
+    OfficialRun,
+    describe,
+    find_run,
+    infer_architecture,
+    load_state,
+)
+from .shards import Slot, parse_size, write_safetensors, write_shards
+from .verify_parity import measure, table_text
+from .vocabulary import NAMED, UNNAMED, build_tokenizer
+
+
+REPORT = "conversion_report.json"
+# Tensors that the research code saves and never uses: kept so that the way back gives the same files.
+UNUSED_WEIGHTS = "official_unused.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Atlases that the research code reads, by their number of regions.
+OFFICIAL_ATLASES = {
+    ATLASES[name].num_regions: name
+    for name in ("aal-116", "gordon-333", "schaefer-100", "schaefer-200", "schaefer-400", "dosenbach-160")
+}
+FC_DEFINITIONS: dict[str, dict[str, Any]] = {
+    "pearson-whole-scan": {},
+    "pearson-windows-500": {"window": 500},
+    "pearson-windows-500-padded": {"window": 500, "padding": "zeros_at_end"},
+}
+FC_NOTES = {
+    "pearson-whole-scan": "FC of whole scans, as the research code's PPMI, ABIDE, Taowu and Neurocon loaders make it. "
+    "Its ADNI and HCP loaders cut windows of 500 volumes and padded the last one with zeros.",
+    "pearson-windows-500": "FC of windows of 500 volumes, the last one not padded: a sound form of what the research "
+    "code's ADNI and HCP loaders do.",
+    "pearson-windows-500-padded": "FC of windows of 500 volumes, the last one padded with zeros before the "
+    "correlation, as the research code's ADNI and HCP loaders do. Wrong for signals whose mean is not 0.",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    Args:
+        vocabulary (`str`, *optional*): vocabulary file; without one the labels say that they are unnamed.
+        group_sizes (`tuple[int, ...]`, *optional*): tokens of every group, where nothing else tells.
+        fc_definition (`str`): a name in `FC_DEFINITIONS`.
+        atlas (`str`, *optional*): atlas id; default: the research code's atlas of as many regions.
+        heads (`int`, *optional*): attention heads, which no shape tells; default: 8.
+        dtype (`str`): type of the weights that are written.
+        max_shard_size (`str`): most weights in a file.
+        reference (`str`, *optional*): recording of a run of the research code, to measure the agreement with.
+    """
+
+    vocabulary: str | None = None
+    group_sizes: tuple[int, ...] | None = None
+    fc_definition: str = "pearson-whole-scan"
+    atlas: str | None = None
+    heads: int | None = None
+    dtype: str = "float32"
+    max_shard_size: str = "2GB"
+    reference: str | None = None
+
+
+def convert(run: OfficialRun, output: str | Path, options: Options | None = None) -> dict[str, Any]:
+    """Convert one pair of pickles to a folder for `from_pretrained`; the folder appears complete or not at all.
+
+    Args:
+        run (`OfficialRun`): the pair.
+        output (`str` or `Path`): new folder.
+        options (`Options`, *optional*): how.
+
+    Returns:
+        The content of `conversion_report.json`.
+
+    Raises:
+        FileExistsError: the output holds something.
+        ValueError: files, vocabulary or options do not fit each other.
+        OSError: the disk is full, for example; nothing is left behind.
+    """
+    options = options or Options()
+    output = require_new(output)
+    for name, known in (("fc_definition", FC_DEFINITIONS), ("dtype", DTYPES)):
+        if getattr(options, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(options, name)!r}.")
+    states = {"stem": load_state(run.stem), "head": load_state(run.head)}
+    found = infer_architecture(states["stem"], states["head"])
+    if run.layers not in (None, found.num_layers):
+        raise ValueError(f"The folder's name says {run.layers} layers, the head has {found.num_layers}.")
+    tokenizer, status = build_tokenizer(found, run.datasets, options.vocabulary, options.group_sizes)
+    processor = LCMProcessor(_feature_extractor(found, options), tokenizer)
+    config = _config(found, tokenizer, options)
+    report = _report(run, states, found, processor, status, options)
+    plan = _plan(states)
+    del states  # each shard opens the files anew, so that no more of them than a shard is in memory
+
+    def fill(folder: Path) -> None:
+        _write_model(folder, run, config, plan, options)
+        processor.save_pretrained(folder)
+        config.save_pretrained(folder)
+        if options.reference is not None:
+            report["parity"] = _agreement(folder, options)
+        write_json(folder / REPORT, report)
+
+    write_folder(output, fill)
+    return report
+
+
+def _agreement(folder: Path, options: Options) -> dict[str, Any]:
+    parity = measure(folder, str(options.reference))
+    # Rounded weights cannot agree to 1e-5; the report then says how far they are.
+    if options.dtype == "float32" and not parity["passed"]:
+        raise ValueError(
+            f"The converted weights do not compute what {options.reference} recorded, so they were not kept. Is it a "
+            f"recording of these very weights, and is the number of heads right?\n{table_text(parity)}"
+        )
+    return parity
+
+
+def _feature_extractor(found: Architecture, options: Options) -> FCFeatureExtractor:
+    atlas = options.atlas or OFFICIAL_ATLASES.get(found.num_regions)
+    if atlas is None:
+        raise ValueError(
+            f"The stem has {found.num_regions} regions, and the research code reads no such atlas (it reads "
+            f"{', '.join(OFFICIAL_ATLASES.values())}). Name the atlas with --atlas."
+        )
+    known = get_atlas(atlas)
+    if known.num_regions != found.num_regions:
+        raise ValueError(f"{known.id} has {known.num_regions} regions, the stem {found.num_regions}.")
+    return FCFeatureExtractor(
+        atlas=known.id, region_names=region_names(known), **FC_DEFINITIONS[options.fc_definition]
+    )
+
+
+def _config(found: Architecture, tokenizer: BEITokenizer, options: Options) -> LCMConfig:
+    task = tokenizer.task_variable
+    settings: dict[str, Any] = {}
+    if task is not None:
+        names = task.labels or [task.name]
+        settings = {
+            "task_variable": task.name,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "problem_type": "single_label_classification" if task.labels else "regression",
+        }
+    config = LCMConfig(
+        num_regions=found.num_regions,
+        hidden_size=found.hidden_size,
+        num_hidden_layers=found.num_layers,
+        num_attention_heads=options.heads or DEFAULT_HEADS,
+        intermediate_size=found.intermediate_size,
+        bei_variables=tokenizer.model_variables,
+        # What the weights were trained with; the automatic read-out is then the research code's, the maximum.
+        supervision="adaptive_per_sample",
+        dtype=options.dtype,
+        **settings,
+    )
+    config.architectures = [(LCMForSequenceClassification if task else LCMForMultitaskPretraining).__name__]
+    return config
+
+
+def _plan(states: dict[str, dict[str, Tensor]]) -> dict[str, tuple[str, str]]:
+    """Our name -> part ("stem" or "head") and research name of the tensor that it comes from."""
+    return {
+        ours: (part, theirs)
+        for part, state in states.items()
+        for theirs, tensor in state.items()
+        for ours in map_tensor(theirs, tensor)
+    }
+
+
+def _write_model(
+    folder: Path, run: OfficialRun, config: LCMConfig, plan: dict[str, tuple[str, str]], options: Options
+) -> None:
+    """Weights, unused tensors and the code that loads them without this package."""
+    with torch.device("meta"):
+        kind = LCMForSequenceClassification if config.task_variable else LCMForMultitaskPretraining
+        model = kind(config)
+    wanted = model.state_dict()
+    # Which layer is best for a variable was never recorded; the read-out in force does not ask.
+    fresh = _layer_choices(model)
+    if wanted.keys() != plan.keys() | fresh.keys():
+        raise ValueError(
+            f"The mapping does not fit the model: {sorted(wanted.keys() ^ (plan.keys() | fresh.keys()))}."
+        )
+    dtype = DTYPES[options.dtype]
+    slots = [
+        Slot(name, tuple(tensor.shape), dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in wanted.items()
+    ]
+
+    def reader(_: int) -> Callable[[str], Tensor]:
+        states = {"stem": load_state(run.stem), "head": load_state(run.head)}
+
+        def read(name: str) -> Tensor:
+            if name in fresh:
+                return fresh[name]
+            part, theirs = plan[name]
+            return _checked(map_tensor(theirs, states[part][theirs])[name], theirs, dtype)
+
+        return read
+
+    write_shards(folder, slots, parse_size(options.max_shard_size), reader)
+    head = load_state(run.head)
+    unused = [name for name in UNUSED if name in head]
+    kept = [Slot(name, tuple(head[name].shape), head[name].dtype) for name in unused]
+    write_safetensors(folder / UNUSED_WEIGHTS, kept, head.__getitem__)
+    custom_object_save(model, folder, config=config)
+
+
+def _layer_choices(model: torch.nn.Module) -> dict[str, Tensor]:
+    fresh = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, LayerChoice):
+            targets, layers = module.running_loss.shape
+            state = LayerChoice(targets, layers, module.momentum).state_dict()
+            fresh |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+    return fresh
+
+
+def _checked(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values: the checkpoint is broken.")
+    converted = tensor.to(dtype)
+    if not converted.isfinite().all():
+        raise ValueError(f"{name} has values too large for {dtype}: use --dtype bfloat16 or float32.")
+    return converted
+
+
+def _report(
+    run: OfficialRun,
+    states: dict[str, dict[str, Tensor]],
+    found: Architecture,
+    processor: LCMProcessor,
+    status: str,
+    options: Options,
+) -> dict[str, Any]:
+    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+    tensors, unused, parameters = [], [], 0
+    for part, state in states.items():
+        for name, tensor in state.items():
+            targets = map_tensor(name, tensor)
+            if not targets:
+                unused.append(name)
+                continue
+            shape = list(tensor.shape)
+            tensors.append(
+                {"part": part, "from": name, "shape": shape, "type": str(tensor.dtype), "to": list(targets)}
+            )
+            is_buffer = "running" in name or "num_batches" in name
+            parameters += 0 if is_buffer else tensor.numel()
+    notes = [FC_NOTES[options.fc_definition]]
+    if options.heads is None:
+        notes.append(f"The number of attention heads is not in the weights; {DEFAULT_HEADS} was assumed.")
+    if options.atlas is None:
+        notes.append(
+            f"The atlas ({extractor.atlas}) was inferred from the number of regions; the order of its regions is to "
+            "be confirmed by the weights' owner."
+        )
+    if status == UNNAMED:
+        notes.append("No vocabulary was given: what the labels of the groups mean is not known.")
+    elif status != NAMED:
+        notes.append(f"The order of labels within the groups is {status}.")
+    return {
+        "format": "lcm-conversion-report",
+        "version": 1,
+        "source": describe(run),
+        "architecture": {**asdict(found), "num_attention_heads": options.heads or DEFAULT_HEADS},
+        "parameters": parameters,
+        "dtype": options.dtype,
+        "vocabulary": {
+            "status": status,
+            "variables": {variable.name: len(variable.tokens) for variable in tokenizer.variables},
+        },
+        "fc_definition": options.fc_definition,
+        "atlas": extractor.atlas,
+        "region_fingerprint": None if extractor.region_names is None else fingerprint(extractor.region_names),
+        "tensors": tensors,
+        "unused": unused,
+        "notes": notes,
+        "parity": None,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion.convert_official",
+        description="Convert a pair of research-code pickles to a folder for from_pretrained.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", help="Folder with bb_fold*.pt and head_fold*.pt.")
+    parser.add_argument("--output", required=True, help="New folder.")
+    parser.add_argument("--fold", type=int, help="Fold, where the folder holds several.")
+    parser.add_argument("--dataset", help="Data set that the epoch was chosen on, where there are several.")
+    parser.add_argument("--metric", choices=["y", "sex", "age"], help="What the epoch was chosen by, likewise.")
+    parser.add_argument("--head", help="Another head file for this stem, such as a fine-tuned one.")
+    parser.add_argument("--vocabulary", help="Vocabulary (JSON); see conversion/vocabularies/seven_datasets.json.")
+    parser.add_argument("--group-sizes", type=int, nargs="+", help="Tokens of every group, where nothing else tells.")
+    parser.add_argument("--fc-definition", default="pearson-whole-scan", choices=list(FC_DEFINITIONS))
+    parser.add_argument("--atlas", help="Atlas id; default: the research code's atlas of as many regions.")
+    parser.add_argument("--heads", type=int, help=f"Attention heads, which no shape tells; default: {DEFAULT_HEADS}.")
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    parser.add_argument("--max-shard-size", default="2GB", help="Most weights in a file, such as 2GB.")
+    parser.add_argument("--reference", help="Recording of a run of the research code, to measure the agreement with.")
+    return parser
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    given = vars(_parser().parse_args(argv))
+    run = find_run(given["run_dir"], given["fold"], given["dataset"], given["metric"], given["head"])
+    settings = {name: given[name] for name in Options.__dataclass_fields__}
+    if settings["group_sizes"] is not None:
+        settings["group_sizes"] = tuple(settings["group_sizes"])
+    try:
+        report = convert(run, given["output"], Options(**settings))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"The disk is full: {given['output']} was not written, and nothing was left behind."
+        ) from error
+    shape = report["architecture"]
+    print(
+        f"{report['parameters']:,} parameters: {shape['num_layers']} layers of width {shape['hidden_size']}, "
+        f"{shape['num_regions']} regions ({report['atlas']}), {shape['num_tokens']} tokens"
+    )
+    for note in report["notes"]:
+        print(f"note: {note}")
+    if report["parity"] is not None:
+        print(table_text(report["parity"]))
+    print(f"Checkpoint written to {given['output']}")
+
+
+if __name__ == "__main__":
+    main()

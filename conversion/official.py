@@ -1,0 +1,267 @@
+"""Checkpoints of the research code on disk: finding a pair of files, reading them safely, checking their shapes."""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .key_mapping import HEAD, STEM
+
+
+# bb_fold0_hcpaBest-y_2025-01-30-16-59-56.pt; older runs write Best_ instead of Best-y_.
+FILE_NAME = re.compile(
+    r"(?P<part>bb|head)_fold(?P<fold>\d+)_(?P<dataset>.+?)Best(?:-(?P<metric>y|sex|age))?_(?P<date>.+)\.pt"
+)
+# none_decoder20_adni-hcpa_boldwin500_FCFC
+RUN_NAME = re.compile(r"none_decoder(?P<layers>\d+)_(?P<datasets>.+)_boldwin500_FCFC")
+
+# Labels of every data set's group, "N/A" included. Taowu's and Neurocon's are contained in PPMI's and share its group.
+GROUP_SIZES = {"adni": 3, "hcpa": 5, "hcpya": 8, "abide": 3, "ppmi": 5, "taowu": 3, "neurocon": 3}
+CONTAINED = {"taowu": ("neurocon",), "neurocon": ("taowu",)}
+COMMON_TOKENS = 3  # male, female, age: after the groups, in every checkpoint
+DEFAULT_HEADS = 8
+
+
+@dataclass(frozen=True)
+class OfficialRun:
+    """One pair of pickles.
+
+    Args:
+        stem (`Path`): the stem's state dict (`bb_*.pt`).
+        head (`Path`): the decoder's state dict (`head_*.pt`).
+        datasets (`tuple[str, ...]`): data sets named by the run's folder; empty where it names none.
+        layers (`int`, *optional*): decoder layers that the folder's name says.
+    """
+
+    stem: Path
+    head: Path
+    datasets: tuple[str, ...]
+    layers: int | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the shapes of a pair of state dicts say.
+
+    Args:
+        num_regions (`int`): regions N.
+        hidden_size (`int`): width d.
+        intermediate_size (`int`): width of the feed-forward block.
+        num_layers (`int`): decoder layers L.
+        num_tokens (`int`): pretrained tokens: those of the groups, two of sex, one of age.
+        num_new_tokens (`int`): tokens added by fine-tuning; 0 for a pretrained head.
+    """
+
+    num_regions: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_tokens: int
+    num_new_tokens: int
+
+
+def find_run(
+    folder: str | Path,
+    fold: int | None = None,
+    dataset: str | None = None,
+    metric: str | None = None,
+    head: str | Path | None = None,
+) -> OfficialRun:
+    """Find one pair of files in a run's folder.
+
+    Args:
+        folder (`str` or `Path`): the folder with `bb_*.pt` and `head_*.pt`.
+        fold (`int`, *optional*): needed where the folder holds several.
+        dataset (`str`, *optional*): data set that the epoch was chosen on; needed where there are several.
+        metric (`str`, *optional*): "y", "sex" or "age", that the epoch was chosen by; likewise.
+        head (`str` or `Path`, *optional*): another head file for this stem, such as a fine-tuned one.
+
+    Raises:
+        FileNotFoundError: the folder or the head does not exist, or half of the pair is missing.
+        ValueError: no file fits, or several pairs do.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    pairs: dict[tuple, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.pt")):
+        name = FILE_NAME.fullmatch(path.name)
+        if name is not None:
+            key = (int(name["fold"]), name["dataset"], name["metric"] or "y", name["date"])
+            pairs.setdefault(key, {})[name["part"]] = path
+    wanted = (fold, dataset, metric)
+    found = {
+        key: parts
+        for key, parts in pairs.items()
+        if all(want is None or want == have for want, have in zip(wanted, key, strict=False))
+    }
+    if head is not None:
+        if not Path(head).is_file():
+            raise FileNotFoundError(f"There is no head file {head}.")
+        found = {key: {**parts, "head": Path(head)} for key, parts in found.items() if "bb" in parts}
+    if len(found) != 1:
+        options = "; ".join(f"fold {key[0]}, dataset {key[1]}, metric {key[2]}, {key[3]}" for key in found or pairs)
+        raise ValueError(
+            f"{len(found)} checkpoints of {folder} fit, needed is one. It holds: {options or 'no bb_fold*.pt files'}."
+            + (" Choose with --fold, --dataset and --metric." if pairs else "")
+        )
+    ((key, parts),) = found.items()
+    for part, other in (("bb", "head"), ("head", "bb")):
+        if part not in parts:
+            raise FileNotFoundError(
+                f"{folder} has {parts[other].name}, but not the {part}_fold{key[0]}_*.pt of the same date: both "
+                "halves of the pair are needed."
+            )
+    named = RUN_NAME.fullmatch(folder.resolve().name)
+    datasets = tuple(named["datasets"].split("-")) if named else ()
+    return OfficialRun(parts["bb"], parts["head"], datasets, int(named["layers"]) if named else None)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running code from it; its tensors stay on disk until they are used.
+
+    Raises:
+        ValueError: a truncated file, or a pickle that is anything but a dictionary of tensors.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not a complete PyTorch file: it is truncated, or something else. Copy it again, or save it "
+            "anew with torch.save."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors ({_wanted_global(error)}). Nothing of it was run; only plain state dicts "
+            "are converted."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}): it is damaged. Copy it again.") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} is not a state dict (names and tensors) of the research code.")
+    return state
+
+
+def _wanted_global(error: Exception) -> str:
+    """Which class or function a refused pickle asked for; torch's own text advises to trust the file."""
+    named = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|operand|class)[: ]+(\S+)", str(error))
+    return f"it asks for {(named[1] or named[2]).rstrip('.')}" if named else "its content is not allowed"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def infer_architecture(stem: dict[str, Tensor], head: dict[str, Tensor]) -> Architecture:
+    """Read the architecture off the shapes, and check that every tensor has the shape that follows from it.
+
+    Raises:
+        ValueError: a tensor is missing, foreign, or contradicts another; the message names it.
+    """
+    layers = {int(name.split(".")[2]) for name in head if re.match(r"decoder\.layers\.\d+\.", name)}
+    if "lin.0.weight" not in stem or "object_query.weight" not in head or not layers:
+        raise ValueError(
+            "These files are not a stem and a head of the research code: a stem has lin.0.weight, a head "
+            f"object_query.weight and decoder.layers.*; found {sorted(stem)[:3]} and {sorted(head)[:3]}."
+        )
+    for state, name in ((stem, "lin.0.weight"), (head, "object_query.weight"), (head, "finetune_query.weight")):
+        if name in state and state[name].ndim != 2:
+            raise ValueError(f"{name} is not a matrix.")
+    linear = head.get("decoder.layers.0.linear1.weight")
+    width, regions = stem["lin.0.weight"].shape
+    new = head["finetune_query.weight"].shape[0] if "finetune_query.weight" in head else 0
+    found = Architecture(
+        num_regions=regions,
+        hidden_size=width,
+        intermediate_size=0 if linear is None else linear.shape[0],
+        num_layers=max(layers) + 1,
+        num_tokens=head["object_query.weight"].shape[0],
+        num_new_tokens=new,
+    )
+    _check_shapes("stem", stem, {name: shape for name, shape in _shapes(found).items() if name in STEM})
+    _check_shapes("head", head, {name: shape for name, shape in _shapes(found).items() if name not in STEM})
+    for name, tensor in [*stem.items(), *head.items()]:
+        # The stem's counter of batches is the only tensor of integers.
+        if tensor.is_floating_point() == name.endswith("num_batches_tracked"):
+            raise ValueError(f"{name} has the wrong type {tensor.dtype}.")
+    return found
+
+
+def _shapes(found: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of both files."""
+    d, wide = found.hidden_size, found.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {name: (d,) for name in (*STEM, *HEAD)}
+    shapes |= {
+        "lin.0.weight": (d, found.num_regions),
+        "lin.1.num_batches_tracked": (),
+        "object_query.weight": (found.num_tokens, d),
+        "finetune_query.weight": (found.num_new_tokens, d),
+    }
+    for name in ("class_embed", "sex_embed", "age_embed"):
+        shapes |= {f"{name}.weight": (1, d), f"{name}.bias": (1,)}
+    for index in range(found.num_layers):
+        layer = f"decoder.layers.{index}"
+        for attention in ("self_attn", "multihead_attn"):
+            shapes |= {
+                f"{layer}.{attention}.in_proj_weight": (3 * d, d),
+                f"{layer}.{attention}.in_proj_bias": (3 * d,),
+                f"{layer}.{attention}.out_proj.weight": (d, d),
+                f"{layer}.{attention}.out_proj.bias": (d,),
+            }
+        shapes |= {f"{layer}.norm{i}.{kind}": (d,) for i in (1, 2, 3) for kind in ("weight", "bias")}
+        shapes |= {f"{layer}.linear1.weight": (wide, d), f"{layer}.linear1.bias": (wide,)}
+        shapes |= {f"{layer}.linear2.weight": (d, wide), f"{layer}.linear2.bias": (d,)}
+    if not found.num_new_tokens:
+        del shapes["finetune_query.weight"]
+    return shapes
+
+
+def _check_shapes(part: str, state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or foreign:
+        raise ValueError(
+            f"The {part} does not have the research code's tensors: missing {missing}, foreign {foreign}."
+        )
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"The {part}'s {name} has shape {tuple(state[name].shape)}; the other tensors say {shape}. The two "
+                "files may belong to different runs."
+            )
+
+
+def infer_groups(datasets: tuple[str, ...]) -> dict[str, int] | None:
+    """Name and size of every BEI group, in token order, as far as the names of the data sets tell; else None."""
+    if not datasets or any(name not in GROUP_SIZES for name in datasets):
+        return None
+    groups: dict[str, int] = {}
+    for position, name in enumerate(datasets):
+        others = CONTAINED.get(name, ())
+        # PPMI's labels contain the others' wherever it stands; of two equal sets the first makes the group.
+        if others and ("ppmi" in datasets or any(other in datasets[:position] for other in others)):
+            continue
+        groups[name] = GROUP_SIZES[name]
+    return groups
+
+
+def describe(run: OfficialRun) -> dict[str, Any]:
+    """The source of a conversion, for its report: file names without their folder, hashes, and the name's parts."""
+    files = [
+        {"part": part, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for part, path in (("stem", run.stem), ("head", run.head))
+    ]
+    name = FILE_NAME.fullmatch(run.stem.name)
+    parts = {key: name[key] for key in ("fold", "dataset", "metric", "date")} if name else {}
+    return {"run": run.stem.parent.resolve().name, "datasets": list(run.datasets), **parts, "files": files}

@@ -1,0 +1,523 @@
+"""Conversion of research-code checkpoints: folders that load, agreement with recordings, the way back, bad input."""
+
+import errno
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, AutoProcessor
+
+from conversion import convert_official, export_official, shards, verify_parity
+from conversion.official import find_run, infer_groups, load_state
+from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMForSequenceClassification
+
+
+SMALL = REPOSITORY / "tests" / "fixtures" / "official_small"
+RUN = next(SMALL.glob("none_*"))
+TEMPLATE = REPOSITORY / "conversion" / "vocabularies" / "seven_datasets.json"
+
+
+def convert(*arguments: Any) -> None:
+    """The command line."""
+    convert_official.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint, converted without a vocabulary; not to be changed."""
+    folder = tmp_path_factory.mktemp("converted") / "checkpoint"
+    convert(RUN, "--output", folder, "--reference", SMALL)
+    return folder
+
+
+@pytest.fixture
+def run_copy(tmp_path: Path) -> Path:
+    """A copy of the run's folder that a test may damage."""
+    return Path(shutil.copytree(RUN, tmp_path / RUN.name))
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Callable[..., Path]:
+    """Factory of vocabulary files that fit the small checkpoint, whose groups are adni, hcpa, hcpya, ppmi, abide."""
+
+    def make(**changes: Any) -> Path:
+        content = json.loads(TEMPLATE.read_text()) | {"status": "named"}
+        by_name = {variable["name"]: variable for variable in content["variables"]}
+        order = ["adni", "hcpa", "hcpya", "ppmi", "abide", "sex", "age"]
+        content["variables"] = [by_name[name] | changes.get(name, {}) for name in order] + changes.get("more", [])
+        path = tmp_path / "vocabulary.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return make
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line that a refused conversion prints; the output must not exist afterwards, not even in part."""
+    output = Path(arguments[arguments.index("--output") + 1])
+    with pytest.raises(SystemExit) as stopped:
+        convert(*arguments)
+    assert stopped.value.code == 2
+    if output.parent.is_dir():
+        assert [path.name for path in output.parent.iterdir() if output.name in path.name] == []
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    return message
+
+
+class TestConvert:
+    def test_loads_with_auto_classes_and_predicts(self, converted: Path) -> None:
+        model = AutoModelForPreTraining.from_pretrained(converted).eval()
+        processor = AutoProcessor.from_pretrained(converted)
+        processor.check_config(model.config)
+        fc = load_file(SMALL / "expected.safetensors")["fc"]
+        records = processor.post_process(model(**processor(connectivity=fc, return_tensors="pt")))
+        assert records[0]["group_0"]["label"] in [f"group_0/label_{index} (unnamed)" for index in range(3)]
+        assert records[0]["sex"]["label"] in ("M", "F")
+        assert records[0]["age"]["unit"] == "years"
+
+    def test_every_weight_is_the_source_s(self, converted: Path) -> None:
+        source = torch.load(next(RUN.glob("head_*")), weights_only=True)
+        weights = load_file(converted / "model.safetensors")
+        fused = source["decoder.layers.2.multihead_attn.in_proj_weight"]
+        parts = [weights[f"model.layers.2.cross_attn.{part}_proj.weight"] for part in "qkv"]
+        assert torch.equal(torch.cat(parts), fused)
+        assert torch.equal(weights["model.bei_embeddings.weight"], source["object_query.weight"])
+
+    def test_report(self, converted: Path) -> None:
+        report = json.loads((converted / "conversion_report.json").read_text())
+        model = LCMForMultitaskPretraining.from_pretrained(converted)
+        assert report["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert report["architecture"]["num_layers"] == 3
+        assert report["architecture"]["num_regions"] == 116
+        assert report["source"]["datasets"] == ["adni", "hcpa", "hcpya", "ppmi", "abide"]
+        assert report["source"]["fold"] == "0"
+        assert len(report["source"]["files"][1]["sha256"]) == 64
+        assert sorted(report["unused"]) == ["age_embed.bias", "age_embed.weight", "sex_embed.bias", "sex_embed.weight"]
+        targets = {name for entry in report["tensors"] for name in entry["to"]}
+        assert targets == {name for name in model.state_dict() if "layer_choice" not in name}
+        assert report["parity"]["passed"]
+        assert report["vocabulary"]["status"] == "unnamed"
+        assert any("heads" in note for note in report["notes"])
+
+    def test_read_out_is_the_research_code_s(self, converted: Path) -> None:
+        assert LCMForMultitaskPretraining.from_pretrained(converted).config.effective_readout == "max"
+
+    def test_old_file_names(self, run_copy: Path, tmp_path: Path) -> None:
+        for path in list(run_copy.iterdir()):
+            path.rename(path.with_name(path.name.replace("Best-y_", "Best_")))
+        convert(run_copy, "--output", tmp_path / "out", "--fold", 0, "--metric", "y")
+        assert load_file(tmp_path / "out" / "model.safetensors")
+
+    def test_vocabulary_names_the_labels(self, vocabulary: Callable[..., Path], tmp_path: Path) -> None:
+        convert(RUN, "--output", tmp_path / "out", "--vocabulary", vocabulary())
+        tokenizer = BEITokenizer.from_pretrained(tmp_path / "out")
+        assert tokenizer.variables[3].labels == ["not applicable", "CN", "SWEDD", "prodromal", "PD"]
+        assert json.loads((tmp_path / "out" / "conversion_report.json").read_text())["vocabulary"]["status"] == "named"
+
+    def test_template_is_a_valid_vocabulary_whose_order_is_unconfirmed(self) -> None:
+        tokenizer = BEITokenizer(vocab_file=TEMPLATE)
+        datasets = ("adni", "hcpa", "hcpya", "abide", "ppmi", "taowu", "neurocon")
+        sizes = {variable.name: len(variable.labels) for variable in tokenizer.variables[:5]}
+        assert sizes == infer_groups(datasets)
+        assert "confirmed by the weights' owner" in json.loads(TEMPLATE.read_text())["status"]
+
+    def test_fine_tuned_head(self, vocabulary: Callable[..., Path], tmp_path: Path) -> None:
+        task = {"name": "sz", "kind": "categorical", "labels": ["control", "schizophrenia"]}
+        head = SMALL / "head_finetuned.pt"
+        convert(RUN, "--output", tmp_path / "out", "--head", head, "--vocabulary", vocabulary(more=[task]))
+        model = LCMForSequenceClassification.from_pretrained(tmp_path / "out")
+        assert model.config.id2label == {0: "control", 1: "schizophrenia"}
+        assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.task == "sz"
+        parity = verify_parity.measure(tmp_path / "out", SMALL)
+        assert parity["passed"]
+        assert "layer logits, fine-tuned" in parity["quantities"]
+
+    def test_fine_tuned_head_without_names(self, tmp_path: Path) -> None:
+        convert(RUN, "--output", tmp_path / "out", "--head", SMALL / "head_finetuned.pt", "--reference", SMALL)
+        model = LCMForSequenceClassification.from_pretrained(tmp_path / "out")
+        assert model.config.id2label == {0: "task/label_0 (unnamed)", 1: "task/label_1 (unnamed)"}
+
+    @pytest.mark.parametrize(("name", "window", "padding"), [("pearson-windows-500-padded", 500, "zeros_at_end")])
+    def test_fc_definition_is_saved(self, tmp_path: Path, name: str, window: int, padding: str) -> None:
+        convert(RUN, "--output", tmp_path / "out", "--fc-definition", name)
+        extractor = AutoProcessor.from_pretrained(tmp_path / "out").feature_extractor
+        assert (extractor.window, extractor.padding, extractor.estimator) == (window, padding, "pearson")
+        assert (extractor.atlas, len(extractor.region_names)) == ("aal-116", 116)
+
+    def test_default_fc_is_not_padded(self, converted: Path) -> None:
+        extractor = AutoProcessor.from_pretrained(converted).feature_extractor
+        assert (extractor.window, extractor.padding) == (None, "none")
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_smaller_types(self, converted: Path, tmp_path: Path, dtype: str) -> None:
+        convert(RUN, "--output", tmp_path / "out", "--dtype", dtype)
+        model = LCMForMultitaskPretraining.from_pretrained(tmp_path / "out")
+        original = LCMForMultitaskPretraining.from_pretrained(converted)
+        assert model.dtype == getattr(torch, dtype)
+        assert torch.equal(model.score.weight, original.score.weight.to(model.dtype))
+
+    def test_shards(self, converted: Path, tmp_path: Path) -> None:
+        convert(RUN, "--output", tmp_path / "out", "--max-shard-size", "50KB")
+        files = sorted((tmp_path / "out").glob("model-*.safetensors"))
+        assert len(files) > 2
+        assert all(file.stat().st_size < 60_000 for file in files)
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        whole = load_file(converted / "model.safetensors")
+        assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+        state = LCMForMultitaskPretraining.from_pretrained(tmp_path / "out").state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+
+    def test_written_file_is_the_library_s_format(self, converted: Path, tmp_path: Path) -> None:
+        tensors = {
+            "counter": torch.tensor(3),
+            "half": torch.randn(3, 5).bfloat16(),
+            "empty": torch.zeros(0, 4),
+            "odd": torch.randn(7).half(),
+        }
+        slots = [shards.Slot(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+        shards.write_safetensors(tmp_path / "file.safetensors", slots, tensors.__getitem__)
+        read = load_file(tmp_path / "file.safetensors")
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+class TestParity:
+    @pytest.mark.parametrize("head", [None, "head_finetuned.pt"])
+    def test_larger_recording(self, shared_dir: Path, tmp_path: Path, head: str | None) -> None:
+        folder = shared_dir / "fixtures" / "official_lcm" / "schaefer100"
+        if not folder.is_dir():
+            pytest.skip("the larger recording is not next to the repository")
+        chosen = [] if head is None else ["--head", folder / head]
+        convert(next(folder.glob("none_*")), "--output", tmp_path / "out", "--reference", folder, *chosen)
+        report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+        assert report["atlas"] == "schaefer-100"
+        assert report["parity"]["passed"]
+        assert report["parity"]["tolerance"] == 1e-5
+
+    def test_quantities(self, converted: Path) -> None:
+        quantities = verify_parity.measure(converted, SMALL)["quantities"]
+        assert {"memory", "layer logits", "cross-attention", "read-out, categorical", "read-out, age"} < set(
+            quantities
+        )
+        assert {"loss momentum, total", "loss adaptive, total", "loss adaptive, group4"} < set(quantities)
+
+    def test_command_prints_a_table(self, converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        verify_parity.main([str(converted), "--reference", str(SMALL)])
+        assert "layer logits" in capsys.readouterr().out
+
+    def test_a_difference_is_found(self, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = LCMForMultitaskPretraining.from_pretrained(converted)
+        with torch.no_grad():
+            model.model.layers[1].fc2.bias[0] += 0.1
+        model.save_pretrained(tmp_path / "changed")
+        with pytest.raises(SystemExit) as stopped:
+            verify_parity.main([str(tmp_path / "changed"), "--reference", str(SMALL)])
+        assert stopped.value.code == 1
+        table = capsys.readouterr().out
+        assert "DIFFERS" in table
+        assert [line for line in table.splitlines() if line.startswith("memory") and line.endswith("ok")]
+
+    def test_wrong_number_of_heads_is_noticed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        message = refused(capsys, RUN, "--output", tmp_path / "out", "--heads", 4, "--reference", SMALL)
+        assert "num_attention_heads is 8 there, 4 here" in message
+
+    def test_recording_of_other_weights(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = next(run_copy.glob("head_*"))
+        state = torch.load(path, weights_only=True)
+        state["class_embed.bias"] += 1
+        torch.save(state, path)
+        message = refused(capsys, run_copy, "--output", tmp_path / "out", "--reference", SMALL)
+        assert "do not compute what" in message
+
+    def test_not_a_recording(self, converted: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"meta\.json"):
+            verify_parity.measure(converted, tmp_path)
+
+
+class TestExport:
+    @pytest.mark.parametrize("head", [None, "head_finetuned.pt"])
+    def test_round_trip_is_bit_identical(self, tmp_path: Path, head: str | None) -> None:
+        sources = {"bb": next(RUN.glob("bb_*")), "head": SMALL / head if head else next(RUN.glob("head_*"))}
+        chosen = ["--head", sources["head"]] if head else []
+        convert(RUN, "--output", tmp_path / "ours", "--max-shard-size", "50KB", *chosen)
+        export_official.main([str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")])
+        run = next((tmp_path / "theirs").glob("none_*"))
+        assert run.name == RUN.name
+        for part, source in sources.items():
+            before = torch.load(source, weights_only=True)
+            after = torch.load(next(run.glob(f"{part}_*")), weights_only=True)
+            assert before.keys() == after.keys()
+            for name, tensor in before.items():
+                assert tensor.dtype == after[name].dtype
+                assert torch.equal(tensor, after[name]), name
+        # And once more in our direction: the exported pair is a source like any other.
+        convert(run, "--output", tmp_path / "again")
+        ours, again = (_all_tensors(tmp_path / name) for name in ("ours", "again"))
+        assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+    def test_own_checkpoint_in_another_order(self, make_config: Callable, tmp_path: Path) -> None:
+        variables = [
+            {"name": "age", "kind": "continuous", "mean": 40.0, "std": 12.5},
+            {"name": "sex", "kind": "categorical", "labels": ["F", "M"]},
+            {"name": "state", "kind": "categorical", "labels": ["rest", "movie", "motor"]},
+        ]
+        tokenizer = BEITokenizer(variables=variables)
+        model = LCMForMultitaskPretraining(make_config(bei_variables=tokenizer.model_variables))
+        model.save_pretrained(tmp_path / "ours")
+        tokenizer.save_pretrained(tmp_path / "ours")
+        export_official.main([str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")])
+        run = next((tmp_path / "theirs").glob("none_decoder3_state_boldwin500_FCFC"))
+        exported = torch.load(next(run.glob("head_fold0_stateBest-y_*.pt")), weights_only=True)["object_query.weight"]
+        ours = model.model.bei_embeddings.weight
+        # state (tokens 3-5), then male (2), female (1), age (0)
+        assert torch.equal(exported, ours[[3, 4, 5, 2, 1, 0]])
+        notes = " ".join(json.loads((tmp_path / "theirs" / "export_report.json").read_text())["notes"])
+        assert "years = output * 12.5 + 40.0" in notes
+        assert "swapped" in notes
+
+    @pytest.mark.parametrize(
+        ("overrides", "drop", "message"),
+        [({"region_embeddings": True}, None, "region embeddings"), ({}, "age", "one named age")],
+    )
+    def test_what_the_research_code_cannot_hold(
+        self,
+        make_config: Callable,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        overrides: dict[str, Any],
+        drop: str | None,
+        message: str,
+    ) -> None:
+        variables = [variable for variable in make_config().bei_variables if variable["name"] != drop]
+        tokenizer = BEITokenizer(variables=variables)
+        config = make_config(bei_variables=tokenizer.model_variables, **overrides)
+        LCMForMultitaskPretraining(config).save_pretrained(tmp_path / "ours")
+        tokenizer.save_pretrained(tmp_path / "ours")
+        with pytest.raises(SystemExit):
+            export_official.main([str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")])
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "theirs").exists()
+
+
+def _all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("model*.safetensors") for name, tensor in load_file(path).items()}
+
+
+class _Opener:
+    """Unpickling it would create a file: a harmless stand-in for an attack."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("part", ["bb", "head"])
+    def test_missing_half(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+        next(run_copy.glob(f"{part}_*")).unlink()
+        assert f"{part}_fold0_*.pt" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_no_folder_and_no_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "no folder" in refused(capsys, tmp_path / "absent", "--output", tmp_path / "out")
+        (tmp_path / "empty").mkdir()
+        assert "no bb_fold*.pt" in refused(capsys, tmp_path / "empty", "--output", tmp_path / "out")
+
+    def test_several_pairs(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in list(run_copy.iterdir()):
+            shutil.copy(path, path.with_name(path.name.replace("fold0", "fold1")))
+        message = refused(capsys, run_copy, "--output", tmp_path / "out")
+        assert "fold 0, dataset hcpa" in message
+        assert "--fold" in message
+        assert find_run(run_copy, fold=1).head.name.startswith("head_fold1")
+        assert "0 checkpoints" in refused(capsys, run_copy, "--output", tmp_path / "out", "--fold", 7)
+
+    @pytest.mark.parametrize("packed", [True, False], ids=["torch.save", "plain pickle"])
+    def test_pickle_with_code_is_refused_and_not_run(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool
+    ) -> None:
+        marker = tmp_path / "executed"
+        path = next(run_copy.glob("head_*"))
+        harmful = {"object_query.weight": torch.zeros(3, 4), "x": _Opener(marker)}
+        if packed:
+            torch.save(harmful, path)
+        else:
+            path.write_bytes(pickle.dumps(harmful))
+        message = refused(capsys, run_copy, "--output", tmp_path / "out")
+        assert not marker.exists()
+        assert path.name in message
+        assert "weights_only" not in message  # nothing that would lead somebody to run it after all
+        # The file is what it claims to be: trusted blindly, it would have run.
+        if packed:
+            torch.load(path, weights_only=False)
+        else:
+            pickle.loads(path.read_bytes())
+        assert marker.exists()
+
+    @pytest.mark.parametrize("content", [[torch.zeros(2)], {"model": {"a": torch.zeros(2)}}, {}, {"a": 1}])
+    def test_foreign_pickle(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any
+    ) -> None:
+        torch.save(content, next(run_copy.glob("bb_*")))
+        assert "is not a state dict" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_foreign_state_dict(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        torch.save({"conv1.weight": torch.zeros(2, 2)}, next(run_copy.glob("head_*")))
+        assert "conv1.weight" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+    def test_truncated_file(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: float
+    ) -> None:
+        path = next(run_copy.glob("head_*"))
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * kept)])
+        message = refused(capsys, run_copy, "--output", tmp_path / "out")
+        assert path.name in message
+        assert "truncated" in message
+
+    def test_damaged_file(self, run_copy: Path) -> None:
+        path = next(run_copy.glob("head_*"))
+        content = bytearray(path.read_bytes())
+        content[:400] = bytes(400)
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=path.name):
+            load_state(path)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "shape"),
+        [
+            ("head", "decoder.layers.1.linear1.weight", (47, 32)),
+            ("head", "object_query.weight", (27, 31)),
+            ("head", "object_query.weight", (27,)),
+            ("bb", "lin.1.running_var", (31,)),
+        ],
+    )
+    def test_wrong_shapes(
+        self,
+        run_copy: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        part: str,
+        name: str,
+        shape: tuple[int, ...],
+    ) -> None:
+        path = next(run_copy.glob(f"{part}_*"))
+        torch.save(torch.load(path, weights_only=True) | {name: torch.zeros(shape)}, path)
+        assert name in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["decoder.norm.weight", "decoder.layers.0.linear1.weight", "finetune"])
+    def test_missing_and_foreign_tensors(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        path = next(run_copy.glob("head_*"))
+        state = torch.load(path, weights_only=True)
+        if state.pop(name, None) is None:
+            state[name] = torch.zeros(2)
+        torch.save(state, path)
+        assert name in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    @pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (1e9, "float16")])
+    def test_not_finite(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float, dtype: str
+    ) -> None:
+        path = next(run_copy.glob("bb_*"))
+        state = torch.load(path, weights_only=True)
+        state["lin.1.running_var"][3] = value
+        torch.save(state, path)
+        message = refused(capsys, run_copy, "--output", tmp_path / "out", "--dtype", dtype)
+        assert "lin.1.running_var" in message
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"ppmi": {"labels": ["CN", "PD"], "default": None}},
+                "group 3 (ppmi) has 5 tokens there, and 'ppmi' has 2",
+            ),
+            ({"sex": {"labels": ["M", "F", "X"]}}, "two tokens of sex"),
+            ({"age": {"mean": 30.0}}, "unscaled years"),
+            ({"more": [{"name": "site", "kind": "continuous"}]}, "after age there must be no variable; got site (1)"),
+        ],
+    )
+    def test_vocabulary_that_does_not_fit(
+        self,
+        vocabulary: Callable[..., Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        changes: dict[str, Any],
+        message: str,
+    ) -> None:
+        path = vocabulary(**changes)
+        assert message in refused(capsys, RUN, "--output", tmp_path / "out", "--vocabulary", path)
+
+    def test_vocabulary_in_another_order_of_groups(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        message = refused(capsys, RUN, "--output", tmp_path / "out", "--vocabulary", TEMPLATE)
+        assert "group 3 (ppmi) has 5 tokens there, and 'abide' has 3 in the vocabulary" in message
+
+    def test_groups_that_nothing_tells(
+        self, run_copy: Path, vocabulary: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        renamed = run_copy.rename(tmp_path / "mystery")
+        assert "--group-sizes" in refused(capsys, renamed, "--output", tmp_path / "out")
+        message = refused(capsys, renamed, "--output", tmp_path / "out", "--group-sizes", 3, 5)
+        assert "24 tokens besides sex and age" in message
+        convert(renamed, "--output", tmp_path / "sized", "--group-sizes", 3, 5, 8, 5, 3)
+        convert(renamed, "--output", tmp_path / "named", "--vocabulary", vocabulary())
+        shorter = vocabulary(adni={"labels": ["CN", "AD"], "default": None})
+        message = refused(capsys, renamed, "--output", tmp_path / "out", "--vocabulary", shorter)
+        assert "groups have 23 (adni 2" in message
+
+    def test_unknown_atlas_and_wrong_atlas(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        message = refused(capsys, run_copy, "--output", tmp_path / "out", "--atlas", "schaefer-200")
+        assert "200 regions, the stem 116" in message
+        path = next(run_copy.glob("bb_*"))
+        state = torch.load(path, weights_only=True)
+        state["lin.0.weight"] = state["lin.0.weight"][:, :90].clone()
+        torch.save(state, path)
+        assert "--atlas" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_existing_output_is_not_touched(self, converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (converted / "config.json").read_bytes()
+        with pytest.raises(SystemExit):
+            convert(RUN, "--output", converted)
+        assert "never overwritten" in capsys.readouterr().err
+        assert (converted / "config.json").read_bytes() == before
+
+    @pytest.mark.parametrize("size", ["2", "GB", "0GB", "2TB"])
+    def test_shard_size(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+        assert "2GB" in refused(capsys, RUN, "--output", tmp_path / "out", "--max-shard-size", size)
+
+    @pytest.mark.parametrize("successful_writes", [0, 40])
+    def test_full_disk_leaves_nothing(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        successful_writes: int,
+    ) -> None:
+        original, count = shards._bytes_of, iter(range(1000))
+
+        def write(*arguments: Any) -> memoryview:
+            if next(count) >= successful_writes:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return original(*arguments)
+
+        monkeypatch.setattr(shards, "_bytes_of", write)
+        (tmp_path / "disk").mkdir()
+        message = refused(capsys, RUN, "--output", tmp_path / "disk" / "out", "--max-shard-size", "20KB")
+        assert "disk is full" in message
+        assert list((tmp_path / "disk").iterdir()) == []
