@@ -240,7 +240,7 @@ class LayerChoice(nn.Module):
         self.register_buffer("best_layer", torch.full((num_targets,), num_layers - 1))
 
     @torch.no_grad()
-    def update(self, layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> None:
+    def observe(self, layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> None:
         """Take one batch of training data into account.
 
         Args:

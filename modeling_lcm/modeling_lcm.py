@@ -577,6 +577,6 @@ def _loss(
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, layout)
     if model.training:
-        choice.update(layer_logits, labels, layout)
+        choice.observe(layer_logits, labels, layout)
     losses = supervised_losses(layer_logits, labels, layout, model.config.supervision, choice.best_layer)
     return multitask_loss(losses, labels, layout, target_counts)

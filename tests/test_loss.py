@@ -238,7 +238,7 @@ class TestLayerChoice:
         counts = labelled(LABELS).sum(0)
         means = [(layerwise_losses(batch, LABELS, LAYOUT)[0].sum(0) / counts).T for batch in batches]
         for batch in batches:
-            choice.update(batch, LABELS, LAYOUT)
+            choice.observe(batch, LABELS, LAYOUT)
         expected = 0.9 * (0.9 * means[0] + 0.1 * means[1]) + 0.1 * means[2]
         assert torch.allclose(choice.running_loss, expected)
         assert torch.equal(choice.best_layer, expected.argmin(1))
@@ -247,16 +247,16 @@ class TestLayerChoice:
         choice = LayerChoice(4, LAYERS, momentum=0.9)
         labels = LABELS.clone()
         labels[:, 0] = MISSING
-        choice.update(example(), labels, LAYOUT)
+        choice.observe(example(), labels, LAYOUT)
         assert choice.running_loss[0].isinf().all()
         assert choice.best_layer[0] == LAYERS - 1
         before = choice.running_loss.clone()
-        choice.update(example(1), torch.full_like(LABELS, MISSING), LAYOUT)
+        choice.observe(example(1), torch.full_like(LABELS, MISSING), LAYOUT)
         assert torch.equal(choice.running_loss, before)
 
     def test_both_buffers_are_saved(self) -> None:
         choice = LayerChoice(4, LAYERS, momentum=0.5)
-        choice.update(example(), LABELS, LAYOUT)
+        choice.observe(example(), LABELS, LAYOUT)
         other = LayerChoice(4, LAYERS, momentum=0.5)
         other.load_state_dict(choice.state_dict())
         assert torch.equal(other.running_loss, choice.running_loss)
@@ -274,7 +274,7 @@ def train_constant_answers(supervision: str, labels: Tensor) -> float:
     optimiser = torch.optim.Adam([answers], lr=0.1)
     for _ in range(200):
         logits = answers.expand(len(labels), 2, 2)
-        choice.update(logits, labels, layout)
+        choice.observe(logits, labels, layout)
         losses = supervised_losses(logits, labels, layout, supervision, choice.best_layer)
         loss = multitask_loss(losses, labels, layout)
         optimiser.zero_grad()

@@ -85,7 +85,8 @@ class Trainer:
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+            # Without a seed of its own the order would depend on what was drawn in this process before.
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=arguments.seed),
             # Buffers are kept equal here: see `_average_statistics`.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with="tensorboard" if logging else None,
