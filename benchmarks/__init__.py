@@ -1,0 +1,1 @@
+"""Speed and memory, measured against the same network built from PyTorch's own parts."""
