@@ -14,6 +14,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "intermediate_size": 128,
+        "normalize_rows": True,
         "region_embeddings": True,
     },
     "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
@@ -90,6 +91,9 @@ class LCMConfig(PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the layer norms.
         batch_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the stem's batch norm.
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): Momentum of the stem's running statistics.
+        normalize_rows (`bool`, *optional*, defaults to `False`):
+            Beyond the paper: centre and scale every FC row to mean 0 and deviation 1 before the stem, which takes away
+            how strongly a person's whole brain correlates. The published models do not; the nano size does.
         region_embeddings (`bool`, *optional*, defaults to `False`):
             Beyond the paper: add a learned vector per region to the memory, so that tokens can ask for a region by
             name and need not recognise it from its FC row. The published models have none; the nano size has it.
@@ -137,6 +141,7 @@ class LCMConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1
+    normalize_rows: bool = False
     region_embeddings: bool = False
     supervision: str = "momentum"
     readout: str = "auto"

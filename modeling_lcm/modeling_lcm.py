@@ -198,12 +198,16 @@ class LCMStem(nn.Module):
 
     def __init__(self, config: LCMConfig) -> None:
         super().__init__()
+        self.normalize_rows = config.normalize_rows
         self.proj = nn.Linear(config.num_regions, config.hidden_size)
         self.norm = nn.BatchNorm1d(config.hidden_size, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.activation = nn.LeakyReLU(0.01)
 
     def forward(self, connectivity: Tensor) -> Tensor:
         """Connectivity `(batch, regions, regions)` -> memory `(batch, regions, d)`."""
+        # CODEPATH: off in the published checkpoints, on in the nano size.
+        if self.normalize_rows:
+            connectivity = nn.functional.layer_norm(connectivity, connectivity.shape[-1:])
         rows = self.proj(connectivity.to(self.proj.weight.dtype))
         return self.activation(self.norm(rows.flatten(0, 1)).view_as(rows))
 
