@@ -107,6 +107,7 @@ def extract_time_series(
     atlas: str | LabelAtlas = "aal-116",
     confounds: Any = None,
     missing_regions: str = "nan",
+    sample_mask: Any = None,
     **masker_options: Any,
 ) -> RegionSignals:
     """Average the voxels of every region of a preprocessed scan in MNI space.
@@ -117,6 +118,7 @@ def extract_time_series(
         confounds: Nuisance signals to regress out, as for nilearn: array, table or path.
         missing_regions: Regions that lie outside the image or vanish when the atlas is resampled to it: `"nan"` gives
             NaN and one warning, `"error"` refuses.
+        sample_mask: Volumes to keep, as nilearn's `load_confounds` gives them for scrubbing; all if `None`.
         masker_options: For `nilearn.maskers.NiftiLabelsMasker`: `mask_img`, `smoothing_fwhm`, `low_pass`, `t_r`, ...
 
     Returns:
@@ -146,7 +148,7 @@ def extract_time_series(
         with warnings.catch_warnings():
             # nilearn lists lost labels by value; the warning below names the regions.
             warnings.filterwarnings("ignore", message="After (resampling the label image|applying mask)")
-            signals = np.asarray(masker.fit_transform(scan, confounds=confounds))
+            signals = np.asarray(masker.fit_transform(scan, confounds=confounds, sample_mask=sample_mask))
     except ValueError as error:
         if not any(text in str(error) for text in _NO_OVERLAP):
             raise

@@ -1,5 +1,6 @@
 """Tables and scans to a data set folder, and the folder to batches."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.prepare
+import training.assemble
+import training.workers
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data import Cohort, ConnectomeDataset, load_cohort, make_dataset, to_matrices, to_triangles
 from training.files import write_folder, write_json
 from training.prepare import PrepareArguments, prepare
+from training.sources import arrays
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -32,6 +35,7 @@ def prepare_arguments(study: Study, tmp_path: Path) -> Callable[..., PrepareArgu
             "output": str(tmp_path / "dataset"),
             "participants": str(study.folder / "participants.tsv"),
             "atlas": ATLAS,
+            "bad_scans": "stop",
         }
         return PrepareArguments(**{**settings, **overrides})
 
@@ -94,9 +98,9 @@ def test_prepare_phenotypes_are_chosen_and_renamed(
     study: Study, prepare_arguments: Callable[..., PrepareArguments]
 ) -> None:
     chosen = prepare_arguments(connectivity=str(study.folder / "fc.npz"), phenotypes=["gender=sex", "age"])
-    table = load_cohort(prepare(chosen)).table
-    assert list(table.columns) == ["subject_id", "session", "gender", "age"]
-    assert table["gender"].tolist() == study.participants["sex"].tolist()
+    cohort = load_cohort(prepare(chosen))
+    assert cohort.phenotypes() == ["gender", "age"]
+    assert cohort.table["gender"].tolist() == study.participants["sex"].tolist()
 
 
 def test_prepare_sessions_stay_apart(
@@ -205,7 +209,7 @@ def test_prepare_missing_file_is_found_before_reading(
 ) -> None:
     pattern = write_scans(study, tmp_path, ".npy", "connectivity")
     (tmp_path / "0024.npy").unlink()
-    monkeypatch.setattr(training.prepare, "read_array", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(arrays, "read_array", lambda path, name: pytest.fail(f"{path} was read"))
     with pytest.raises(FileNotFoundError, match=r"no scan .*0024\.npy \(subject 0024, line 25 "):
         prepare(prepare_arguments(connectivity=pattern))
 
@@ -233,7 +237,7 @@ def test_prepare_unreadable_scan_is_named(
         ("{}.npy", "does not fit the table"),
         ("{participant_id.npy", "does not fit the table"),
         ("same.npy", "leads to same.npy for 24 rows"),
-        ("{site}.mat", r"x\.mat \(subject 0001, .* has none of the formats"),
+        ("{participant_id}.pkl", r"0001\.pkl \(subject 0001, .* has none of the formats"),
     ],
 )
 def test_prepare_bad_pattern_is_explained(
@@ -244,8 +248,7 @@ def test_prepare_bad_pattern_is_explained(
     problem: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("same.npy", "x.mat", "y.mat"):
-        Path(name).write_text("1")
+    Path("same.npy").write_text("1")
     with pytest.raises(ValueError, match=problem):
         prepare(prepare_arguments(connectivity=pattern))
 
@@ -328,22 +331,26 @@ def test_prepare_never_overwrites(
     assert [path.name for path in output.iterdir()] == ["precious.txt"]
 
 
-def test_prepare_failure_while_writing_leaves_nothing(
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_prepare_full_disk_keeps_finished_scans(
     study: Study,
     prepare_arguments: Callable[..., PrepareArguments],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save = training.prepare.save_cohort
-
-    def save_then_fail(folder: Path, *content: object) -> None:
-        save(folder, *content)
-        raise OSError("disk full")
-
-    monkeypatch.setattr(training.prepare, "save_cohort", save_then_fail)
-    with pytest.raises(OSError, match="disk full"):
-        prepare(prepare_arguments(connectivity=str(study.folder / "fc.npz")))
-    assert list(tmp_path.iterdir()) == []
+    settings = prepare_arguments(connectivity=str(study.folder / "fc.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.assemble, "write_parquet", no_space)
+        with pytest.raises(ValueError, match=r"The disk is full .* repeat the command"):
+            prepare(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.work"]
+    # The finished scans are still there: the second run reads none of them again.
+    monkeypatch.setattr(training.workers.Job, "do", lambda *_: pytest.fail("a scan was read again"))
+    assert len(load_cohort(prepare(settings)).table) == PEOPLE
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
 # --- files ---
@@ -387,7 +394,7 @@ def test_load_cohort_errors(dataset: Path, tmp_path: Path) -> None:
 def test_load_cohort_refuses_another_fc_definition(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
-    for path in dataset.iterdir():
+    for path in filter(Path.is_file, dataset.iterdir()):
         (folder / path.name).write_bytes(path.read_bytes())
     definition = (folder / "fc_definition.json").read_text().replace('"num_regions": 10', '"num_regions": 12')
     (folder / "fc_definition.json").write_text(definition)

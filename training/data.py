@@ -15,6 +15,9 @@ from modeling_lcm import FCFeatureExtractor
 
 # Columns that describe the scan; every other column is a phenotype (a BEI variable).
 SCAN_COLUMNS = ("subject_id", "session", "connectivity")
+# Not phenotypes either: quality, and where a person comes from when cohorts were merged.
+RECORD_COLUMNS = ("dataset", "cohort_subject_id")
+RECORD_PREFIXES = ("qc_", "same_person_in_")
 FC_DEFINITION = "fc_definition.json"  # the FC processor's settings, beside the Arrow data
 
 
@@ -40,12 +43,17 @@ class Cohort:
 
     def phenotypes(self) -> list[str]:
         """Names of the phenotype columns."""
-        return [name for name in self.table.columns if name not in SCAN_COLUMNS]
+        return [name for name in self.table.columns if is_phenotype(name)]
 
     def require_column(self, name: str) -> None:
         """Raise `ValueError` listing the known columns when a phenotype is not there."""
         if name not in self.phenotypes():
             raise ValueError(f"There is no phenotype {name!r} in the data; it has {', '.join(self.phenotypes())}.")
+
+
+def is_phenotype(column: str) -> bool:
+    """Whether a column of a data set is a phenotype, rather than a description of the scan."""
+    return column not in (*SCAN_COLUMNS, *RECORD_COLUMNS) and not column.startswith(RECORD_PREFIXES)
 
 
 def to_triangles(connectivity: np.ndarray) -> np.ndarray:
@@ -67,16 +75,6 @@ def to_matrices(triangles: Tensor, num_regions: int) -> Tensor:
     """Upper triangles `(scans, edges)` -> symmetric float32 matrices `(scans, regions, regions)`, diagonal 1."""
     with_diagonal = torch.cat([triangles.float(), torch.ones(len(triangles), 1)], dim=1)
     return with_diagonal[:, _position_in_triangle(num_regions)].view(-1, num_regions, num_regions)
-
-
-def save_cohort(folder: Path, table: pd.DataFrame, triangles: np.ndarray, extractor: FCFeatureExtractor) -> None:
-    """Write a prepared data set into an existing, empty folder: Arrow data, and the FC definition beside it."""
-    edge_type = datasets.List(datasets.Value("float16"), length=triangles.shape[1])
-    data = datasets.Dataset.from_pandas(table, preserve_index=False).add_column(
-        "connectivity", list(triangles), feature=edge_type
-    )
-    data.save_to_disk(str(folder))
-    extractor.to_json_file(folder / FC_DEFINITION)
 
 
 def load_cohort(folder: str | Path) -> Cohort:

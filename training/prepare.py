@@ -1,8 +1,7 @@
 """Tables and scans -> one data set folder: `python -m training.prepare --config FILE.yaml`."""
 
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,34 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from modeling_lcm import FCFeatureExtractor
-from modeling_lcm.atlases import find_atlas, region_names
+from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 
 from .arguments import command_line, parse_arguments, setting
-from .data import SCAN_COLUMNS, save_cohort, to_triangles
-from .files import require_new, write_folder
+from .assemble import Excluded, PreparedCohort, assemble, summary_of
+from .data import is_phenotype
+from .files import require_new
+from .phenotypes import Cleaned, clean_columns, infer_columns
+from .quality import Rules, homotopic_pairs
+from .recipes import Recipe, load_recipe
+from .sources.base import Source
+from .sources.opening import open_source
+from .sources.tables import read_table
+from .store import FinishedScans, Shard, ShardWriter, open_plan, work_folder
+from .workers import Job, run
 
 
-MISSING = ["n/a", "N/A", "NA", "", "nan", "NaN", "None"]
-SCAN_FORMATS = (".npy", ".tsv", ".csv", ".txt", ".1D")
-ID_ARRAYS = ("scan_id", "participant_id", "subject_id")  # what an archive may call its ids
-BATCH = 64  # scans that are checked at once
-
-# Row of the table -> where its scan lies, for messages, and its array.
-ScanReader = Callable[[int], tuple[str, np.ndarray]]
+PATHS = (
+    "participants",
+    "connectivity",
+    "time_series",
+    "images",
+    "confounds_files",
+    "bids",
+    "labels_img",
+    "labels",
+    "regions",
+)
+BAD_SCANS = ("skip", "stop")
 
 
 @dataclass
@@ -31,135 +44,241 @@ class PrepareArguments:
     """Make one data set of a phenotype table and scans."""
 
     output: str = setting("", "Folder for the data set.")
+    recipe: str | None = setting(None, "Cohort recipe: a name in training/cohorts, or a YAML file of your own.")
+    data_dir: str | None = setting(None, "Folder of your download of the recipe's cohort.")
     participants: str = setting("", "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv.")
     connectivity: str | None = setting(
         None,
         "FC matrices: one .npz for all scans, or a file per scan, as a pattern with column names in braces, such as "
-        '"fc/{participant_id}.npy" (.npy .tsv .csv .txt .1D).',
+        '"fc/{participant_id}.npy" (.npy .npz .mat .tsv .csv .txt .1D).',
     )
     time_series: str | None = setting(None, "ROI time series (volumes, regions) instead of FC, given the same way.")
+    images: str | None = setting(None, "Preprocessed 4-D NIfTI images in MNI space, as a pattern.")
+    bids: str | None = setting(None, "Folder of fMRIPrep derivatives: all its runs in MNI space.")
+    fetch: str | None = setting(None, 'Cohort that nilearn downloads: "abide_pcp".')
+    fetch_url: str | None = setting(None, "Mirror to fetch from, in the same layout.")
+    fetch_options: list[str] = field(
+        default_factory=list, metadata={"help": "Arguments of nilearn's fetcher, as NAME=VALUE."}
+    )
+    array_name: str | None = setting(None, "Array inside .mat or .npz files that hold several.")
+    confounds: str = setting("simple", "fMRIPrep confounds: simple, scrubbing, compcor, ica_aroma, or none.")
+    confounds_files: str | None = setting(
+        None, "Tables to regress out of --images, as a pattern; all columns are used."
+    )
+    bids_task: str | None = setting(None, "Only this task of --bids.")
+    bids_space: str | None = setting(
+        None, "Only this space of --bids. Default: MNI152NLin2009cAsym, or the only MNI one."
+    )
     atlas: str = setting("aal-116", "Atlas id; decides how many regions are needed and their order.")
+    labels_img: str | None = setting(None, "Label image of the atlas, for NIfTI input. Default: fetched by nilearn.")
+    labels: str | None = setting(None, "Names of its values: a table with columns index and name.")
     regions: str | None = setting(
         None, "Table with a column `name`: regions in the order of the data. Default: the atlas's own, if known."
     )
+    estimator: str = setting("pearson", '"pearson" or "ledoit_wolf".')
     subject_column: str = setting("participant_id", "Column that identifies the person.")
     session_column: str | None = setting(None, "Column that tells several scans of a person apart.")
+    site_column: str | None = setting(None, "Column with the site or scanner; stored as `site`.")
+    mean_fd_column: str | None = setting(None, "Column with the mean framewise displacement in mm, if files lack it.")
     phenotypes: list[str] = field(
         default_factory=list,
         metadata={"help": "Columns to keep, as NAME or NAME=COLUMN. Default: all but the identifiers."},
     )
+    bad_scans: str = setting(
+        "skip", '"skip": leave scans out that cannot be used, list them and end with exit code 1; "stop" at the first.'
+    )
+    max_mean_fd: float | None = setting(None, "Rule: leave scans out that moved more (mean FD, mm).")
+    min_volumes: int | None = setting(
+        None, "Rule: leave scans out with fewer volumes. Below 20 they are refused anyway."
+    )
+    max_missing_regions: int | None = setting(None, "Rule: leave scans out with more regions without signal.")
+    min_homotopic: float | None = setting(
+        None, "Rule: leave scans out whose homotopic FC ranks lower (0.5 = by chance)."
+    )
+    duplicates: str = setting("report", 'Near-identical FC of two subjects: "report" or "drop" the second.')
+    reference: str | None = setting(None, "Data set to compare FC with, usually the checkpoint's training data.")
+    parquet: bool = setting(True, "Also write Parquet files for datasets.load_dataset and the Hub.")
+    workers: int = setting(1, "Processes that read scans.")
+    shard: str | None = setting(None, "Do only part INDEX/COUNT of the scans, such as 2/8, for several machines.")
+    merge_shards: int | None = setting(None, "Make the data set out of so many finished shards.")
 
 
 def prepare(arguments: PrepareArguments) -> Path:
     """Read, check and store a cohort.
 
+    Finished scans are kept beside the output until it is complete: a run that was killed goes on when it is repeated.
+
     Args:
         arguments (`PrepareArguments`): where everything lies.
 
     Returns:
-        The folder of the data set: Arrow data with `subject_id`, `session`, phenotype columns and `connectivity`
-        (float16 upper triangle), and `fc_definition.json`.
+        The folder of the data set: Arrow data with `subject_id`, `session`, phenotype columns, quality columns
+        (`qc_...`) and `connectivity` (float16 upper triangle), `fc_definition.json`, `quality.json`, `quality.html`,
+        `README.md`, and `parquet/`. With `shard`, the folder of finished scans.
 
     Raises:
-        ValueError: a table or scan that does not fit; the message names the file, scan or row.
-        FileNotFoundError: a file is missing.
+        ValueError: a table or setting that does not fit, no usable scan, or with `bad_scans="stop"` a scan that cannot
+            be used; the message names the file, scan or row.
+        FileNotFoundError: a table or folder, or every scan, is missing.
         FileExistsError: the output folder holds something already.
     """
+    recipe = load_recipe(arguments.recipe)
+    arguments = recipe.complete(arguments, PATHS)
     output = require_new(arguments.output)
-    if (arguments.connectivity is None) == (arguments.time_series is None):
-        raise ValueError("Give either connectivity (FC matrices) or time_series, one of the two.")
-    table, source = read_participants(arguments)
-    kind = "connectivity" if arguments.time_series is None else "time_series"
-    read = _scan_reader(getattr(arguments, kind), kind, source, arguments)
-    extractor = _extractor(arguments, read)
-    batches = []
-    for start in tqdm(range(0, len(source), BATCH), desc="scans", unit="batch", leave=False):
-        batch = [read(row) for row in range(start, min(start + BATCH, len(source)))]
-        batches.append(to_triangles(_connectivity(extractor, kind, batch)))
-    triangles = np.concatenate(batches)
-    return write_folder(output, lambda folder: save_cohort(folder, table, triangles, extractor))
+    if arguments.bad_scans not in BAD_SCANS:
+        raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
+    if arguments.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {arguments.workers}.")
+    rules = Rules(
+        **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
+    )
+    source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    excluded = [Excluded(absent.place, absent.reason, False) for absent in source.absent]
+    if arguments.bad_scans == "stop" and source.absent:
+        raise FileNotFoundError(source.absent[0].reason)
+    table, cleaned, excluded_rows = describe(arguments, recipe, source)
+    excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
+    extractor = make_extractor(arguments, source)
+    rows = [row for row in range(len(source.table)) if row not in excluded_rows]
+    work = work_folder(output)
+    _read_scans(arguments, source, extractor, rows, work)
+    if arguments.shard is not None:
+        return work
+    cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments))
+    edges = extractor.num_regions * (extractor.num_regions - 1) // 2
+    scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
+    return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
 
 
-def _extractor(arguments: PrepareArguments, read: ScanReader) -> FCFeatureExtractor:
-    """The FC definition; the number of regions of an atlas that we do not know is that of the first scan."""
+def _read_scans(
+    arguments: PrepareArguments, source: Source, extractor: FCFeatureExtractor, rows: list[int], work: Path
+) -> None:
+    """Compute FC of every scan that is not finished yet."""
+    plan = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict(), "settings": source.settings}
+    plan["shards"] = arguments.merge_shards or (Shard.parse(arguments.shard).count if arguments.shard else 1)
+    open_plan(work, plan)
+    if arguments.merge_shards is not None:
+        return
+    shard = Shard() if arguments.shard is None else Shard.parse(arguments.shard)
+    writer = ShardWriter(work, shard)
+    try:
+        todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
+        number_of = {rows[number]: number for number in todo}
+        job = Job(source, extractor, pairs_of(extractor))
+        results = run(job, [rows[number] for number in todo], arguments.workers)
+        for result in tqdm(results, total=len(todo), desc="scans", unit="scan", leave=False):
+            if "error" in result.record and arguments.bad_scans == "stop":
+                raise ValueError(f"{source.places[result.row]}: {result.record['error']}")
+            writer.write(number_of[result.row], result.triangle, result.record)
+    finally:
+        writer.close()
+
+
+def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
+    """The FC definition; the number of regions of an atlas that we do not know is that of the first usable scan."""
+    options = {"atlas": arguments.atlas, "estimator": arguments.estimator}
+    names = source.region_names()
     if arguments.regions is not None:
         regions = read_table(arguments.regions)
         if "name" not in regions.columns:
             raise ValueError(f"{arguments.regions} has no column 'name'; it has {', '.join(regions.columns)}.")
-        return FCFeatureExtractor(atlas=arguments.atlas, region_names=regions["name"].tolist())
+        names = regions["name"].tolist()
+    elif names is None and find_atlas(arguments.atlas) is not None:
+        names = region_names(arguments.atlas)
+    if names is not None:
+        return FCFeatureExtractor(region_names=names, **options)
     if find_atlas(arguments.atlas) is not None:
-        return FCFeatureExtractor(atlas=arguments.atlas, region_names=region_names(arguments.atlas))
-    return FCFeatureExtractor(atlas=arguments.atlas, num_regions=read(0)[1].shape[-1])
+        return FCFeatureExtractor(**options)
+    reasons = []
+    for row in range(len(source.table)):
+        try:
+            return FCFeatureExtractor(num_regions=source.read(row).values.shape[-1], **options)
+        except (ValueError, OSError) as error:
+            reasons.append(f"{source.places[row]}: {error}")
+            if arguments.bad_scans == "stop":
+                break
+    raise ValueError(reasons[0] if reasons else "There is no scan.")
 
 
-def read_table(path: str | Path, as_text: bool = False) -> pd.DataFrame:
-    """Read a .tsv or .csv table; "n/a" and empty cells are missing values.
-
-    Args:
-        path (`str` or `Path`): the table.
-        as_text (`bool`): keep every cell as it is written: an id such as 0051 is not the number 51.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, or no such table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no table {path}.")
-    separator = "," if path.suffix == ".csv" else "\t"
-    try:
-        table = pd.read_csv(
-            path, sep=separator, na_values=MISSING, keep_default_na=False, dtype=str if as_text else None
-        )
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    if table.empty:
-        raise ValueError(f"The table {path} has no rows.")
-    return table
+def pairs_of(extractor: FCFeatureExtractor) -> np.ndarray:
+    """Homotopic regions of an FC definition, `(pairs, 2)`."""
+    known = find_atlas(extractor.atlas) if extractor.atlas else None
+    same = known is not None and extractor.region_names == region_names(known)
+    return homotopic_pairs(extractor.region_names, region_coordinates(known) if same else None)
 
 
-def read_participants(arguments: PrepareArguments) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table to store, and the table as it was read (text only), row for row.
+def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) -> None:
+    """Refuse a table whose scans cannot be told apart or that lacks a column.
 
     Raises:
-        ValueError: a column is missing, an id is missing, or two rows are the same scan.
+        ValueError: a column or an id is missing, or two rows are the same scan.
     """
-    where = arguments.participants
-    if not where:
-        raise ValueError("No table of phenotypes was given: add --participants FILE.tsv.")
-    source, typed = read_table(where, as_text=True), read_table(where)
-    identifiers = [arguments.subject_column] + ([arguments.session_column] if arguments.session_column else [])
-    columns = _phenotype_columns(arguments, source, identifiers)
+    where = arguments.participants or arguments.bids or "the table"
+    identifiers = _identifiers(arguments)
+    extra = [name for name in (arguments.site_column, arguments.mean_fd_column) if name]
+    _require_columns(raw, [*identifiers, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns)], where)
+    if not recipe.columns:
+        _require_columns(raw, list(_wanted(arguments, raw).values()), where)
     for column in identifiers:
-        if source[column].isna().any():
-            raise ValueError(f"{where}, {_line(int(source[column].isna().argmax()))}: {column!r} is missing.")
-    session = source[arguments.session_column] if arguments.session_column else "1"
-    table = pd.DataFrame({"subject_id": source[arguments.subject_column], "session": session})
-    repeated = table.duplicated()
+        if raw[column].isna().any():
+            raise ValueError(f"{where}, line {raw.index[raw[column].isna()][0]}: {column!r} is missing.")
+    repeated = raw.duplicated(subset=identifiers).to_numpy()
     if repeated.any():
         row = int(repeated.argmax())
         raise ValueError(
-            f"{where}, {_line(row)}: another row of {table['subject_id'].iloc[row]} in one session; name the column "
-            "that tells the scans apart with --session_column."
+            f"{where}, line {raw.index[row]}: another row of {raw[arguments.subject_column].iloc[row]} in one "
+            "session; name the column that tells the scans apart with --session_column."
         )
-    return pd.concat([table, typed[list(columns.values())].set_axis(list(columns), axis=1)], axis=1), source
 
 
-def _phenotype_columns(arguments: PrepareArguments, source: pd.DataFrame, identifiers: list[str]) -> dict[str, str]:
+def _identifiers(arguments: PrepareArguments) -> list[str]:
+    return [arguments.subject_column] + ([arguments.session_column] if arguments.session_column else [])
+
+
+def describe(
+    arguments: PrepareArguments, recipe: Recipe, source: Source
+) -> tuple[pd.DataFrame, Cleaned, dict[int, str]]:
+    """Table to store, cleaned phenotypes, and rows that the recipe leaves out with the reason."""
+    raw = source.table
+    session = raw[arguments.session_column].tolist() if arguments.session_column else "1"
+    table = pd.DataFrame({"subject_id": raw[arguments.subject_column].tolist(), "session": session})
+    wanted = {} if recipe.columns else _wanted(arguments, raw)
+    cleaned = clean_columns(raw, recipe.columns) if recipe.columns else infer_columns(raw, wanted)
+    if arguments.mean_fd_column:
+        displacement = infer_columns(raw, {"mean_fd": arguments.mean_fd_column})
+        table["qc_mean_fd"] = pd.to_numeric(displacement.table["mean_fd"], errors="coerce")
+    if recipe.name:
+        table["dataset"] = recipe.name
+    if arguments.site_column and "site" not in cleaned.table.columns:
+        table["site"] = raw[arguments.site_column].tolist()
+    for other, column in recipe.same_person.items():
+        table[f"same_person_in_{other}"] = raw[column].tolist() if column in raw.columns else None
+    left_out = _left_out(recipe, raw, cleaned)
+    return pd.concat([table, cleaned.table], axis=1), cleaned, left_out
+
+
+def _left_out(recipe: Recipe, raw: pd.DataFrame, cleaned: Cleaned) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for column, values in recipe.keep_rows.items():
+        for row, text in enumerate(raw[column].tolist()):
+            if text not in values:
+                reasons[row] = f"{column} is {text or 'missing'}; the recipe keeps {', '.join(values)}"
+    for column in recipe.columns:
+        for row, text in enumerate(cleaned.table[column.variable.name].tolist()):
+            if text in column.exclude and text is not None:
+                reasons.setdefault(row, f"{column.column} is {text}, which the recipe leaves out")
+    return reasons
+
+
+def _wanted(arguments: PrepareArguments, raw: pd.DataFrame) -> dict[str, str]:
     """Name in the data set -> column of the table, of every phenotype that is kept."""
     wanted = {}
     for item in arguments.phenotypes:
         name, _, column = item.partition("=")
         wanted[name] = column or name
     if not wanted:
-        wanted = {name: name for name in source.columns if name not in identifiers}
-    missing = [column for column in [*identifiers, *wanted.values()] if column not in source.columns]
-    if missing:
-        raise ValueError(
-            f"{arguments.participants} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(source.columns)}."
-        )
-    taken = [name for name in wanted if name in SCAN_COLUMNS]
+        wanted = {name: name for name in raw.columns if name not in _identifiers(arguments)}
+    taken = [name for name in wanted if not is_phenotype(name)]
     if taken:
         raise ValueError(
             f"A phenotype cannot be called {taken[0]!r}, which describes the scan: choose the columns to keep with "
@@ -168,158 +287,29 @@ def _phenotype_columns(arguments: PrepareArguments, source: pd.DataFrame, identi
     return wanted
 
 
-def _line(row: int) -> str:
-    return f"line {row + 2}"  # counted from 1, after the header
-
-
-def _scan_reader(where: str, kind: str, source: pd.DataFrame, arguments: PrepareArguments) -> ScanReader:
-    """How to read the scan of a row; every scan is located here, before any is read."""
-    if where.endswith(".npz") and "{" not in where:
-        return _npz_reader(Path(where), kind, source, arguments)
-    paths: list[Path] = []
-    for row, record in enumerate(source.to_dict("records")):
-        try:
-            path = Path(where.format(**record))
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"The pattern {where!r} does not fit the table ({error}): write names of its columns in braces, "
-                f"{', '.join(source.columns)}."
-            ) from None
-        whose = _whose(source, row, arguments)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no scan {path} ({whose}).")
-        if path.suffix not in SCAN_FORMATS:
-            raise ValueError(f"{path} ({whose}) has none of the formats {', '.join(SCAN_FORMATS)}.")
-        paths.append(path)
-    if len(set(paths)) < len(paths):
-        path = max(paths, key=paths.count)
+def _require_columns(raw: pd.DataFrame, names: list[str], where: str) -> None:
+    missing = sorted({name for name in names if name not in raw.columns})
+    if missing:
         raise ValueError(
-            f"The pattern {where!r} leads to {path} for {paths.count(path)} rows of the table: write columns in "
-            "braces that tell the scans apart."
+            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, raw.columns))}."
         )
-    return lambda row: (f"{paths[row]} ({_whose(source, row, arguments)})", read_array(paths[row]))
-
-
-def _whose(source: pd.DataFrame, row: int, arguments: PrepareArguments) -> str:
-    subject = source[arguments.subject_column].iloc[row]
-    return f"subject {subject}, {_line(row)} of {arguments.participants}"
-
-
-def read_array(path: Path) -> np.ndarray:
-    """One scan's array from a .npy, .tsv, .csv, .txt or .1D file (a header line is skipped).
-
-    Raises:
-        ValueError: it is not numbers in that format.
-    """
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix, r"\s+")
-        array = pd.read_csv(path, sep=separator, header=None, comment="#", na_values=MISSING, low_memory=False)
-        first = array.iloc[0]
-        names = first.map(lambda value: isinstance(value, str)).any()
-        # Tables written without region names have their column numbers as header.
-        if names or first.tolist() in (list(range(len(first))), list(range(1, len(first) + 1))):
-            array = array.iloc[1:]
-        return array.to_numpy(dtype=np.float64)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a table of numbers: {error}") from error
-
-
-def _npz_reader(path: Path, kind: str, source: pd.DataFrame, arguments: PrepareArguments) -> ScanReader:
-    """Reader of one archive with all scans, whatever their order in it.
-
-    The archive holds ids and, for FC, `connectivity` `(scans, regions, regions)` or `fc_triu` `(scans, edges)`; for
-    time series, `data` `(volumes of all scans, regions)` and `offsets` `(scans + 1,)`. Ids are `participant_id` or
-    `subject_id`, as in the subject column, or `scan_id`, as in the table's column of that name.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no archive {path}.")
-    id_name, ids, arrays = _open_npz(path, kind)
-    column = id_name if id_name in source.columns else arguments.subject_column
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{path} holds several scans of {max(ids, key=ids.count)}; its {id_name} must be unique.")
-    wanted = source[column].tolist()
-    if len(set(wanted)) != len(wanted):
-        raise ValueError(
-            f"Several rows of {arguments.participants} would get the one scan of {max(wanted, key=wanted.count)} in "
-            f"{path}: give the archive and the table a scan_id each."
-        )
-    position = {name: index for index, name in enumerate(ids)}
-    absent = [name for name in wanted if name not in position]
-    if absent:
-        raise ValueError(
-            f"{path} has no scan of {len(absent)} of {len(wanted)} rows of {arguments.participants}, {absent[0]} "
-            f"among them (its {id_name} begins with {', '.join(ids[:3])})."
-        )
-
-    def read(row: int) -> tuple[str, np.ndarray]:
-        index = position[wanted[row]]
-        place = f"{path} ({_whose(source, row, arguments)})"
-        if kind == "time_series":
-            return place, arrays[0][arrays[1][index] : arrays[1][index + 1]]
-        return place, _square(arrays[0][index], place)
-
-    return read
-
-
-def _open_npz(path: Path, kind: str) -> tuple[str, list[str], list[np.ndarray]]:
-    """Name of the ids, ids, and the arrays of an archive."""
-    needed = {"connectivity": [("connectivity",), ("fc_triu",)], "time_series": [("data", "offsets")]}[kind]
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            id_name = next((name for name in ID_ARRAYS if name in archive), None)
-            found = next((names for names in needed if all(name in archive for name in names)), None)
-            if id_name is None or found is None:
-                raise ValueError(
-                    f"it holds {', '.join(archive.files)}; needed are participant_id (or scan_id) and "
-                    f"{' or '.join(' + '.join(names) for names in needed)}"
-                )
-            ids, arrays = [str(name) for name in archive[id_name]], [archive[name] for name in found]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be used: {error}.") from error
-    scans = len(arrays[-1]) - (kind == "time_series")
-    if scans != len(ids):
-        raise ValueError(f"{path} holds {scans} scans but {len(ids)} ids in {id_name}.")
-    return id_name, ids, arrays
-
-
-def _square(values: np.ndarray, place: str) -> np.ndarray:
-    """An upper triangle `(edges,)` as its matrix; a matrix stays as it is."""
-    if values.ndim != 1:
-        return values
-    regions = round((1 + np.sqrt(1 + 8 * len(values))) / 2)
-    if regions * (regions - 1) // 2 != len(values):
-        raise ValueError(
-            f"{place}: {len(values)} values are no upper triangle without diagonal: regions * (regions - 1) / 2 "
-            "would be needed."
-        )
-    matrix = np.ones((regions, regions), dtype=np.float32)
-    rows, columns = np.triu_indices(regions, k=1)
-    matrix[rows, columns] = matrix[columns, rows] = values
-    return matrix
-
-
-def _connectivity(extractor: FCFeatureExtractor, kind: str, batch: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """FC of a batch; when it is refused, find the first scan that is, and say where it lies."""
-    scans = [scan for _, scan in batch]
-    try:
-        return extractor(**{kind: np.stack(scans) if kind == "connectivity" else scans})["connectivity"]
-    except (ValueError, TypeError):
-        for place, scan in batch:
-            try:
-                extractor(**{kind: scan if kind == "connectivity" else [scan]})
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{place}: {error}") from error
-        raise
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+    """Command line; exit code 1 when scans or values were dropped without a rule."""
     arguments = parse_arguments(PrepareArguments, argv)
+    recipe = load_recipe(arguments.recipe)
+    if recipe.name:
+        print(f"{recipe.title}\nTerms of use: {recipe.terms}\n{recipe.url}\n")
     folder = prepare(arguments)
-    print(f"Data set written to {folder}")
+    if arguments.shard is not None:
+        print(f"Shard {arguments.shard} is finished: {folder}. When all are, repeat with --merge_shards COUNT.")
+        return
+    text, dropped = summary_of(folder)
+    print(text)
+    if dropped:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,289 @@
+"""Finished scans -> the data set folder: exclusion rules, duplicates, statistics, report and card."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modeling_lcm import BEITokenizer, FCFeatureExtractor
+
+from .card import write_card
+from .data import FC_DEFINITION
+from .files import write_folder, write_json
+from .phenotypes import Cleaned
+from .quality import (
+    HOMOTOPIC_ORDER,
+    PREFIX,
+    STATISTICS,
+    Rules,
+    Statistics,
+    find_duplicates,
+    shift_against,
+)
+from .quality_report import Pictures, write_quality_report
+from .recipes import Recipe
+from .sources.base import Source
+from .store import FinishedScans, disk_full_explained
+from .writing import write_arrow, write_parquet
+
+
+QUALITY = "quality.json"
+COHORTS_FILE = "cohorts.json"
+VOCABULARY = "vocabulary"
+MEASURES = ("mean_fd", "volumes", "missing_regions", "mean_fc", "homotopic")
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A scan that is not in the data set.
+
+    Args:
+        place (`str`): file, subject and row.
+        reason (`str`): why.
+        by_rule (`bool`): whether a rule of the user's or the recipe's asked for it.
+    """
+
+    place: str
+    reason: str
+    by_rule: bool
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """Everything but the scans.
+
+    Args:
+        recipe (`Recipe`): description and terms.
+        table (`pd.DataFrame`): table to store, one row per scan of the source.
+        cleaned (`Cleaned`): problems and remarks of the phenotypes.
+        source (`Source`): places and settings.
+        extractor (`FCFeatureExtractor`): FC definition.
+        rules (`Rules`): exclusion rules.
+        excluded (`list[Excluded]`): scans left out before reading.
+        settings (`dict`): settings of the run.
+    """
+
+    recipe: Recipe
+    table: pd.DataFrame
+    cleaned: Cleaned
+    source: Source
+    extractor: FCFeatureExtractor
+    rules: Rules
+    excluded: list[Excluded]
+    settings: dict[str, Any]
+
+
+def assemble(
+    output: Path,
+    cohort: PreparedCohort,
+    scans: FinishedScans,
+    rows: list[int],
+    work: Path,
+    reference: str | None = None,
+    parquet: bool = True,
+) -> Path:
+    """Write the data set and remove the work folder.
+
+    Args:
+        output (`Path`): folder of the data set.
+        cohort (`PreparedCohort`): everything but the scans.
+        scans (`FinishedScans`): their values and measures.
+        rows (`list[int]`): row of the table of every finished scan.
+        work (`Path`): work folder.
+        reference (`str`, *optional*): data set whose FC this one's is compared with.
+        parquet (`bool`): also write Parquet files.
+
+    Raises:
+        ValueError: no scan is left, or the disk is full.
+    """
+    table, excluded = _with_measures(cohort, scans, rows), list(cohort.excluded)
+    kept = []
+    for number, (row, record) in enumerate(zip(rows, scans.records, strict=True)):
+        measures = record | {"mean_fd": _number(table["qc_mean_fd"].iloc[number])}
+        reason = record.get("error") or cohort.rules.reason(measures)
+        if reason is None:
+            kept.append(number)
+        else:
+            excluded.append(Excluded(cohort.source.places[row], reason, "error" not in record))
+    _require_scans(kept, excluded)
+    subjects = table["subject_id"].astype(str)
+    statistics = _statistics(scans, kept)
+    pairs = find_duplicates(
+        lambda: scans.triangles(kept), subjects.iloc[kept].tolist(), statistics.mean, cohort.rules.duplicate_r
+    )
+    places = [cohort.source.places[row] for row in rows]
+    doubles = [(kept[first], kept[second], r) for first, second, r in pairs]
+    if cohort.rules.duplicates == "drop" and doubles:
+        for first, second, r in doubles:
+            if second in kept:
+                kept.remove(second)
+                text = f"its FC is near-identical (r = {r:.3f}) with that of {places[first]}"
+                excluded.append(Excluded(places[second], text, True))
+        statistics = _statistics(scans, kept)
+    table = table.iloc[kept].reset_index(drop=True)
+    pictures = Pictures(table, cohort.extractor, statistics.mean)
+    pictures.add(scans.triangles(kept))
+    quality = _quality(cohort, scans, kept, table, excluded, [(places[a], places[b], r) for a, b, r in doubles])
+    if reference is not None:
+        quality["shift"] = shift_against(reference, statistics, cohort.extractor.region_fingerprint)
+
+    def fill(folder: Path) -> None:
+        with disk_full_explained():
+            write_arrow(folder, table, scans.triangles(kept), statistics.edges)
+            write_records(folder, cohort.extractor, statistics, quality, [cohort_record(cohort, table)])
+            if cohort.recipe.variables:
+                BEITokenizer(variables=cohort.recipe.variables).save_pretrained(folder / VOCABULARY)
+            write_quality_report(folder / "quality.html", quality, pictures)
+            write_card(folder, quality, cohort.extractor, table, parquet)
+            if parquet:
+                write_parquet(folder / "parquet", table, scans.triangles(kept), statistics.edges)
+
+    write_folder(output, fill)
+    shutil.rmtree(work)
+    return output
+
+
+def write_records(
+    folder: Path,
+    extractor: FCFeatureExtractor,
+    statistics: Statistics,
+    quality: dict[str, Any],
+    cohorts: list[dict[str, Any]],
+) -> None:
+    """Write the JSON files of a data set, and its statistics."""
+    extractor.to_json_file(folder / FC_DEFINITION)
+    statistics.save(folder / STATISTICS, extractor.region_fingerprint)
+    write_json(folder / QUALITY, quality)
+    write_json(folder / COHORTS_FILE, cohorts)
+
+
+def _with_measures(cohort: PreparedCohort, scans: FinishedScans, rows: list[int]) -> pd.DataFrame:
+    """The table of the finished scans, with a column for every measure."""
+    table = cohort.table.iloc[rows].reset_index(drop=True)
+    for name in MEASURES:
+        values = pd.Series([record.get(name) for record in scans.records], dtype="float64")
+        # What the file says goes before what the table says.
+        table[PREFIX + name] = values.combine_first(table[PREFIX + name]) if PREFIX + name in table else values
+    phenotypes = [name for name in table.columns if not name.startswith(PREFIX)]
+    return table[[*phenotypes, *(PREFIX + name for name in MEASURES)]]
+
+
+def _number(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _require_scans(kept: list[int], excluded: list[Excluded]) -> None:
+    if not kept:
+        reasons = "; ".join(f"{item.place}: {item.reason}" for item in excluded[:3])
+        raise ValueError(f"No scan can be used, of {len(excluded)}. The first reasons: {reasons}")
+
+
+def _statistics(scans: FinishedScans, kept: list[int]) -> Statistics:
+    statistics = Statistics(scans.edges)
+    for part in scans.triangles(kept):
+        statistics.add(part)
+    return statistics
+
+
+def _quality(
+    cohort: PreparedCohort,
+    scans: FinishedScans,
+    kept: list[int],
+    table: pd.DataFrame,
+    excluded: list[Excluded],
+    duplicates: list[tuple[str, str, float]],
+) -> dict[str, Any]:
+    """Content of quality.json."""
+    names = cohort.extractor.region_names
+    silent = Counter(region for number in kept for region in scans.records[number].get("silent", ()))
+    remarks = Counter(remark for number in kept for remark in scans.records[number].get("remarks", ()))
+    where = cohort.settings.get("participants") or cohort.settings.get("bids") or "the table"
+    return {
+        "title": cohort.recipe.title or Path(cohort.settings["output"]).name,
+        "scans": len(table),
+        "subjects": int(table["subject_id"].nunique()),
+        "excluded": [{"scan": item.place, "reason": item.reason, "by_rule": item.by_rule} for item in excluded],
+        "unusable_values": [
+            f"{where}, line {item.line}, column {item.column!r}: {item.reason}" for item in cohort.cleaned.problems
+        ],
+        "remarks": [*cohort.cleaned.remarks, *(f"{count} files: {text}" for text, count in remarks.items())],
+        "duplicates": [{"first": first, "second": second, "r": round(r, 4)} for first, second, r in duplicates],
+        "regions_without_signal": {
+            str(region) if names is None else names[region]: count for region, count in silent.most_common(10)
+        },
+        "order_warning": order_warning(table),
+        "rules": {name: value for name, value in vars(cohort.rules).items() if value is not None},
+        "reading": cohort.source.settings,
+    }
+
+
+def order_warning(table: pd.DataFrame) -> str | None:
+    """What homotopic connections say about the order of the regions, if it looks wrong."""
+    values = table["qc_homotopic"].dropna()
+    if values.empty or values.median() >= HOMOTOPIC_ORDER:
+        return None
+    return (
+        f"Left and right counterparts are not the strongly connected regions that they are in every brain: they beat "
+        f"{values.median():.0%} of the edges (usual: about 90 %, by chance 50 %). The regions are probably in another "
+        "order than the atlas's, or hemispheres are mixed up."
+    )
+
+
+def cohort_record(cohort: PreparedCohort, table: pd.DataFrame) -> dict[str, Any]:
+    """What stays known of a cohort when it is merged with others."""
+    recipe = cohort.recipe
+    return {
+        "dataset": recipe.name or Path(cohort.settings["output"]).name,
+        "title": recipe.title, "terms": recipe.terms, "url": recipe.url, "citation": recipe.citation,
+        "scans": len(table), "subjects": int(table["subject_id"].nunique()),
+        "settings": {name: value for name, value in cohort.settings.items() if value not in (None, "", [])},
+        "reading": cohort.source.settings,
+    }  # fmt: skip
+
+
+def summary_of(folder: str | Path) -> tuple[str, int]:
+    """What a run did, for the terminal, and how many scans and values were dropped without a rule."""
+    quality = json.loads((Path(folder) / QUALITY).read_text(encoding="utf-8"))
+    ruled = [item for item in quality["excluded"] if item["by_rule"]]
+    unruled = [item for item in quality["excluded"] if not item["by_rule"]]
+    lines = [f"{quality['scans']} scans of {quality['subjects']} people written to {folder}"]
+    lines += [f"{len(ruled)} scans left out by rule"] if ruled else []
+    lines += _first(f"{len(unruled)} scans could not be used:", [f"{i['scan']}: {i['reason']}" for i in unruled])
+    lines += _first(
+        f"{len(quality['unusable_values'])} values could not be used and are missing:", quality["unusable_values"]
+    )
+    lines += _first(
+        "Near-identical FC of different people:",
+        [f"{i['first']} and {i['second']} (r = {i['r']:.3f})" for i in quality["duplicates"]],
+    )
+    lines += [f"Warning: {quality['order_warning']}"] if quality["order_warning"] else []
+    lines += [f"Against {quality['shift']['reference']}: {quality['shift']['verdict']}"] if "shift" in quality else []
+    lines += [*quality["remarks"], f"Report: {Path(folder) / 'quality.html'}"]
+    return "\n".join(lines), len(unruled) + len(quality["unusable_values"])
+
+
+def _first(title: str, items: list[str], most: int = 10) -> Iterator[str]:
+    if items:
+        yield title
+        yield from (f"  {item}" for item in items[:most])
+        if len(items) > most:
+            yield f"  ... and {len(items) - most} more; all are in {QUALITY}"
+
+
+def edges_of(extractor: FCFeatureExtractor) -> int:
+    """Length of a triangle."""
+    return extractor.num_regions * (extractor.num_regions - 1) // 2 if extractor.num_regions else 0
+
+
+def as_matrix(triangle: np.ndarray, regions: int) -> np.ndarray:
+    """One triangle `(edges,)` as a matrix `(regions, regions)` with diagonal 1."""
+    matrix = np.eye(regions, dtype=np.float32)
+    rows, columns = np.triu_indices(regions, k=1)
+    matrix[rows, columns] = matrix[columns, rows] = triangle
+    return matrix

@@ -1,0 +1,75 @@
+"""What every kind of input offers: a table with one row per scan, and the scan of a row."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+
+KINDS = ("time_series", "connectivity")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan as it was read.
+
+    Args:
+        values (`np.ndarray`): ROI time series `(volumes, regions)` or an FC matrix `(regions, regions)`.
+        kind (`str`): "time_series" or "connectivity".
+        mean_fd (`float`, *optional*): mean framewise displacement in mm.
+        volumes (`int`, *optional*): volumes that FC was computed from, where that is known.
+        remarks (`tuple[str, ...]`): what was done to the file's content, e.g. "transposed".
+    """
+
+    values: np.ndarray
+    kind: str
+    mean_fd: float | None = None
+    volumes: int | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A scan that the table or folder promises and that is not there.
+
+    Args:
+        place (`str`): file, subject and row.
+        reason (`str`): why there is nothing to read.
+    """
+
+    place: str
+    reason: str
+
+
+@dataclass
+class Source(ABC):
+    """Scans of one cohort; pickled once for every worker, so it holds paths and not data.
+
+    Args:
+        table (`pd.DataFrame`): text only, one row per scan, with the columns of the user's table.
+        places (`list[str]`): file, subject and line of every row, for messages.
+        absent (`list[Absent]`): scans that were expected and are not there; they have no row.
+        settings (`dict[str, str]`): what the data set's record should say about reading, e.g. the confound strategy.
+    """
+
+    table: pd.DataFrame
+    places: list[str]
+    absent: list[Absent] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    in_memory = False  # everything was read already: worker processes would only copy it
+    slow = False  # seconds per scan: scans go to the workers one by one
+
+    @abstractmethod
+    def read(self, row: int) -> Scan:
+        """The scan of a row.
+
+        Raises:
+            ValueError: it cannot be used; the message says why.
+            OSError: it cannot be read.
+        """
+
+    def region_names(self) -> list[str] | None:
+        """Names of the regions, if the source knows them better than the atlas's table."""
+        return None

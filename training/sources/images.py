@@ -1,0 +1,237 @@
+"""Preprocessed NIfTI images, listed in a table or found in an fMRIPrep folder, through nilearn's masker."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modeling_lcm.nifti import LabelAtlas, extract_time_series, load_label_atlas
+
+from .base import Absent, Scan, Source
+from .files import locate
+from .tables import read_table
+
+
+IMAGE_FORMATS = (".nii", ".nii.gz")
+STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")  # of nilearn's load_confounds_strategy
+# Smallest share of the atlas that must lie inside an image's field of view.
+_FEWEST_INSIDE = 0.7
+
+
+@dataclass
+class ImageSource(Source):
+    """4-D images in MNI space.
+
+    Args:
+        paths (`list[Path]`): image of every row.
+        atlas (`str`): atlas id.
+        labels_img (`str`, *optional*): local label image, instead of one that nilearn fetches.
+        labels (`str`, *optional*): table of its values (columns index and name).
+        strategy (`str`, *optional*): denoising strategy for fMRIPrep's confounds; `None` regresses nothing out.
+        confounds (`list[Path]`, *optional*): tables whose columns are all regressed out, instead of a strategy.
+        masker (`dict`): settings of `nilearn.maskers.NiftiLabelsMasker`, e.g. smoothing or filter.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    atlas: str = "aal-116"
+    labels_img: str | None = None
+    labels: str | None = None
+    strategy: str | None = None
+    confounds: list[Path] | None = None
+    masker: dict[str, Any] = field(default_factory=dict)
+
+    slow = True
+
+    @cached_property
+    def label_atlas(self) -> LabelAtlas:
+        """The label image, loaded once per process."""
+        return load_label_atlas(self.atlas, self.labels_img, self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers load the label image themselves."""
+        return {key: value for key, value in self.__dict__.items() if key != "label_atlas"}
+
+    def region_names(self) -> list[str]:
+        """See `Source.region_names`."""
+        return list(self.label_atlas.labels.values())
+
+    def read(self, row: int) -> Scan:
+        """See `Source.read`."""
+        path = self.paths[row]
+        check_readable(path)
+        check_space(path, self.label_atlas)
+        confounds, kept, mean_fd = self._confounds(row)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing regions are counted in the quality columns
+            signals = extract_time_series(
+                path, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
+            ).time_series
+        remarks = () if kept is None else (f"{len(signals)} volumes left by scrubbing",)
+        return Scan(signals, "time_series", mean_fd, len(signals), remarks)
+
+    def _confounds(self, row: int) -> tuple[Any, Any, float | None]:
+        """Nuisance signals, volumes to keep (`None` = all) and mean framewise displacement."""
+        if self.confounds is not None:
+            table = read_table(self.confounds[row]).apply(pd.to_numeric, errors="raise")
+            check_confounds(table, self.confounds[row])
+            return table.fillna(0).to_numpy(), None, mean_displacement(table)
+        if self.strategy is None:
+            return None, None, None
+        from nilearn.interfaces.fmriprep import load_confounds_strategy
+
+        where = confounds_path(self.paths[row])
+        raw = pd.read_csv(where, sep="\t", na_values="n/a")
+        check_confounds(raw, where)
+        confounds, kept = load_confounds_strategy(str(self.paths[row]), denoise_strategy=self.strategy)
+        return confounds, kept, mean_displacement(raw)
+
+
+def image_source(
+    pattern: str,
+    table: pd.DataFrame,
+    whose: Callable[[int], str],
+    confounds: str | None = None,
+    **options: Any,
+) -> ImageSource:
+    """Locate the images of a table.
+
+    Args:
+        pattern (`str`): path with names of columns in braces.
+        table (`pd.DataFrame`): text, one row per scan.
+        whose (`Callable`): names subject and line of a row.
+        confounds (`str`, *optional*): pattern of nuisance tables.
+        options: other fields of `ImageSource`.
+
+    Raises:
+        ValueError: the pattern does not fit the table, or a file is no NIfTI image.
+    """
+    paths = locate(pattern, table, whose)
+    nuisance = None if confounds is None else locate(confounds, table, whose)
+    here, absent = [], []
+    for row, path in enumerate(paths):
+        if not path.name.endswith(IMAGE_FORMATS):
+            raise ValueError(f"{path} ({whose(row)}) is no NIfTI image ({', '.join(IMAGE_FORMATS)}).")
+        missing = path if not path.is_file() else None
+        if missing is None and nuisance is not None and not nuisance[row].is_file():
+            missing = nuisance[row]
+        if missing is None:
+            here.append(row)
+        else:
+            absent.append(Absent(whose(row), f"There is no file {missing} ({whose(row)})."))
+    return ImageSource(
+        table=table.iloc[here],
+        places=[f"{paths[row]} ({whose(row)})" for row in here],
+        absent=absent,
+        paths=[paths[row] for row in here],
+        confounds=None if nuisance is None else [nuisance[row] for row in here],
+        **options,
+    )
+
+
+def check_readable(path: Path) -> None:
+    """Refuse an image whose data are cut off, before nilearn fails on it with a riddle.
+
+    Raises:
+        ValueError: the file is damaged, or not 4-D.
+    """
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        if image.ndim == 4:
+            np.asarray(image.dataobj[..., -1])  # the last volume is there only if all others are
+    except Exception as error:  # nibabel, gzip and zlib each have their own
+        raise ValueError(
+            f"the image is unreadable or truncated ({type(error).__name__}: {error}); copy it again."
+        ) from error
+    if image.ndim != 4:
+        raise ValueError(f"the image has shape {image.shape}; a scan is 4-D (x, y, z, volumes).")
+
+
+def check_space(path: Path, atlas: LabelAtlas) -> None:
+    """Refuse an image that is not in MNI space, as far as its name and its field of view tell.
+
+    Raises:
+        ValueError: the name says another space, or most of the atlas lies outside the image.
+    """
+    import nibabel
+
+    space = entities(path).get("space")
+    if space is not None and not space.startswith("MNI"):
+        raise ValueError(f"the image is in the space {space!r}, not in MNI space; use fMRIPrep's output in MNI space.")
+    image, labels = nibabel.load(path), atlas.image
+    voxels = np.argwhere(np.asarray(labels.dataobj) > 0)[::7]  # every seventh is plenty
+    points = nibabel.affines.apply_affine(np.linalg.inv(image.affine) @ labels.affine, voxels)
+    inside = ((points >= -0.5) & (points <= np.array(image.shape[:3]) - 0.5)).all(axis=1).mean()
+    if inside < _FEWEST_INSIDE:
+        raise ValueError(
+            f"only {inside:.0%} of the atlas {atlas.id} lies inside the image: it is not in MNI space, or covers a "
+            "part of the brain."
+        )
+
+
+def entities(path: Path) -> dict[str, str]:
+    """BIDS entities in a file's name, `{"sub": "01", "task": "rest", ...}`."""
+    pairs = [part.split("-", 1) for part in path.name.split(".")[0].split("_") if "-" in part]
+    return {key: value for key, value in pairs}
+
+
+def confounds_path(image: Path) -> Path:
+    """Table of nuisance signals that fMRIPrep wrote beside an image.
+
+    Raises:
+        ValueError: there is none.
+    """
+    stem = "_".join(
+        part
+        for part in image.name.split(".")[0].split("_")
+        if part.split("-")[0] not in ("space", "res", "desc", "bold")
+    )
+    for name in (f"{stem}_desc-confounds_timeseries.tsv", f"{stem}_desc-confounds_regressors.tsv"):
+        if (image.parent / name).is_file():
+            return image.parent / name
+    raise ValueError(f"there is no {stem}_desc-confounds_timeseries.tsv beside the image; fMRIPrep writes it.")
+
+
+def check_confounds(table: pd.DataFrame, path: Path) -> None:
+    """Refuse a table of nuisance signals that holds nothing: regressing zeros out would pass unnoticed.
+
+    Raises:
+        ValueError: most columns, or all motion parameters, are zero or missing throughout.
+    """
+    values = table.select_dtypes("number")
+    empty = [name for name in values.columns if not (values[name].fillna(0) != 0).any()]
+    motion = [name for name in values.columns if name in MOTION]
+    if len(values.columns) == 0 or len(empty) * 2 > len(values.columns) or (motion and set(motion) <= set(empty)):
+        raise ValueError(
+            f"{path} holds no nuisance signals: {len(empty)} of {len(values.columns)} columns are zero or missing "
+            f"throughout ({', '.join(empty[:4])}). Run the preprocessing again."
+        )
+
+
+MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+
+
+def mean_displacement(table: pd.DataFrame) -> float | None:
+    """Mean framewise displacement in mm, if the table has it (the first volume has none)."""
+    for name in ("framewise_displacement", "FramewiseDisplacement", "fd"):
+        if name in table.columns:
+            values = pd.to_numeric(table[name], errors="coerce")
+            return None if values.isna().all() else float(values.mean())
+    return None
+
+
+def fmriprep_version(folder: Path) -> str | None:
+    """Name and version of the pipeline from `dataset_description.json`."""
+    path = folder / "dataset_description.json"
+    try:
+        made_by: Sequence[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"]
+        return " ".join(filter(None, (made_by[0].get("Name"), made_by[0].get("Version"))))
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None

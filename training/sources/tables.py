@@ -1,0 +1,107 @@
+"""Reading the tables that laboratories have: any of the usual separators and encodings, never guessing at ids."""
+
+import csv
+import io
+from pathlib import Path
+
+import pandas as pd
+
+
+# How missing values are written; compared in lower case and without spaces around them.
+MISSING_TEXTS = frozenset({"", "n/a", "na", "nan", "none", "null", "#n/a", ".", "-"})
+ENCODINGS = ("utf-8-sig", "cp1252")
+SEPARATORS = ("\t", ";", ",", "|")
+# Characters that look like a space or like nothing; spreadsheets leave them behind.
+_ODD_SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u200b": None, "\ufeff": None})
+
+
+def clean_text(value: object) -> str | None:
+    """A cell without stray spaces, `None` where nothing was recorded."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    text = " ".join(str(value).translate(_ODD_SPACES).split())
+    return None if text.lower() in MISSING_TEXTS else text
+
+
+def as_text_table(table: pd.DataFrame) -> pd.DataFrame:
+    """All cells as clean text, `None` where nothing was recorded."""
+    cleaned = {name: [clean_text(value) for value in table[name].tolist()] for name in table.columns}
+    return pd.DataFrame(cleaned, index=table.index, dtype=object)
+
+
+def decode(path: Path) -> str:
+    """Content of a text file in UTF-8 (with or without a byte order mark), UTF-16 or Windows-1252.
+
+    Raises:
+        ValueError: it is none of these, or no text.
+    """
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings: tuple[str, ...] = ("utf-16",)
+    else:
+        encodings = ENCODINGS
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise ValueError(f"{path} cannot be read as a table: it is no text in UTF-8, UTF-16 or Windows-1252.")
+
+
+def find_separator(header: str, suffix: str) -> str:
+    """Separator of a table, from its first line; the file's name decides only between equals."""
+    usual = "," if suffix == ".csv" else "\t"
+    counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) for separator in SEPARATORS}
+    return max(SEPARATORS, key=lambda separator: (counts[separator], separator == usual))
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table as text: an id such as 0051 is not the number 51.
+
+    Tabs, commas, semicolons and bars separate columns, whatever the file is called. Cells lose spaces around them;
+    empty ones, "n/a", "NA", "NaN", "None", "." and "-" are missing.
+
+    Args:
+        path (`str` or `Path`): the table.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, or no table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no table {path}.")
+    text = decode(path)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    try:
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep=find_separator(header, path.suffix.lower()),
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+        )
+    except (ValueError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    table.columns = [clean_text(name) or f"column {number}" for number, name in enumerate(table.columns, start=1)]
+    doubled = table.columns[table.columns.duplicated()]
+    if len(doubled):
+        raise ValueError(f"{path} has two columns called {doubled[0]!r}; rename one of them.")
+    table = as_text_table(table)
+    table.index = pd.Index(range(2, len(table) + 2))  # line in the file, for messages
+    table = table[table.notna().any(axis=1)]
+    if table.empty:
+        raise ValueError(f"The table {path} has no rows.")
+    return table
+
+
+def number_of(text: str) -> float:
+    """A number with a point or a comma before its decimals.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
