@@ -299,7 +299,8 @@ class Trainer:
         model.config.supervision = self.state.history[chosen]["stage"]
         model.eval()
         self.accelerator.end_training()
-        self.accelerator.free_memory()
+        if self.accelerator.device.type != "cpu":  # collecting garbage takes longer than a small CPU training
+            self.accelerator.free_memory()
 
 
 def readout_loss(logits: Tensor, labels: Tensor, layout: TargetLayout) -> Tensor:
