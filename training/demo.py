@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 from modeling_lcm import LCMForSequenceClassification
 from modeling_lcm.atlases import region_coordinates
 
-from .arguments import parse_arguments, setting
+from .arguments import command_line, parse_arguments, setting
 from .data import Cohort, load_cohort
 from .evaluate import EvaluateArguments, evaluate
 from .explain import region_attention
@@ -147,6 +147,7 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     }
 
 
+@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(DemoArguments, argv)
