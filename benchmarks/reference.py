@@ -43,6 +43,7 @@ class ReferenceLCM(nn.Module):
         super().__init__()
         config = model.config
         self.variables = config.bei_variables
+        self.normalize_rows = config.normalize_rows
         self.proj = nn.Linear(config.num_regions, config.hidden_size)
         self.batch_norm = nn.BatchNorm1d(config.hidden_size, config.batch_norm_eps, config.batch_norm_momentum)
         self.queries = nn.Parameter(torch.empty(config.num_bei_tokens, config.hidden_size))
@@ -55,6 +56,8 @@ class ReferenceLCM(nn.Module):
 
     def forward(self, connectivity: Tensor) -> Tensor:
         """Connectivity `(batch, regions, regions)` -> layer logits `(batch, layers, tokens)`."""
+        if self.normalize_rows:
+            connectivity = F.layer_norm(connectivity, connectivity.shape[-1:])
         memory = self.proj(connectivity)
         memory = F.leaky_relu(self.batch_norm(memory.flatten(0, 1)).view_as(memory), 0.01)
         if len(self.region_embeddings):

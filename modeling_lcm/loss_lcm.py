@@ -65,11 +65,16 @@ def _layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Ten
         "tokens": (starts[:, None] + offsets).masked_fill(padding, 0),
         "padding": padding,
         "target_of_token": torch.repeat_interleave(torch.arange(len(layout.sizes)), torch.tensor(layout.sizes)),
+        "classes": torch.tensor([_num_classes(*target) for target in zip(layout.kinds, layout.sizes, strict=True)]),
         "categorical": torch.tensor([kind == "categorical" for kind in layout.kinds]),
         "binary": torch.tensor([kind == "binary" for kind in layout.kinds]),
         "weights": torch.tensor(layout.weights),
     }
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _num_classes(kind: str, size: int) -> float:
+    return {"categorical": float(size), "binary": 2.0, "continuous": float("inf")}[kind]
 
 
 def labelled(labels: Tensor) -> Tensor:
@@ -89,16 +94,15 @@ def check_labels(labels: Tensor, layout: TargetLayout) -> None:
             f"labels have shape {tuple(labels.shape)}, needed is (batch, {len(layout.kinds)}): one column per "
             "variable in vocabulary order, -100 where nothing was recorded."
         )
-    for column, (kind, size) in enumerate(zip(layout.kinds, layout.sizes, strict=True)):
-        if kind == "continuous":
-            continue
-        known = labels[:, column][labelled(labels[:, column])]
-        classes = 2 if kind == "binary" else size
-        if known.numel() and (known.min() < 0 or known.max() > classes - 1):
-            raise ValueError(
-                f"Label column {column} has class indices between {known.min():g} and {known.max():g}, needed are "
-                f"0 to {classes - 1}, or -100 where nothing was recorded."
-            )
+    classes = _layout_tensors(layout, labels.device)["classes"]
+    wrong = ((labels < 0) | (labels > classes - 1)) & labelled(labels) & classes.isfinite()
+    if wrong.any():
+        column = int(wrong.any(0).nonzero()[0])
+        values = ", ".join(f"{value:g}" for value in labels[wrong[:, column], column].unique().tolist())
+        raise ValueError(
+            f"Label column {column} has the class index {values}; needed are 0 to {classes[column] - 1:g}, or -100 "
+            "where nothing was recorded."
+        )
 
 
 def _full_precision(logits: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ def layerwise_losses(layer_logits: Tensor, labels: Tensor, layout: TargetLayout)
     cross_entropy = -log_probabilities.gather(-1, class_index)[..., 0]
     squared_error = (first - targets) ** 2
     losses = torch.where(index["categorical"], cross_entropy, squared_error)
-    if index["binary"].any():
+    if "binary" in layout.kinds:
         sigmoid_loss = F.binary_cross_entropy_with_logits(first, targets.expand_as(first), reduction="none")
         losses = torch.where(index["binary"], sigmoid_loss, losses)
     return losses * known[:, None], table.gather(-1, class_index)[..., 0]

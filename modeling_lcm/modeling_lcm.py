@@ -107,6 +107,11 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+# Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
+# measured, on an accelerator what it computes during the launch of those operations.
+LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
+
+
 class LCMAttention(nn.Module):
     """Multi-head attention with separate query, key, value and output projections, all with biases."""
 
@@ -131,11 +136,14 @@ class LCMAttention(nn.Module):
             The result `(batch, tokens, d)`, and the weights `(batch, heads, tokens, length)` where the attention
             implementation makes them (eager), else None.
         """
-        if key is value and self._folding_pays(query.shape[1], key.shape[1]):
-            return self._read_folded(query, key)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        # Adapters, quantised layers and offloading hooks work through a projection's call, not its weight: folding
+        # would pass them by, and an attention implementation of the user's own as well.
+        is_allowed = key is value and implementation in ("eager", "sdpa") and self._has_plain_projections()
+        if is_allowed and self._folding_pays(query, key):
+            output, weights = self._read_folded(query, key)
+            return output, weights if implementation == "eager" else None
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(
             self,
             self._split_heads(self.q_proj(query)),
@@ -147,22 +155,28 @@ class LCMAttention(nn.Module):
         )
         return self.o_proj(output.flatten(2)), weights
 
-    def _folding_pays(self, tokens: int, length: int) -> bool:
-        """Whether [`_read_folded`] is allowed, and takes fewer multiplications than projecting the memory.
+    def _has_plain_projections(self) -> bool:
+        """Whether calling the key and value projections does nothing but multiply by a weight and add a bias."""
+        return all(
+            type(projection) is nn.Linear
+            and not projection._forward_hooks
+            and not projection._forward_pre_hooks
+            and "_hf_hook" not in projection.__dict__
+            for projection in (self.k_proj, self.v_proj)
+        )
 
-        Adapters, quantised layers and offloading hooks work through a projection's call, not its weight: with any of
-        them the projections are called. So they are for an attention implementation of the user's own.
-        """
-        if self.config._attn_implementation not in ("eager", "sdpa"):
+    def _folding_pays(self, query: Tensor, memory: Tensor) -> bool:
+        """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
+        (batch, tokens, width), length = query.shape, memory.shape[1]
+        projected = length * width
+        folded = tokens * (width + (width // self.head_dim - 1) * length)
+        if folded > 0.8 * projected:
             return False
-        for projection in (self.k_proj, self.v_proj):
-            hooked = projection._forward_hooks or projection._forward_pre_hooks or hasattr(projection, "_hf_hook")
-            if type(projection) is not nn.Linear or hooked:
-                return False
-        width, heads = self.q_proj.out_features, self.config.num_attention_heads
-        return tokens * (width + (heads - 1) * length) < 0.8 * length * width
+        # NOTE: a compiled graph is for any batch size, and does not pay for every small operation.
+        least = LEAST_SAVING.get(query.device.type, LEAST_SAVING["cuda"])
+        return torch.compiler.is_compiling() or 2 * batch * width * (projected - folded) >= least
 
-    def _read_folded(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read_folded(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-attention without projecting the memory: the same result, with the products in another order.
 
         Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
@@ -185,12 +199,11 @@ class LCMAttention(nn.Module):
         # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
         bias = self.v_proj.bias + 0 * self.k_proj.bias
         output = output + row_sums * bias.view(-1, self.head_dim)
-        recorded = weights if self.config._attn_implementation == "eager" else None
-        return self.o_proj(output.flatten(2)), recorded
+        return self.o_proj(output.flatten(2)), weights
 
     def _split_heads(self, states: Tensor) -> Tensor:
         """`(batch, length, d)` -> `(batch, heads, length, head_dim)`."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class LCMStem(nn.Module):
@@ -417,9 +430,9 @@ class LCMModel(LCMPreTrainedModel):
         layer_states = []
         for layer in self.layers:
             states = layer(states, query_embeds, memory)
-            layer_states.append(self.norm(states))
-        stacked = torch.stack(layer_states, dim=1)
-        return LCMModelOutput(last_hidden_state=stacked[:, -1], layer_states=stacked)
+            layer_states.append(states)
+        normed = self.norm(torch.stack(layer_states, dim=1))
+        return LCMModelOutput(last_hidden_state=normed[:, -1], layer_states=normed)
 
 
 class LCMForMultitaskPretraining(LCMPreTrainedModel):

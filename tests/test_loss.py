@@ -197,9 +197,9 @@ def test_float64_logits_keep_their_precision() -> None:
     ("labels", "message"),
     [
         (torch.zeros(4, 3), r"shape \(4, 3\), needed is \(batch, 4\)"),
-        (torch.tensor([[3.0, 0, 0, 0]]), "column 0 has class indices between 3 and 3, needed are 0 to 2"),
-        (torch.tensor([[0, 0, 0, -1.0]]), "column 3 has class indices between -1 and -1"),
-        (torch.tensor([[0, 0, 2.0, 0]]), "column 2 has class indices between 2 and 2, needed are 0 to 1"),
+        (torch.tensor([[3.0, 0, 0, 0]]), "column 0 has the class index 3; needed are 0 to 2"),
+        (torch.tensor([[0, 0, 0, -1.0]]), "column 3 has the class index -1; needed are 0 to 1"),
+        (torch.tensor([[0, 0, 2.0, 0]]), "column 2 has the class index 2; needed are 0 to 1"),
     ],
 )
 def test_impossible_labels_are_named(labels: Tensor, message: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import NUM_REGIONS
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
 from modeling_lcm.modeling_lcm import LCMAttention
@@ -144,23 +145,41 @@ class TestEquivalence:
         for one, other in zip(*results, strict=True):
             assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
 
-    def test_folding_is_chosen_by_cost(self, make_config: MakeConfig) -> None:
-        attention = LCMAttention(make_config(hidden_size=64, attn_implementation="sdpa"))
-        assert attention._folding_pays(tokens=2, length=200)
-        assert not attention._folding_pays(tokens=200, length=200)
+    @pytest.mark.parametrize(
+        ("batch", "tokens", "folded"), [(32, 2, True), (32, 100, False), (1, 2, False)], ids=["few", "many", "small"]
+    )
+    def test_folding_is_chosen_by_cost(self, make_config: MakeConfig, batch: int, tokens: int, folded: bool) -> None:
+        attention = LCMAttention(make_config(hidden_size=64))
+        assert attention._folding_pays(torch.empty(batch, tokens, 64), torch.empty(batch, 200, 64)) == folded
 
-    def test_folding_steps_aside_for_hooks_and_own_attention(self, make_config: MakeConfig) -> None:
-        attention = LCMAttention(make_config(hidden_size=64, attn_implementation="sdpa"))
-        handle = attention.v_proj.register_forward_hook(lambda *_: None)
-        assert not attention._folding_pays(tokens=2, length=200)
-        handle.remove()
-        assert attention._folding_pays(tokens=2, length=200)
-        attention.config._attn_implementation = "somebody_elses"
-        assert not attention._folding_pays(tokens=2, length=200)
+    @pytest.mark.parametrize("obstacle", ["nothing", "hook", "own attention"])
+    def test_folding_steps_aside(
+        self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, obstacle: str
+    ) -> None:
+        attention = LCMAttention(make_config(attn_implementation="sdpa"))
+        calls = []
+        monkeypatch.setattr(attention, "_folding_pays", lambda *_: True)
+        monkeypatch.setattr(attention, "_read_folded", lambda query, memory: (calls.append("folded"), None))
+        if obstacle == "hook":
+            attention.v_proj.register_forward_hook(lambda *_: calls.append("hook"))
+        if obstacle == "own attention":
 
-    def test_offloaded_weights(self, make_config: MakeConfig, connectivity: Tensor) -> None:
+            def own(module: nn.Module, query: Tensor, *_: Tensor, **__: float) -> tuple[Tensor, None]:
+                calls.append(obstacle)
+                return query.transpose(1, 2), None
+
+            AttentionInterface.register("own", own)
+            attention.config._attn_implementation = "own"
+        memory = torch.randn(3, NUM_REGIONS, 16)
+        attention(torch.randn(3, 4, 16), memory, memory)
+        assert calls == ["folded" if obstacle == "nothing" else obstacle]
+
+    def test_offloaded_weights(
+        self, make_config: MakeConfig, connectivity: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         accelerate = pytest.importorskip("accelerate")
-        model = LCMForMultitaskPretraining(make_config(hidden_size=64)).eval()
+        monkeypatch.setattr(LCMAttention, "_folding_pays", lambda *_: True)
+        model = LCMForMultitaskPretraining(make_config()).eval()
         expected = model(connectivity).logits
         accelerate.cpu_offload(model, execution_device="cpu")
         assert model.model.layers[0].cross_attn.k_proj.weight.device.type == "meta"
@@ -256,7 +275,7 @@ class TestOutputs:
         with pytest.raises(ValueError, match=r"needed is \(batch, 3\)"):
             model(connectivity, labels=labels[:, :2])
         labels[0, 0] = 3
-        with pytest.raises(ValueError, match="column 0 has class indices"):
+        with pytest.raises(ValueError, match="column 0 has the class index 3; needed are 0 to 2"):
             model(connectivity, labels=labels)
 
 
@@ -407,16 +426,13 @@ class TestLora:
         config = peft.LoraConfig(r=2, target_modules=list(self.TARGETS), init_lora_weights=False)
         return peft.get_peft_model(base, config)
 
-    def folding_model(self, make_config: MakeConfig) -> LCMForMultitaskPretraining:
-        """Model whose cross-attention is folded as long as nothing is attached to it."""
-        variables = [{"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0}]
-        model = LCMForMultitaskPretraining(make_config(bei_variables=variables))
-        assert model.model.layers[0].cross_attn._folding_pays(tokens=2, length=NUM_REGIONS)
-        randomise(model)
-        return model.eval()
+    @pytest.fixture
+    def base(self, model: LCMForMultitaskPretraining, monkeypatch: pytest.MonkeyPatch) -> LCMForMultitaskPretraining:
+        """Model whose cross-attention is folded wherever that is allowed."""
+        monkeypatch.setattr(LCMAttention, "_folding_pays", lambda *_: True)
+        return model
 
-    def test_changes_the_output_and_merges(self, make_config: MakeConfig, connectivity: Tensor) -> None:
-        base = self.folding_model(make_config)
+    def test_changes_the_output_and_merges(self, base: LCMForMultitaskPretraining, connectivity: Tensor) -> None:
         before = base(connectivity).layer_logits
         adapted = self.adapted(base).eval()
         unmerged = adapted(connectivity).layer_logits
@@ -425,9 +441,11 @@ class TestLora:
         assert torch.allclose(merged(connectivity).layer_logits, unmerged, atol=1e-5)
 
     @pytest.mark.parametrize("target", TARGETS)
-    def test_every_adapter_gets_a_gradient(self, make_config: MakeConfig, connectivity: Tensor, target: str) -> None:
-        adapted = self.adapted(self.folding_model(make_config))
-        adapted(connectivity, labels=torch.tensor([[0.0], [1.0], [1.0], [0.0]])).loss.backward()
+    def test_every_adapter_gets_a_gradient(
+        self, base: LCMForMultitaskPretraining, connectivity: Tensor, labels: Tensor, target: str
+    ) -> None:
+        adapted = self.adapted(base)
+        adapted(connectivity, labels=labels).loss.backward()
         gradients = {
             name: parameter.grad.abs().max()
             for name, parameter in adapted.named_parameters()
