@@ -39,6 +39,7 @@ class Column:
         high (`float`, *optional*): largest one.
         exclude (`tuple[str, ...]`): spellings whose rows are left out of the data set, by rule.
         factor (`float`): multiplies numbers, e.g. 1/12 for ages in months.
+        value (`str`, *optional*): what every row has, instead of a column.
     """
 
     variable: BEIVariable
@@ -48,6 +49,7 @@ class Column:
     high: float | None = None
     exclude: tuple[str, ...] = ()
     factor: float = 1.0
+    value: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def clean_columns(raw: pd.DataFrame, columns: Sequence[Column]) -> Cleaned:
     for column in columns:
         read = _read_number if column.variable.kind == "continuous" else _read_label
         values, known = [], {}
-        for row, text in enumerate(raw[column.column].tolist()):
+        for row, text in enumerate(
+            [column.value] * len(raw) if column.value is not None else raw[column.column].tolist()
+        ):
             if text is None or text in column.missing:
                 values.append((None, ""))
                 continue

@@ -37,6 +37,7 @@ PATHS = (
     "regions",
 )
 BAD_SCANS = ("skip", "stop")
+ABSENT_SCANS = ("report", "expected")
 
 
 @dataclass
@@ -69,6 +70,11 @@ class PrepareArguments:
     bids_space: str | None = setting(
         None, "Only this space of --bids. Default: MNI152NLin2009cAsym, or the only MNI one."
     )
+    expand: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Repeat every row of the table, as COLUMN=VALUE for each scan of a person."},
+    )
+    absent_scans: str = setting("report", 'Rows without a scan: "report", or "expected" if they are no mistake.')
     atlas: str = setting("aal-116", "Atlas id; decides how many regions are needed and their order.")
     labels_img: str | None = setting(None, "Label image of the atlas, for NIfTI input. Default: fetched by nilearn.")
     labels: str | None = setting(None, "Names of its values: a table with columns index and name.")
@@ -127,14 +133,17 @@ def prepare(arguments: PrepareArguments) -> Path:
     output = require_new(arguments.output)
     if arguments.bad_scans not in BAD_SCANS:
         raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
+    if arguments.absent_scans not in ABSENT_SCANS:
+        raise ValueError(f"absent_scans must be one of {', '.join(ABSENT_SCANS)}, got {arguments.absent_scans!r}.")
     if arguments.workers < 1:
         raise ValueError(f"workers must be at least 1, got {arguments.workers}.")
     rules = Rules(
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
-    excluded = [Excluded(absent.place, absent.reason, False) for absent in source.absent]
-    if arguments.bad_scans == "stop" and source.absent:
+    expected = arguments.absent_scans == "expected"
+    excluded = [Excluded(absent.place, absent.reason, expected) for absent in source.absent]
+    if arguments.bad_scans == "stop" and source.absent and not expected:
         raise FileNotFoundError(source.absent[0].reason)
     table, cleaned, excluded_rows = describe(arguments, recipe, source)
     excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
@@ -216,7 +225,11 @@ def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) 
     where = arguments.participants or arguments.bids or "the table"
     identifiers = _identifiers(arguments)
     extra = [name for name in (arguments.site_column, arguments.mean_fd_column) if name]
-    _require_columns(raw, [*identifiers, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns)], where)
+    _require_columns(
+        raw,
+        [*identifiers, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns if item.value is None)],
+        where,
+    )
     if not recipe.columns:
         _require_columns(raw, list(_wanted(arguments, raw).values()), where)
     for column in identifiers:

@@ -1,6 +1,6 @@
 """Cohort recipes: one YAML file says where a cohort's files lie, what its columns mean, and its terms of use."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from .phenotypes import Column
 
 
 COHORTS = Path(__file__).parent / "cohorts"
-_COLUMN_KEYS = ("column", "missing", "range", "exclude", "factor")
+_COLUMN_KEYS = ("column", "value", "missing", "range", "exclude", "factor")
 _VARIABLE_KEYS = tuple(item.name for item in fields(BEIVariable) if item.name not in ("name", "mean", "std"))
 _KEYS = ("title", "terms", "url", "citation", "download", "settings", "variables", "same_person", "keep_rows")
 _REQUIRED = ("title", "terms", "settings", "variables")
@@ -66,7 +66,7 @@ class Recipe:
             raise ValueError(f"The recipe {self.name} has unknown settings {', '.join(unknown)}.")
         changes = {}
         for name, value in self.settings.items():
-            if getattr(arguments, name) != known[name].default:
+            if getattr(arguments, name) != _default(known[name]):
                 continue
             if name in paths and value is not None:
                 if arguments.data_dir is None:
@@ -77,6 +77,10 @@ class Recipe:
                 value = str(Path(arguments.data_dir) / value)
             changes[name] = value
         return replace(arguments, **changes)
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def available() -> list[str]:
@@ -116,8 +120,8 @@ def load_recipe(name: str | None) -> Recipe:
 
 
 def _column(path: Path, name: str, entry: Any) -> Column:
-    if not isinstance(entry, dict) or "column" not in entry or "kind" not in entry:
-        raise ValueError(f"{path}: the variable {name!r} needs at least column and kind.")
+    if not isinstance(entry, dict) or "kind" not in entry or ("column" in entry) == ("value" in entry):
+        raise ValueError(f"{path}: the variable {name!r} needs kind, and either column or value (the same for all).")
     unknown = sorted(set(entry) - {*_COLUMN_KEYS, *_VARIABLE_KEYS})
     if unknown:
         raise ValueError(f"{path}: the variable {name!r} has unknown keys {', '.join(unknown)}.")
@@ -126,7 +130,8 @@ def _column(path: Path, name: str, entry: Any) -> Column:
         variable = BEIVariable(name=name, **{key: entry[key] for key in _VARIABLE_KEYS if key in entry})
         return Column(
             variable,
-            str(entry["column"]),
+            str(entry.get("column", "")),
+            value=None if "value" not in entry else str(entry["value"]),
             missing=tuple(map(str, entry.get("missing") or ())),
             low=None if low is None else float(low),
             high=None if high is None else float(high),

@@ -110,6 +110,9 @@ def _read_text(path: Path) -> FileArray:
     if counted or top.map(lambda value: isinstance(value, str)).any():
         header = None if counted else [str(value).strip() for value in top]
         table = table.iloc[1:]
+    if header is not None and header[:2] == ["File", "Sub-brick"]:  # as AFNI's 3dROIstats writes it
+        header = [text.removeprefix("Mean_") for text in header[2:]]
+        table = table.iloc[:, 2:]
     return FileArray(table.to_numpy(dtype=np.float64), header)
 
 

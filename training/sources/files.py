@@ -1,5 +1,6 @@
 """One file per scan, found by a pattern with the table's columns in braces; or one archive with all scans."""
 
+import glob
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,8 +39,8 @@ def locate(pattern: str, table: pd.DataFrame, whose: Callable[[int], str]) -> li
                 f"The pattern {pattern!r} does not fit the table ({error}): write names of its columns in braces, "
                 f"{', '.join(table.columns)}."
             ) from None
-        if any(character in path.name for character in "*?["):
-            found = sorted(path.parent.glob(path.name))
+        if any(character in str(path) for character in "*?"):
+            found = sorted(map(Path, glob.glob(str(path))))
             if len(found) > 1:
                 raise ValueError(
                     f"{path} fits {len(found)} files ({whose(row)}), {found[0].name} and {found[1].name}."

@@ -74,7 +74,7 @@ def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]
     where = arguments.participants
     if not where:
         raise ValueError("No table of phenotypes was given: add --participants FILE.tsv.")
-    table = read_table(where)
+    table = expand_rows(read_table(where), arguments.expand)
     check(table)
     whose = _Whose(table[arguments.subject_column].tolist(), table.index.tolist(), where)
     pattern = getattr(arguments, kind)
@@ -86,6 +86,24 @@ def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]
     if pattern.endswith(".npz") and "{" not in pattern:
         return archive_source(Path(pattern), kind, table, whose, where, arguments.subject_column)
     return file_source(pattern, kind, table, whose, _regions(arguments), arguments.array_name)
+
+
+def expand_rows(table: pd.DataFrame, expand: list[str]) -> pd.DataFrame:
+    """Repeat every row once per scan that a person may have.
+
+    Args:
+        table (`pd.DataFrame`): one row per person.
+        expand (`list[str]`): COLUMN=VALUE for each scan, one column throughout.
+
+    Raises:
+        ValueError: an item is not COLUMN=VALUE, or the columns differ.
+    """
+    if not expand:
+        return table
+    pairs = [item.partition("=") for item in expand]
+    if len({column for column, _, _ in pairs}) != 1 or not all(sign for _, sign, _ in pairs):
+        raise ValueError(f"expand needs COLUMN=VALUE with one COLUMN throughout, got {', '.join(expand)}.")
+    return pd.concat([table.assign(**{column: value}) for column, _, value in pairs]).sort_index(kind="stable")
 
 
 def _has_fmriprep_names(pattern: str) -> bool:
