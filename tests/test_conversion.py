@@ -287,7 +287,11 @@ class TestExport:
 
     @pytest.mark.parametrize(
         ("overrides", "drop", "message"),
-        [({"region_embeddings": True}, None, "region embeddings"), ({}, "age", "one named age")],
+        [
+            ({"region_embeddings": True}, None, "region_embeddings"),
+            ({"normalize_rows": True}, None, "normalize_rows"),
+            ({}, "age", "one named age"),
+        ],
     )
     def test_what_the_research_code_cannot_hold(
         self,

@@ -1,0 +1,245 @@
+"""What a repository will hold: the right files of a folder, private things taken out, and the card."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import datasets
+from safetensors import safe_open
+from transformers import AutoProcessor
+
+from modeling_lcm import LCMConfig
+from training.data import FC_DEFINITION, load_cohort
+
+from .render import dataset_card, model_card
+from .results import load_results
+
+
+# Files of a checkpoint folder that are published; everything else stays here.
+MODEL_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "official_unused.safetensors",
+    "conversion_report.json",
+    "*.py",
+)
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", "*.py")
+ADAPTER_FILES = ("adapter_model.safetensors",)
+# Settings that hold paths on the machine of whoever trained.
+LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")
+ROWS_PER_FILE = 20_000  # scans in a file of a published data set
+
+
+@dataclass
+class Bundle:
+    """The content of a repository.
+
+    Args:
+        kind (`str`): "model", "adapter" or "dataset".
+        files (`dict[str, Path | bytes]`): path in the repository -> file here, or content.
+        left_out (`list[str]`): files of the folder that are not published.
+    """
+
+    kind: str
+    files: dict[str, Path | bytes]
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def repo_type(self) -> str:
+        """The Hub's word for the kind."""
+        return "dataset" if self.kind == "dataset" else "model"
+
+    @property
+    def readme(self) -> str:
+        """The card."""
+        content = self.files["README.md"]
+        assert isinstance(content, bytes)
+        return content.decode()
+
+
+def _select(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path | bytes]:
+    return {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
+
+
+def _as_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A training record without the names of subjects, which data use terms rarely allow, and without local paths."""
+    kept = {name: value for name, value in record.items() if name != "training_subjects"}
+    kept["num_training_subjects"] = len(record.get("training_subjects", []))
+    kept["arguments"] = _without_paths(record.get("arguments") or {})
+    return kept
+
+
+def public_results(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without local paths."""
+    settings = {
+        name: None if stage is None else _without_paths(stage)
+        for name, stage in (results.get("settings") or {}).items()
+    }
+    protocol = dict(results["protocol"])
+    if protocol.get("pretraining") and Path(protocol["pretraining"]).exists():
+        protocol["pretraining"] = f"an existing checkpoint ({Path(protocol['pretraining']).name})"
+    return {**results, "settings": settings, "protocol": protocol}
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in LOCAL_SETTINGS}
+
+
+def count_parameters(paths: list[Path]) -> int:
+    """Parameters in safetensors files, read off their headers; buffers are not counted."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "running_loss", "best_layer")
+    total = 0
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                if not name.endswith(buffers):
+                    size = 1
+                    for length in file.get_slice(name).get_shape():
+                        size *= length
+                    total += size
+    return total
+
+
+def model_bundle(
+    folder: Path, facts: dict[str, Any], repo_id: str, revision: str, metrics: str | None = None
+) -> Bundle:
+    """The content of a model's repository.
+
+    Args:
+        folder (`Path`): checkpoint folder.
+        facts (`dict`): see `hub_cards.facts`.
+        repo_id (`str`): where it goes.
+        revision (`str`): tag or branch that the card's snippets load.
+        metrics (`str`, *optional*): `metrics.json`; default: the one in the folder, if any.
+
+    Raises:
+        FileNotFoundError: it is not a checkpoint folder.
+        ValueError: weights that are not safetensors, or something that the card needs is missing.
+    """
+    files = _select(folder, (*MODEL_FILES, *PROCESSOR_FILES))
+    for name in ("config.json", "processor_config.json", "bei_vocab.json"):
+        if name not in files:
+            raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {name}.")
+    weights = [path for name, path in files.items() if name.startswith("model") and name.endswith(".safetensors")]
+    if not weights:
+        raise FileNotFoundError(f"{folder} has no model.safetensors: pickled weights are not published.")
+    record, results = _add_records(folder, files, metrics)
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    card = model_card(
+        facts,
+        repo_id,
+        revision,
+        config=LCMConfig.from_pretrained(folder),
+        processor=AutoProcessor.from_pretrained(folder),
+        parameters=count_parameters([path for path in weights if isinstance(path, Path)]),
+        record=record,
+        conversion=_read_json(folder / "conversion_report.json"),
+        results=results,
+    )
+    files["README.md"] = card.encode()
+    return Bundle("model", files, left_out)
+
+
+def _add_records(
+    folder: Path, files: dict[str, Path | bytes], metrics: str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Put the public forms of the run's record and results among the files."""
+    record = _read_json(folder / "training_record.json")
+    if record is not None:
+        record = public_record(record)
+        files["training_record.json"] = _as_bytes(record)
+    path = Path(metrics) if metrics is not None else folder / "metrics.json"
+    results = None
+    if metrics is not None or path.is_file():
+        results = public_results(load_results(path))
+        files["metrics.json"] = _as_bytes(results)
+    return record, results
+
+
+def adapter_bundle(
+    folder: Path,
+    facts: dict[str, Any],
+    repo_id: str,
+    revision: str,
+    base_model: str,
+    base_revision: str,
+    metrics: str | None = None,
+) -> Bundle:
+    """The content of an adapter's repository; its processor lies in a folder of its own.
+
+    PEFT takes a tokenizer beside an adapter for a request to enlarge the base model's embeddings, which a new task's
+    tokens are not part of.
+
+    Args:
+        folder (`Path`): `adapter/` inside a checkpoint of training.finetune.
+        facts, repo_id, revision, metrics: as for a model.
+        base_model (`str`): Hub id of the base model.
+        base_revision (`str`): its revision.
+
+    Raises:
+        FileNotFoundError: it is not an adapter, or the checkpoint around it is missing.
+    """
+    files = _select(folder, ADAPTER_FILES)
+    settings = _read_json(folder / "adapter_config.json")
+    if settings is None or not files:
+        raise FileNotFoundError(
+            f"{folder} is not an adapter: adapter_config.json or adapter_model.safetensors is missing."
+        )
+    whole = folder.parent
+    if not (whole / "config.json").is_file():
+        raise FileNotFoundError(f"Beside {folder} the merged checkpoint is missing, which knows labels and processor.")
+    settings |= {"base_model_name_or_path": base_model, "revision": base_revision}
+    files["adapter_config.json"] = _as_bytes(settings)
+    files |= {f"processor/{name}": path for name, path in _select(whole, PROCESSOR_FILES).items()}
+    record, results = _add_records(whole, files, metrics)
+    card = model_card(
+        facts,
+        repo_id,
+        revision,
+        config=LCMConfig.from_pretrained(whole),
+        processor=AutoProcessor.from_pretrained(whole),
+        parameters=count_parameters([folder / "adapter_model.safetensors"]),
+        record=record,
+        results=results,
+        base_model=base_model,
+        base_revision=base_revision,
+    )
+    files["README.md"] = card.encode()
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    return Bundle("adapter", files, left_out)
+
+
+@contextmanager
+def dataset_bundle(folder: Path, facts: dict[str, Any], repo_id: str, revision: str) -> Iterator[Bundle]:
+    """The content of a data set's repository: Parquet files, which exist for the duration of the `with`.
+
+    Args:
+        folder (`Path`): made by training.prepare.
+        facts (`dict`): see `hub_cards.facts`.
+        repo_id (`str`): where it goes.
+        revision (`str`): tag or branch that the card's snippet loads.
+    """
+    cohort = load_cohort(folder)
+    data = datasets.load_from_disk(str(folder))
+    card = dataset_card(facts, repo_id, revision, cohort.table, cohort.feature_extractor)
+    files: dict[str, Path | bytes] = {FC_DEFINITION: folder / FC_DEFINITION, "README.md": card.encode()}
+    with TemporaryDirectory() as temporary:
+        shards = -(-len(data) // ROWS_PER_FILE)
+        for index in range(shards):
+            name = f"train-{index:05d}-of-{shards:05d}.parquet"
+            data.shard(shards, index, contiguous=True).to_parquet(f"{temporary}/{name}")
+            files[f"data/{name}"] = Path(temporary) / name
+        yield Bundle("dataset", files)

@@ -1,0 +1,138 @@
+"""Publish a checkpoint, adapter or data set: `python -m hub_cards.publish DIR --repo-id ORG/NAME ...`.
+
+Without `--no-dry-run` nothing leaves this machine: the card and the list of files are shown.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from training.arguments import command_line
+from training.data import FC_DEFINITION
+
+from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle
+from .facts import load_facts
+from .upload import publish
+from .validate import check_adapter, check_card, check_dataset, check_model
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder holds: "model", "adapter" or "dataset".
+
+    Raises:
+        FileNotFoundError: none of them.
+    """
+    for name, kind in (("adapter_config.json", "adapter"), (FC_DEFINITION, "dataset"), ("config.json", "model")):
+        if (folder / name).is_file():
+            return kind
+    raise FileNotFoundError(
+        f"{folder} is no checkpoint (config.json), no adapter (adapter_config.json) and no prepared data set "
+        f"({FC_DEFINITION}), or does not exist."
+    )
+
+
+@contextmanager
+def make_bundle(folder: Path, facts: dict[str, Any], options: argparse.Namespace) -> Iterator[Bundle]:
+    """Validate a folder and put together what would be published; exists for the duration of the `with`.
+
+    Raises:
+        ValueError: the folder does not load or run, or the card is not complete.
+    """
+    kind = kind_of(folder)
+    if facts["kind"] != kind:
+        raise ValueError(f"{folder} is a {kind}, but the card's facts are for a {facts['kind']}.")
+    if (kind == "adapter") != (options.base_model is not None):
+        raise ValueError(
+            "An adapter, and only an adapter, needs --base-model ORG/NAME: the published repository it belongs to."
+        )
+    revision = options.tag or "main"
+    if kind == "dataset":
+        check_dataset(folder)
+        with dataset_bundle(folder, facts, options.repo_id, revision) as bundle:
+            check_card(bundle)
+            yield bundle
+        return
+    if kind == "adapter":
+        check_adapter(folder)
+        base = (options.base_model, options.base_revision)
+        bundle = adapter_bundle(folder, facts, options.repo_id, revision, *base, metrics=options.metrics)
+    else:
+        check_model(folder, facts.get("size"))
+        bundle = model_bundle(folder, facts, options.repo_id, revision, options.metrics)
+    check_card(bundle)
+    yield bundle
+
+
+def describe(bundle: Bundle, options: argparse.Namespace) -> str:
+    """What an upload would do, for the terminal."""
+    lines = [f"{bundle.kind} -> {constants.ENDPOINT}/{options.repo_id}", ""]
+    sizes = {
+        path: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for path, content in sorted(bundle.files.items())
+    }
+    lines += [f"{size:>15,}  {path}" for path, size in sizes.items()]
+    lines += [f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files"]
+    if bundle.left_out:
+        lines.append(f"not published: {', '.join(bundle.left_out)}")
+    visibility = "private" if options.private else "public"
+    lines.append(f"repository: {visibility} if it is new; tag: {options.tag or 'none'}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_cards.publish",
+        description="Publish a checkpoint, an adapter or a prepared data set with a complete card.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", help="Checkpoint folder, adapter folder, or data set made by training.prepare.")
+    parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub.")
+    parser.add_argument("--card", help="YAML file with the card's facts: a filled-in copy of card_template.yaml.")
+    parser.add_argument("--entry", help="Instead of --card: an entry of hub_cards/checkpoints.yaml.")
+    parser.add_argument("--license", help="Licence of the weights, such as apache-2.0; overrides the card's facts.")
+    parser.add_argument("--license-name", help="Its name, with --license other.")
+    parser.add_argument("--metrics", help="metrics.json of training.evaluate; default: the one in the folder.")
+    parser.add_argument("--base-model", help="ORG/NAME of the published base model (adapters only).")
+    parser.add_argument("--base-revision", default="main", help="Its tag or commit.")
+    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--tag", help="Tag for this version, such as v1; never moved once it exists.")
+    parser.add_argument("--update", action="store_true", help="Replace the content of an existing repository.")
+    parser.add_argument(
+        "--dry-run",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Only show what would be uploaded (the default); --no-dry-run uploads.",
+    )
+    return parser
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(argv)
+    try:
+        for name in filter(None, (options.repo_id, options.base_model)):
+            validate_repo_id(name)
+            if "/" not in name:
+                raise HFValidationError(f"{name!r} has no owner: write ORG/NAME.")
+    except HFValidationError as error:
+        raise ValueError(f"Not a repository's name: {error}") from error
+    facts = load_facts(options.entry, options.card, license=options.license, license_name=options.license_name)
+    with make_bundle(Path(options.folder), facts, options) as bundle:
+        if options.dry_run:
+            print(f"{bundle.readme}\n{describe(bundle, options)}")
+            print("Dry run: nothing was uploaded. Add --no-dry-run to upload.")
+            return
+        commit = publish(bundle, options.repo_id, options.private, options.tag, options.update)
+        print(describe(bundle, options))
+        print(f"Published as commit {commit}; downloaded again, and every file and tensor is the same.")
+
+
+if __name__ == "__main__":
+    main()

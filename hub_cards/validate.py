@@ -1,0 +1,141 @@
+"""Checks before anything is uploaded: the folder loads strictly, computes, and its metadata are what the Hub reads."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from peft import PeftModel
+from transformers import AutoProcessor
+
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from modeling_lcm.configuration_lcm import SIZES
+from training.data import load_cohort
+
+from .bundle import Bundle
+
+
+CLASSES = {kind.__name__: kind for kind in (LCMModel, LCMForMultitaskPretraining, LCMForSequenceClassification)}
+
+
+def check_model(folder: Path, size: str | None = None) -> None:
+    """Load a checkpoint strictly and run it once.
+
+    Args:
+        folder (`Path`): checkpoint folder.
+        size (`str`, *optional*): named size that it has to have.
+
+    Raises:
+        ValueError: it does not load, is of another size, or its output is not finite.
+    """
+    config = LCMConfig.from_pretrained(folder)
+    if size is not None:
+        for name, value in SIZES[size].items():
+            if getattr(config, name) != value:
+                raise ValueError(f"This is not the size {size}: {name} is {getattr(config, name)}, needed is {value}.")
+    name = (config.architectures or [""])[0]
+    if name not in CLASSES:
+        raise ValueError(f"config.json names the class {name!r}; needed is one of {', '.join(CLASSES)}.")
+    missing = [file for file in _code_files(folder, config) if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks the code {', '.join(sorted(missing))}, so that it would not load without the package: "
+            "save model and processor again with save_pretrained."
+        )
+    model = CLASSES[name].from_pretrained(folder).eval()
+    _run_once(model, folder, config)
+
+
+def _code_files(folder: Path, config: LCMConfig) -> set[str]:
+    """The code that the folder's Auto classes need, and what that code imports from beside it."""
+    maps = [config.auto_map or {}]
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            maps.append(json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {})
+    targets = [
+        target
+        for entry in maps
+        for value in entry.values()
+        for target in ([value] if isinstance(value, str) else value)
+    ]
+    waiting = {f"{target.split('.')[0]}.py" for target in targets if target}
+    needed: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        if (folder / name).is_file():
+            siblings = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+            waiting |= {f"{sibling}.py" for sibling in siblings} - needed
+    return needed
+
+
+@torch.no_grad()
+def _run_once(model: torch.nn.Module, folder: Path, config: LCMConfig) -> None:
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.check_config(config)
+    regions = config.num_regions
+    generator = torch.Generator().manual_seed(0)
+    scans = torch.randn(2, max(40, processor.feature_extractor.min_volumes), regions, generator=generator)
+    batch = processor(time_series=scans.numpy(), return_tensors="pt")
+    outputs = model(connectivity=batch["connectivity"])
+    if not outputs[0].isfinite().all():
+        raise ValueError(f"{folder}: the model's output is not finite for two random scans; do not publish it.")
+
+
+def check_adapter(folder: Path) -> None:
+    """Load an adapter onto its base model, and run it once.
+
+    Raises:
+        ValueError: the base model is not there, or the output is not finite.
+    """
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = LCMConfig.from_pretrained(folder.parent)
+    try:
+        base = LCMForSequenceClassification.from_pretrained(
+            settings["base_model_name_or_path"],
+            revision=settings.get("revision"),
+            dtype=torch.float32,
+            **{name: getattr(config, name) for name in ("task_variable", "problem_type", "id2label", "label2id")},
+        )
+    except OSError as error:
+        raise ValueError(
+            f"The adapter's base model {settings['base_model_name_or_path']} is not within reach, so the adapter "
+            f"cannot be checked: {str(error).splitlines()[0]}"
+        ) from error
+    _run_once(PeftModel.from_pretrained(base, str(folder)).eval(), folder.parent, config)
+
+
+def check_dataset(folder: Path) -> None:
+    """Load a prepared data set; raises as `training.data.load_cohort` does, or `ValueError` where it is empty."""
+    if not len(load_cohort(folder).table):
+        raise ValueError(f"The data set {folder} has no scans.")
+
+
+def check_card(bundle: Bundle) -> dict[str, Any]:
+    """Read the card as the Hub does, without a network.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        ValueError: metadata that the Hub could not read, or would read as something else.
+    """
+    text = bundle.readme
+    kind = DatasetCard if bundle.kind == "dataset" else ModelCard
+    try:
+        card = kind(text)
+        metadata = yaml.safe_load(card.data.to_yaml())
+        # The results must survive the Hub's own reading and writing of them.
+        if "model-index" in metadata:
+            name, read = model_index_to_eval_results(metadata["model-index"])
+            if len(read) != len(card.data.eval_results or []) or not name:
+                raise ValueError("the results in model-index do not read back")
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"The card's metadata are not valid: {error}") from error
+    if not metadata.get("license") or not card.text.strip():
+        raise ValueError("The card has no licence or no text.")
+    return metadata
