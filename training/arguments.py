@@ -44,6 +44,11 @@ class LoopArguments:
     warmup_fraction: float = setting(0.1, "Part of the steps over which the learning rate rises.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     input_noise: float = setting(0.1, "Standard deviation of symmetric Gaussian noise on training FC; 0 for none.")
+    mixup: float = setting(
+        0.0,
+        "Mix pairs of scans, and their losses, by a share drawn from Beta(mixup, mixup); 0: never. 1 suits cohorts "
+        "of hundreds, where it is the regulariser that helps most.",
+    )
     momentum_epochs: int = setting(5, "Length of the momentum stage (the mean over layers is supervised).")
     adaptive: str = setting(
         "momentum",
@@ -62,7 +67,7 @@ class LoopArguments:
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             _require(self, name, getattr(self, name) > 0, "must be above 0")
-        for name in ("weight_decay", "input_noise", "momentum_epochs", "patience", "checkpoint_every"):
+        for name in ("weight_decay", "input_noise", "mixup", "momentum_epochs", "patience", "checkpoint_every"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
         _require(self, "adaptive", self.adaptive in SUPERVISIONS, f"must be one of {', '.join(SUPERVISIONS)}")

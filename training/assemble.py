@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
+from modeling_lcm.bei_vocabulary import BEIVariable
 
 from .card import write_card
 from .data import FC_DEFINITION
@@ -133,20 +134,58 @@ def assemble(
     if reference is not None:
         quality["shift"] = shift_against(reference, statistics, cohort.extractor.region_fingerprint)
 
-    def fill(folder: Path) -> None:
-        with disk_full_explained():
-            write_arrow(folder, table, scans.triangles(kept), statistics.edges)
-            write_records(folder, cohort.extractor, statistics, quality, [cohort_record(cohort, table)])
-            if cohort.recipe.variables:
-                BEITokenizer(variables=cohort.recipe.variables).save_pretrained(folder / VOCABULARY)
-            write_quality_report(folder / "quality.html", quality, pictures)
-            write_card(folder, quality, cohort.extractor, table, parquet)
-            if parquet:
-                write_parquet(folder / "parquet", table, scans.triangles(kept), statistics.edges)
-
-    write_folder(output, fill)
+    content = Content(
+        table, lambda: scans.triangles(kept), cohort.extractor, statistics, pictures, quality,
+        [cohort_record(cohort, table)], cohort.recipe.variables, parquet,
+    )  # fmt: skip
+    write_folder(output, lambda folder: write_dataset(folder, content))
     shutil.rmtree(work)
     return output
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a data set folder holds.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan.
+        triangles (`Callable`): gives their FC, float16 `(up to some, edges)` piece by piece, each time anew.
+        extractor (`FCFeatureExtractor`): FC definition.
+        statistics (`Statistics`): of the FC.
+        pictures (`Pictures`): of the report.
+        quality (`dict`): content of quality.json.
+        cohorts (`list[dict]`): content of cohorts.json.
+        variables (`list[BEIVariable]`): the vocabulary; may be empty.
+        parquet (`bool`): whether to write Parquet files too.
+    """
+
+    table: pd.DataFrame
+    triangles: Callable[[], Iterator[np.ndarray]]
+    extractor: FCFeatureExtractor
+    statistics: Statistics
+    pictures: Pictures
+    quality: dict[str, Any]
+    cohorts: list[dict[str, Any]]
+    variables: list[BEIVariable]
+    parquet: bool = True
+
+
+def write_dataset(folder: Path, content: Content) -> None:
+    """Write a data set into an empty folder.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    edges = content.statistics.edges
+    with disk_full_explained():
+        write_arrow(folder, content.table, content.triangles(), edges)
+        write_records(folder, content.extractor, content.statistics, content.quality, content.cohorts)
+        if content.variables:
+            BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
+        write_quality_report(folder / "quality.html", content.quality, content.pictures)
+        write_card(folder, content.quality, content.extractor, content.table, content.parquet)
+        if content.parquet:
+            write_parquet(folder / "parquet", content.table, content.triangles(), edges)
 
 
 def write_records(
@@ -274,16 +313,3 @@ def _first(title: str, items: list[str], most: int = 10) -> Iterator[str]:
         yield from (f"  {item}" for item in items[:most])
         if len(items) > most:
             yield f"  ... and {len(items) - most} more; all are in {QUALITY}"
-
-
-def edges_of(extractor: FCFeatureExtractor) -> int:
-    """Length of a triangle."""
-    return extractor.num_regions * (extractor.num_regions - 1) // 2 if extractor.num_regions else 0
-
-
-def as_matrix(triangle: np.ndarray, regions: int) -> np.ndarray:
-    """One triangle `(edges,)` as a matrix `(regions, regions)` with diagonal 1."""
-    matrix = np.eye(regions, dtype=np.float32)
-    rows, columns = np.triu_indices(regions, k=1)
-    matrix[rows, columns] = matrix[columns, rows] = triangle
-    return matrix

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributions import Beta
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -28,6 +29,8 @@ from .arguments import LoopArguments
 from .data import ConnectomeDataset
 from .files import replace_folder, write_json
 
+
+LABELS = ("labels", "bei_labels")  # label tensors of a batch; the second only where pretrained variables train too
 
 # Settings that may differ between a run and its resumption without changing what is computed.
 _FREE_TO_CHANGE = {"output", "resume", "progress", "checkpoint_every"}
@@ -189,10 +192,9 @@ class Trainer:
         step_loss = 0.0
         for position, batch in enumerate(batches):
             rows = batch.pop("rows")
-            batch["connectivity"] = self._augment(batch["connectivity"])
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(**batch, target_counts=counts).loss
+                loss = self._loss(batch, counts)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(self._describe_failure(epoch, rows))
                 # Data-parallel training averages gradients over processes, but the counts are global already.
@@ -203,6 +205,20 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         return step_loss
+
+    def _loss(self, batch: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """Loss of one batch; with mixup, of pairs of its scans, weighing both scans' labels by their shares."""
+        connectivity = self._augment(batch["connectivity"])
+        labels = {name: batch[name] for name in LABELS if name in batch}
+        if not self.arguments.mixup:
+            return self.model(connectivity=connectivity, **labels, target_counts=counts).loss
+        share = Beta(self.arguments.mixup, self.arguments.mixup).sample().item()
+        partner = torch.randperm(len(connectivity), device=connectivity.device)
+        outputs = self.model(connectivity=share * connectivity + (1 - share) * connectivity[partner])
+        compute_loss = self.accelerator.unwrap_model(self.model).compute_loss
+        own = compute_loss(outputs.layer_logits, **labels, target_counts=counts)
+        others = {name: values[partner] for name, values in labels.items()}
+        return share * own + (1 - share) * compute_loss(outputs.layer_logits, **others, target_counts=counts)
 
     def _augment(self, connectivity: Tensor) -> Tensor:
         if not self.arguments.input_noise:
@@ -330,7 +346,5 @@ def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
 
 def _target_counts(batch: dict[str, Tensor]) -> Tensor:
     """Recorded labels per target: the task's (or all variables') first, then those of `bei_labels`."""
-    columns = [
-        batch[name].float().reshape(len(batch["rows"]), -1) for name in ("labels", "bei_labels") if name in batch
-    ]
+    columns = [batch[name].float().reshape(len(batch["rows"]), -1) for name in LABELS if name in batch]
     return torch.cat([labelled(column).sum(0) for column in columns])

@@ -22,6 +22,7 @@ from .baselines import linear_baseline, majority_baseline
 from .checkpoints import check_same_regions, load_processor, read_record, save_checkpoint
 from .data import Cohort, load_cohort
 from .files import require_new, write_json, write_text
+from .harmonise import harmonise
 from .metrics import classification_metrics, regression_metrics, summarise
 from .report import results_table_text
 from .runs import record_of
@@ -44,6 +45,9 @@ class EvaluateArguments:
     n_folds: int = setting(5, "Number of folds.")
     splits: str | None = setting(None, "Existing split file; default: drawn with the seed, balanced by the task.")
     seed: int = setting(0, "Seed of the folds.")
+    harmonise: str | None = setting(
+        None, "Column with the site: FC is harmonised across sites (ComBat), fitted on each fold's training scans."
+    )
     resume: bool = setting(False, "Keep the folds that are finished in --output and do the others.")
     title: str = setting("Cross-validation", "Title of the report.")
 
@@ -131,7 +135,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         path = output / f"fold_{fold}" / "result.json"
         if not path.is_file():
             print(f"Fold {fold + 1} of {len(folds.test_subjects)}", flush=True)
-            write_json(path, run_fold(cohort, task, folds, fold, pretraining, tuning, path.parent))
+            seen = cohort
+            if arguments.harmonise is not None:
+                train, _ = folds.rows(cohort.table["subject_id"].astype(str), fold)
+                seen = harmonise(cohort, train, arguments.harmonise)
+            write_json(path, run_fold(seen, task, folds, fold, pretraining, tuning, path.parent))
         results.append(json.loads(path.read_text(encoding="utf-8")))
     metrics = _summary(arguments, cohort, task, folds, results, pretraining, tuning)
     metrics["seconds"] = round(time.monotonic() - started, 1)

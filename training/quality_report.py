@@ -79,9 +79,9 @@ class Pictures:
     def distances(self) -> np.ndarray | None:
         """Distance of the two regions of every edge in mm, for atlases whose coordinates are known."""
         known = find_atlas(self.extractor.atlas) if self.extractor.atlas else None
-        if known is None or self.extractor.region_names != region_names(known):
+        places = None if known is None else region_coordinates(known)
+        if places is None or self.extractor.region_names != region_names(known):
             return None
-        places = region_coordinates(known)
         rows, columns = np.triu_indices(len(places), k=1)
         return np.linalg.norm(places[rows] - places[columns], axis=1)
 

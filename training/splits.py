@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from .files import write_json
+from .arguments import command_line, parse_arguments, setting
+from .data import load_cohort
+from .files import require_new, write_json
 
 
 NOT_RECORDED = "(not recorded)"
@@ -209,3 +211,85 @@ def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) 
             raise ValueError(f"Class {label:g} has {len(candidates)} labelled training scans, {per_class} are needed.")
         chosen.append(generator.permutation(candidates)[:per_class])
     return np.sort(np.concatenate(chosen))
+
+
+def leave_site_out(table: pd.DataFrame, column: str = "site") -> Folds:
+    """One fold per site: its people are tested by a model that saw the other sites only.
+
+    A person with scans at several sites (or in several cohorts) is tested with the site of the first scan, and none of
+    the person's scans is trained on then.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan, with `subject_id` and the column.
+        column (`str`): site, scanner, or `dataset` to leave whole cohorts out.
+
+    Raises:
+        ValueError: no such column, a scan without a site, or one site only.
+    """
+    return _folds_of_column(table, column, "site")
+
+
+def official_folds(table: pd.DataFrame, column: str) -> Folds:
+    """Folds as a cohort's owners published them: one column says which fold tests a person.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan, with `subject_id` and the column.
+        column (`str`): number or name of the fold, the same for all scans of a person.
+
+    Raises:
+        ValueError: no such column, a scan without a fold, one fold only, or a person in two folds.
+    """
+    values = table.groupby("subject_id")[column].nunique() if column in table else pd.Series(dtype=int)
+    if (values > 1).any():
+        raise ValueError(f"Subject {values.index[values > 1][0]} is in two folds of the column {column!r}.")
+    return _folds_of_column(table, column, "fold")
+
+
+def _folds_of_column(table: pd.DataFrame, column: str, what: str) -> Folds:
+    if column not in table:
+        raise ValueError(f"There is no column {column!r} to take the {what}s from; the data have {', '.join(table)}.")
+    missing = table["subject_id"][table[column].isna()]
+    if len(missing):
+        raise ValueError(f"{len(missing)} scans have no {what} in {column!r}, {missing.iloc[0]} among them.")
+    first = table.drop_duplicates("subject_id")
+    if first[column].nunique() < 2:
+        raise ValueError(f"All scans have the same {what} in {column!r}: there is nothing to leave out.")
+    groups = first.groupby(first[column].astype(str), sort=True)["subject_id"]
+    return Folds(tuple(tuple(sorted(map(str, people))) for _, people in groups), 0, column)
+
+
+@dataclass
+class SplitArguments:
+    """Write a split file: which subjects every fold tests, with a checksum."""
+
+    data: str = setting("", "Folder made by training.prepare or training.merge.")
+    output: str = setting("", "Split file (JSON) to write.")
+    kind: str = setting("random", '"random", "leave_site_out", or "official" (a column says the fold).')
+    column: str | None = setting(
+        None, "random: phenotype to balance; leave_site_out: site, scanner or dataset; official: the fold."
+    )
+    n_folds: int = setting(5, "Folds of random splits.")
+    seed: int = setting(0, "Seed of random splits.")
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    arguments = parse_arguments(SplitArguments, argv)
+    output = require_new(arguments.output)
+    table = load_cohort(arguments.data).table
+    if arguments.kind == "random":
+        folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
+    elif arguments.kind == "leave_site_out":
+        folds = leave_site_out(table, arguments.column or "site")
+    elif arguments.kind == "official" and arguments.column is not None:
+        folds = official_folds(table, arguments.column)
+    else:
+        raise ValueError(f"kind is random, leave_site_out, or official with --column; got {arguments.kind!r}.")
+    folds.save(output)
+    sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
+    print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Several prepared cohorts -> one data set: `python -m training.merge --inputs A B --output C`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from modeling_lcm import BEITokenizer, FCFeatureExtractor
+from modeling_lcm.bei_vocabulary import BEIVariable
+
+from .arguments import command_line, load_yaml, parse_arguments, setting
+from .assemble import COHORTS_FILE, QUALITY, VOCABULARY, Content, order_warning, write_dataset
+from .data import FC_DEFINITION
+from .files import require_new, write_folder
+from .quality import Statistics, find_duplicates, shift_against
+from .quality_report import Pictures
+
+
+CHUNK = 512
+SAME_PERSON = "same_person_in_"
+DUPLICATE_R = 0.9
+
+
+@dataclass
+class MergeArguments:
+    """Make one data set of several prepared ones."""
+
+    inputs: list[str] = field(default_factory=list, metadata={"help": "Folders made by training.prepare."})
+    output: str = setting("", "Folder for the merged data set.")
+    by_atlas: bool = setting(
+        False,
+        "Cohorts of several atlases: one data set per atlas, in OUTPUT/ATLAS, with one vocabulary and the same ids.",
+    )
+    aliases: str | None = setting(None, "YAML file of labels that mean the same: {variable: {spelling: label}}.")
+    prefix_sites: bool = setting(False, "Put the cohort before the site's name: equal names are different places.")
+    reference: str | None = setting(None, "Data set to compare FC with, usually the checkpoint's training data.")
+    parquet: bool = setting(True, "Also write Parquet files.")
+
+
+@dataclass
+class Part:
+    """One of the cohorts.
+
+    Args:
+        name (`str`): the cohort.
+        folder (`Path`): its data set.
+        table (`pd.DataFrame`): one row per scan, ids made unique over cohorts.
+        extractor (`FCFeatureExtractor`): its FC definition.
+        variables (`list[BEIVariable]`): its vocabulary; empty if none was declared.
+    """
+
+    name: str
+    folder: Path
+    table: pd.DataFrame
+    extractor: FCFeatureExtractor
+    variables: list[BEIVariable]
+
+    def triangles(self) -> Iterator[np.ndarray]:
+        """FC of its scans, piece by piece."""
+        data = datasets.load_from_disk(str(self.folder)).with_format("arrow")
+        for start in range(0, len(data), CHUNK):
+            column = data[start : start + CHUNK].column("connectivity").combine_chunks()
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def merge(arguments: MergeArguments) -> list[Path]:
+    """Merge prepared data sets.
+
+    A person gets the id `COHORT/ID`; whom a cohort's columns `same_person_in_OTHER` declare the same has one id in all
+    of them, so that every split by `subject_id` keeps both on one side. The original id is `cohort_subject_id`.
+
+    Args:
+        arguments (`MergeArguments`): what to merge.
+
+    Returns:
+        The data set's folder, or with `by_atlas` one per atlas.
+
+    Raises:
+        ValueError: fewer than two inputs, two of one name, FC that does not fit together, or contradicting labels.
+    """
+    output = require_new(arguments.output)
+    if len(arguments.inputs) < 2:
+        raise ValueError("Give at least two data sets: --inputs FOLDER FOLDER.")
+    parts = [_open(Path(folder), arguments.prefix_sites) for folder in arguments.inputs]
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two inputs are the cohort {max(names, key=names.count)!r}; merge each cohort once.")
+    aliases = load_yaml(arguments.aliases) if arguments.aliases else {}
+    variables = _merge_vocabularies(parts, aliases)
+    linked = _join_people(parts)
+    groups: dict[str, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(str(part.extractor.atlas) if arguments.by_atlas else "", []).append(part)
+    for group in groups.values():
+        _check_fit(group)
+
+    def fill(folder: Path) -> None:
+        for name, group in groups.items():
+            (folder / name).mkdir(exist_ok=True)
+            content = _content(group, variables, linked, arguments, f"{Path(arguments.output).name} {name}".strip())
+            write_dataset(folder / name, content)
+
+    write_folder(output, fill)
+    return [output / name for name in groups]
+
+
+def _open(folder: Path, prefix_sites: bool) -> Part:
+    if not (folder / FC_DEFINITION).is_file():
+        raise FileNotFoundError(f"{folder} is not a data set made by training.prepare.")
+    records = json.loads((folder / COHORTS_FILE).read_text(encoding="utf-8"))
+    if len(records) != 1:
+        raise ValueError(f"{folder} was merged already; merge its cohorts and the new ones in one step.")
+    name = records[0]["dataset"]
+    table = datasets.load_from_disk(str(folder)).remove_columns("connectivity").to_pandas()
+    table["dataset"] = name
+    table["cohort_subject_id"] = table["subject_id"].astype(str)
+    table["subject_id"] = name + "/" + table["cohort_subject_id"]
+    if prefix_sites and "site" in table:
+        table["site"] = [None if pd.isna(site) else f"{name}/{site}" for site in table["site"]]
+    vocabulary = folder / VOCABULARY
+    variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
+    return Part(name, folder, table, FCFeatureExtractor.from_json_file(folder / FC_DEFINITION), variables)
+
+
+def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, str]]) -> list[BEIVariable]:
+    """One vocabulary; labels of the tables become its labels."""
+    declared = [part.variables for part in parts if part.variables]
+    variables = BEITokenizer.merge(declared, aliases).variables if declared else []
+    spellings = {variable.name: variable.aliases for variable in variables if variable.kind == "categorical"}
+    for part in parts:
+        for name in set(part.table.columns) & {*spellings, *aliases}:
+            table = spellings.get(name, dict(aliases.get(name, {})))
+            part.table[name] = part.table[name].replace(table)
+    return variables
+
+
+def _join_people(parts: list[Part]) -> list[tuple[str, str]]:
+    """Give people who are in several cohorts one id; returns the pairs of ids that were declared the same."""
+    known = {part.name: set(part.table["subject_id"]) for part in parts}
+    parent: dict[str, str] = {}
+
+    def root(person: str) -> str:
+        while person in parent:
+            person = parent[person]
+        return person
+
+    pairs = []
+    for part in parts:
+        for column in [name for name in part.table.columns if name.startswith(SAME_PERSON)]:
+            other = column.removeprefix(SAME_PERSON)
+            for mine, theirs in part.table[["subject_id", column]].dropna().itertuples(index=False):
+                same = f"{other}/{theirs}"
+                if same in known.get(other, ()):
+                    pairs.append((mine, same))
+                    first, second = sorted((root(mine), root(same)), key=lambda person: _place(parts, person))
+                    if first != second:
+                        parent[second] = first
+    for part in parts:
+        moved = part.table["subject_id"].map(root)
+        # Sessions of one person from two cohorts must differ.
+        both = moved.isin({root(person) for pair in pairs for person in pair})
+        part.table.loc[both, "session"] = part.name + "-" + part.table.loc[both, "session"].astype(str)
+        part.table["subject_id"] = moved
+    return sorted({tuple(sorted(pair)) for pair in pairs})
+
+
+def _place(parts: list[Part], person: str) -> tuple[int, str]:
+    names = [part.name for part in parts]
+    return names.index(person.split("/", 1)[0]), person
+
+
+def _check_fit(parts: list[Part]) -> None:
+    """FC of all parts must be of the same regions in the same order, computed the same way, and columns alike."""
+    first = parts[0]
+    for part in parts[1:]:
+        mine, theirs = part.extractor.to_dict(), first.extractor.to_dict()
+        for key in ("atlas", "num_regions", "estimator", "fisher_z", "window", "padding"):
+            if mine.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"{first.name} and {part.name} do not fit together: {key} is {theirs.get(key)!r} and "
+                    f"{mine.get(key)!r}. Prepare both alike"
+                    + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
+                )
+        if part.extractor.region_names != first.extractor.region_names:
+            raise ValueError(
+                f"{first.name} and {part.name} have other region names, or another order of them (fingerprints "
+                f"{first.extractor.region_fingerprint} and {part.extractor.region_fingerprint}): prepare both with "
+                "the same table of regions."
+            )
+        for name in set(part.table.columns) & set(first.table.columns):
+            kinds = [
+                pd.api.types.is_numeric_dtype(p.table[name]) for p in (first, part) if p.table[name].notna().any()
+            ]
+            if len(set(kinds)) > 1:
+                raise ValueError(
+                    f"The column {name!r} holds numbers in one of {first.name} and {part.name} and text in the other; "
+                    "rename one with --phenotypes or in its recipe."
+                )
+
+
+def _content(
+    parts: list[Part],
+    variables: list[BEIVariable],
+    linked: list[tuple[str, str]],
+    arguments: MergeArguments,
+    title: str,
+) -> Content:
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    quality_columns = [name for name in table.columns if name.startswith("qc_")]
+    table = table[[name for name in table.columns if name not in quality_columns] + quality_columns]
+    extractor = parts[0].extractor
+
+    def triangles() -> Iterator[np.ndarray]:
+        for part in parts:
+            yield from part.triangles()
+
+    statistics = Statistics(extractor.num_regions * (extractor.num_regions - 1) // 2)
+    for chunk in triangles():
+        statistics.add(chunk)
+    pictures = Pictures(table, extractor, statistics.mean)
+    pictures.add(triangles())
+    people = table["subject_id"].tolist()
+    doubles = find_duplicates(triangles, people, statistics.mean, DUPLICATE_R)
+    quality = _merged_quality(parts, table, title, doubles)
+    if here := [pair for pair in linked if any(p.name == pair[0].split("/")[0] for p in parts)]:
+        quality["remarks"].append(f"{len(here)} people are in two cohorts and have one subject_id")
+    if arguments.reference is not None:
+        quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
+    records = [json.loads((part.folder / COHORTS_FILE).read_text(encoding="utf-8"))[0] for part in parts]
+    return Content(table, triangles, extractor, statistics, pictures, quality, records, variables, arguments.parquet)
+
+
+def _merged_quality(
+    parts: list[Part], table: pd.DataFrame, title: str, doubles: list[tuple[int, int, float]]
+) -> dict[str, Any]:
+    each = {part.name: json.loads((part.folder / QUALITY).read_text(encoding="utf-8")) for part in parts}
+    warnings = [f"{name}: {quality['order_warning']}" for name, quality in each.items() if quality["order_warning"]]
+    silent = [quality["regions_without_signal"] for quality in each.values()]
+    return {
+        "title": title,
+        "scans": len(table),
+        "subjects": int(table["subject_id"].nunique()),
+        "excluded": [item | {"scan": f"{name}: {item['scan']}"} for name, q in each.items() for item in q["excluded"]],
+        "unusable_values": [f"{name}: {text}" for name, q in each.items() for text in q["unusable_values"]],
+        "remarks": [f"{name}: {text}" for name, q in each.items() for text in q["remarks"]],
+        "duplicates": [
+            {"first": table["subject_id"][a], "second": table["subject_id"][b], "r": round(r, 4)}
+            for a, b, r in doubles
+        ],
+        "regions_without_signal": {
+            region: sum(counts.get(region, 0) for counts in silent)
+            for region in dict.fromkeys(r for c in silent for r in c)
+        },
+        "order_warning": " ".join(warnings) or order_warning(table),
+        "rules": {f"{name}: {rule}": value for name, q in each.items() for rule, value in q["rules"].items()},
+        "reading": {f"{name}: {key}": value for name, q in each.items() for key, value in q["reading"].items()},
+    }
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    for folder in merge(parse_arguments(MergeArguments, argv)):
+        quality = json.loads((folder / QUALITY).read_text(encoding="utf-8"))
+        print(f"{quality['scans']} scans of {quality['subjects']} people written to {folder}")
+        print("\n".join(quality["remarks"]))
+
+
+if __name__ == "__main__":
+    main()
