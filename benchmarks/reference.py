@@ -47,8 +47,6 @@ class ReferenceLCM(nn.Module):
         self.proj = nn.Linear(config.num_regions, config.hidden_size)
         self.batch_norm = nn.BatchNorm1d(config.hidden_size, config.batch_norm_eps, config.batch_norm_momentum)
         self.queries = nn.Parameter(torch.empty(config.num_bei_tokens, config.hidden_size))
-        regions = config.num_regions if config.region_embeddings else 0
-        self.region_embeddings = nn.Parameter(torch.empty(regions, config.hidden_size))
         self.layers = nn.ModuleList(ReferenceLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.score = nn.Linear(config.hidden_size, 1)
@@ -60,8 +58,6 @@ class ReferenceLCM(nn.Module):
             connectivity = F.layer_norm(connectivity, connectivity.shape[-1:])
         memory = self.proj(connectivity)
         memory = F.leaky_relu(self.batch_norm(memory.flatten(0, 1)).view_as(memory), 0.01)
-        if len(self.region_embeddings):
-            memory = memory + self.region_embeddings
         states = torch.zeros(len(memory), *self.queries.shape, dtype=memory.dtype, device=memory.device)
         logits = []
         for layer in self.layers:
@@ -95,7 +91,6 @@ def _reference_state(model: LCMForMultitaskPretraining) -> dict[str, Tensor]:
             state[_reference_name(name).replace("q_proj.", "in_proj_")] = torch.cat(parts)
         elif "layer_choice" not in name and "k_proj" not in name and "v_proj" not in name:
             state[_reference_name(name)] = tensor
-    state.setdefault("region_embeddings", torch.empty(0, model.config.hidden_size))
     return state
 
 

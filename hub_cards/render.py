@@ -134,7 +134,6 @@ def _architecture(config: LCMConfig, parameters: int) -> list[tuple[str, str]]:
         ("supervision in the last stage", config.supervision),
         ("read-out", readout[config.effective_readout]),
         ("rows of FC normalised", "yes (beyond the paper)" if config.normalize_rows else "no"),
-        ("region embeddings", "yes (beyond the paper)" if config.region_embeddings else "no"),
     ]
 
 

@@ -11,11 +11,10 @@ from transformers import PreTrainedConfig
 SIZES: dict[str, dict[str, Any]] = {
     "nano": {
         "hidden_size": 64,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "intermediate_size": 128,
         "normalize_rows": True,
-        "region_embeddings": True,
     },
     "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
     "735m": {"hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 768},
@@ -94,9 +93,6 @@ class LCMConfig(PreTrainedConfig):
         normalize_rows (`bool`, *optional*, defaults to `False`):
             Beyond the paper: centre and scale every FC row to mean 0 and deviation 1 before the stem, which takes away
             how strongly a person's whole brain correlates. The published models do not; the nano size does.
-        region_embeddings (`bool`, *optional*, defaults to `False`):
-            Beyond the paper: add a learned vector per region to the memory, so that tokens can ask for a region by
-            name and need not recognise it from its FC row. The published models have none; the nano size has it.
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
@@ -142,7 +138,6 @@ class LCMConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1
     normalize_rows: bool = False
-    region_embeddings: bool = False
     supervision: str = "momentum"
     readout: str = "auto"
     layer_loss_momentum: float = 0.95

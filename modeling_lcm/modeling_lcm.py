@@ -380,8 +380,6 @@ class LCMModel(LCMPreTrainedModel):
     def __init__(self, config: LCMConfig) -> None:
         super().__init__(config)
         self.stem = LCMStem(config)
-        if config.region_embeddings:
-            self.region_embeddings = nn.Embedding(config.num_regions, config.hidden_size)
         self.bei_embeddings: nn.Module = nn.Embedding(config.num_bei_tokens, config.hidden_size)
         self.layers = nn.ModuleList(LCMDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -421,9 +419,6 @@ class LCMModel(LCMPreTrainedModel):
                 "LCMProcessor makes such a batch from time series or FC matrices and checks the atlas."
             )
         memory = self.stem(connectivity)
-        # CODEPATH: off in the published checkpoints, on in the nano size.
-        if self.config.region_embeddings:
-            memory = memory + self.region_embeddings(torch.arange(regions, device=memory.device))
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(memory.shape[0], *query_embeds.shape)
@@ -469,18 +464,19 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         """
         outputs = self.model(connectivity, **kwargs)
         layer_logits = self.score(outputs.layer_states)[..., 0]
-        layout = self.target_layout
-        loss = None
-        if labels is not None:
-            loss = _loss(self, layer_logits, labels, layout, self.bei_layer_choice, target_counts)
+        readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
         return LCMMultitaskOutput(
-            loss=loss,
-            logits=read_out(layer_logits, layout, self.config.effective_readout, self.bei_layer_choice.best_layer),
+            loss=None if labels is None else self.compute_loss(layer_logits, labels, target_counts),
+            logits=read_out(layer_logits, self.target_layout, readout, best_layer),
             layer_logits=layer_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def compute_loss(self, layer_logits: Tensor, labels: Tensor, target_counts: Tensor | None = None) -> Tensor:
+        """Multitask loss of layer logits `(batch, layers, tokens)`; the arguments are those of `forward`."""
+        return _loss(self, layer_logits, labels, self.target_layout, self.bei_layer_choice, target_counts)
 
 
 class LCMForSequenceClassification(LCMPreTrainedModel):
@@ -552,28 +548,48 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             queries = torch.cat([queries, new])
         outputs = self.model(connectivity, query_embeds=queries, **kwargs)
         layer_logits = self.score(outputs.layer_states)[..., 0]
-        task_logits = layer_logits[..., self._task_tokens()]
-        bei_logits = layer_logits[..., : self.config.num_bei_tokens]
-        task_layout, bei_layout = self.target_layout, TargetLayout.from_variables(self.config.bei_variables)
-        losses = []
-        num_targets = len(task_layout.kinds)
-        task_counts, bei_counts = (None, None) if target_counts is None else target_counts.tensor_split([num_targets])
-        if labels is not None:
-            columns = labels.float().reshape(labels.shape[0], -1)
-            losses.append(_loss(self, task_logits, columns, task_layout, self.task_layer_choice, task_counts))
-        if bei_labels is not None and self.config.bei_loss_weight:
-            bei_loss = _loss(self, bei_logits, bei_labels, bei_layout, self.bei_layer_choice, bei_counts)
-            losses.append(self.config.bei_loss_weight * bei_loss)
+        task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         return LCMSequenceClassifierOutput(
-            loss=torch.stack(losses).sum() if losses else None,
-            logits=read_out(task_logits, task_layout, readout, self.task_layer_choice.best_layer),
-            bei_logits=read_out(bei_logits, bei_layout, readout, self.bei_layer_choice.best_layer),
+            loss=self.compute_loss(layer_logits, labels, bei_labels, target_counts),
+            logits=read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer),
+            bei_logits=read_out(bei_logits, self._bei_layout, readout, self.bei_layer_choice.best_layer),
             layer_logits=layer_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def compute_loss(
+        self,
+        layer_logits: Tensor,
+        labels: Tensor | None = None,
+        bei_labels: Tensor | None = None,
+        target_counts: Tensor | None = None,
+    ) -> Tensor | None:
+        """Loss of layer logits `(batch, layers, tokens)`; the arguments are those of `forward`.
+
+        None without any label, or with `bei_labels` alone while `config.bei_loss_weight` is 0.
+        """
+        task_logits, bei_logits = self._by_target(layer_logits)
+        num_targets = len(self.target_layout.kinds)
+        task_counts, bei_counts = (None, None) if target_counts is None else target_counts.tensor_split([num_targets])
+        losses = []
+        if labels is not None:
+            columns = labels.float().reshape(labels.shape[0], -1)
+            losses.append(_loss(self, task_logits, columns, self.target_layout, self.task_layer_choice, task_counts))
+        if bei_labels is not None and self.config.bei_loss_weight:
+            bei_loss = _loss(self, bei_logits, bei_labels, self._bei_layout, self.bei_layer_choice, bei_counts)
+            losses.append(self.config.bei_loss_weight * bei_loss)
+        return torch.stack(losses).sum() if losses else None
+
+    @property
+    def _bei_layout(self) -> TargetLayout:
+        return TargetLayout.from_variables(self.config.bei_variables)
+
+    def _by_target(self, layer_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The task's and the pretrained variables' part of the layer logits."""
+        return layer_logits[..., self._task_tokens()], layer_logits[..., : self.config.num_bei_tokens]
 
 
 def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:

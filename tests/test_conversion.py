@@ -288,7 +288,6 @@ class TestExport:
     @pytest.mark.parametrize(
         ("overrides", "drop", "message"),
         [
-            ({"region_embeddings": True}, None, "region_embeddings"),
             ({"normalize_rows": True}, None, "normalize_rows"),
             ({}, "age", "one named age"),
         ],

@@ -319,14 +319,15 @@ class TestTraining:
         halves = [model(connectivity[i::2], labels=labels[i::2], target_counts=counts).loss for i in range(2)]
         assert torch.allclose(sum(halves), whole)
 
-    def test_region_embeddings_are_added_to_the_memory(self, make_config: MakeConfig, connectivity: Tensor) -> None:
-        model = LCMModel(make_config(region_embeddings=True)).eval()
-        plain = LCMModel(make_config()).eval()
-        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "region_embeddings" not in k})
-        expected = plain(connectivity).last_hidden_state
-        assert (model(connectivity).last_hidden_state - expected).abs().max() > 1e-3
-        nn.init.zeros_(model.region_embeddings.weight)
-        assert torch.equal(model(connectivity).last_hidden_state, expected)
+    def test_normalised_rows_hide_how_strongly_a_whole_row_correlates(
+        self, make_config: MakeConfig, connectivity: Tensor
+    ) -> None:
+        model = LCMModel(make_config(normalize_rows=True)).eval()
+        states = model(connectivity).last_hidden_state
+        shifted = model(0.5 * connectivity + 0.1).last_hidden_state
+        assert torch.allclose(states, shifted, atol=1e-3)
+        model.stem.normalize_rows = False
+        assert not torch.allclose(states, model(connectivity).last_hidden_state, atol=1e-3)
 
 
 class TestSequenceClassification:
