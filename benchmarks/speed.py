@@ -163,7 +163,8 @@ def peak_memory(options: argparse.Namespace) -> float:
         step()
     if options.device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # In KiB, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def peak_memory_of_both(arguments: Sequence[str]) -> dict[str, float]:
@@ -184,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.memory_of:
         print(peak_memory(options))
         return
+    # NOTE: first, because on Linux a new process starts with the peak of the one that started it.
+    peaks = {} if options.no_memory else {"peak memory": peak_memory_of_both(arguments)}
     ours = build(options)
     reference = ReferenceLCM(ours).to(options.device)
     batch = make_batch(options)
@@ -193,9 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "difference": largest_difference(ours, reference, batch),
         "forward": compare({n: make_forward(m, batch) for n, m in models.items()}, options.repeats, options.device),
         "training step": compare({n: make_step(m, batch) for n, m in models.items()}, options.repeats, options.device),
+        **peaks,
     }
-    if not options.no_memory:
-        result["peak memory"] = peak_memory_of_both(arguments)
     print(json.dumps(result) if options.json else table(options, result))
 
 
@@ -205,15 +207,15 @@ def table(options: argparse.Namespace, result: dict) -> str:
         f"{options.size}: {result['parameters'] / 1e6:.2f} M parameters, batch {options.batch_size}, "
         f"{options.regions} regions, {options.tokens} tokens, {options.device}, {options.threads} thread(s)",
         f"same results: largest difference {result['difference']:.1e} of the largest value",
-        f"{'':15}{'ours, ms':>24}{'reference, ms':>24}{'reference / ours':>24}",
+        f"{'':15}{'ours, ms':>30}{'reference, ms':>30}{'reference / ours':>30}",
     ]
     for name in ("forward", "training step"):
         cells = [result[name][column] for column in ("ours", "reference", "ratio")]
-        lines.append(f"{name:15}" + "".join(f"{f'{mid:.2f} [{low:.2f}-{high:.2f}]':>24}" for low, mid, high in cells))
+        lines.append(f"{name:15}" + "".join(f"{f'{mid:.2f} [{low:.2f}-{high:.2f}]':>30}" for low, mid, high in cells))
     if "peak memory" in result:
         peaks = result["peak memory"]
         cells = [f"{peaks['ours']:.0f} MiB", f"{peaks['reference']:.0f} MiB"]
-        lines.append(f"{'peak memory':15}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{'peak memory':15}" + "".join(f"{cell:>30}" for cell in cells))
         if options.device == "cpu":
             lines.append("Memory is that of the whole training process, Python and its libraries included.")
     lines.append("Medians [middle half of the runs]; a ratio above 1 means that ours is faster.")

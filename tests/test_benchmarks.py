@@ -1,0 +1,70 @@
+"""The benchmark runs, and compares two models that compute the same thing."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.reference import ReferenceLCM
+
+
+SMALL = ["--layers", "2", "--batch-size", "2", "--regions", "20", "--repeats", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def options() -> argparse.Namespace:
+    """Options of a small run."""
+    return speed.parse(SMALL)
+
+
+def test_both_models_compute_the_same(options: argparse.Namespace) -> None:
+    ours, batch = speed.build(options), speed.make_batch(options)
+    # Statistics, dropout and biases that matter.
+    for _ in range(2):
+        speed.make_step(ours, batch)()
+    reference = ReferenceLCM(ours)
+    assert speed.largest_difference(ours, reference, batch) < 1e-5
+    ours.zero_grad()
+    ours(batch[0], labels=batch[1]).loss.backward()
+    reference.loss(*batch).backward()
+    for name, theirs in (("stem.proj", reference.proj), ("layers.1.fc1", reference.layers[1].fc1)):
+        gradient = ours.model.get_submodule(name).weight.grad
+        assert torch.allclose(gradient, theirs.weight.grad, atol=1e-4 * gradient.abs().max().item()), name
+
+
+def test_different_models_are_not_compared(options: argparse.Namespace) -> None:
+    ours = speed.build(options)
+    reference = ReferenceLCM(ours)
+    with torch.no_grad():
+        reference.layers[0].fc1.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="The models differ by"):
+        speed.largest_difference(ours, reference, speed.make_batch(options))
+
+
+def test_result(capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([*SMALL, "--no-memory", "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for part in ("forward", "training step"):
+        for low, middle, high in result[part].values():
+            assert 0 < low <= middle <= high
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([*SMALL, "--no-memory"])
+    text = capsys.readouterr().out
+    assert "batch 2, 20 regions, 6 tokens, cpu, 1 thread(s)" in text
+    assert [line.split("  ")[0] for line in text.splitlines()[3:5]] == ["forward", "training step"]
+
+
+@pytest.mark.parametrize("model", speed.MODELS)
+def test_peak_memory(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([*SMALL, "--memory-of", model])
+    assert float(capsys.readouterr().out) > 50  # MiB: Python and torch alone take more
+
+
+def test_too_few_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.parse(["--tokens", "4"])
+    assert "--tokens must be at least 5" in capsys.readouterr().err
