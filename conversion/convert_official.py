@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -217,6 +218,7 @@ def _write_model(
     ]
 
     def reader(_: int) -> Callable[[str], Tensor]:
+        gc.collect()  # torch.load leaves cycles that keep the previous shard's mapped file in memory
         states = {"stem": load_state(run.stem), "head": load_state(run.head)}
 
         def read(name: str) -> Tensor:

@@ -124,6 +124,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One client process for the whole session."""
     client = Client(hub, tmp_path_factory.mktemp("client"))
+    client.code("import hub_cards.upload\nhub_cards.upload.FIRST_PAUSE = 0.02\n")  # nobody has to wait here
     yield client
     client.close()
 

@@ -246,7 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = wanted.get("type") or "model"
         with self.server.lock:
             if (kind, name) in self.server.repositories:
-                raise _Error(409, None, "You already created this repo")
+                self._json({"error": "You already created this repo", "url": f"{self.server.url}/{name}"}, 409)
+                return
             private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
             repository = Repository(private=private)
             attributes = self._store(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
