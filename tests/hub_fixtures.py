@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY
+from peft import LoraConfig, get_peft_model
 
 from conversion.convert_official import Options, convert
 from conversion.official import find_run
@@ -32,7 +33,6 @@ from tests.hub_server import HubServer, running_hub
 from training.arguments import FinetuneArguments
 from training.checkpoints import save_checkpoint
 from training.data import FC_DEFINITION, to_triangles
-from training.stages import _with_lora
 
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
@@ -226,7 +226,10 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
         problem_type="single_label_classification",
         task_variable="cohort",
     )
-    model = _with_lora(model, 2)
+    whole = ["score", "stem.norm", "task_embeddings", "bei_layer_choice", "task_layer_choice"]
+    targets = ["cross_attn.q_proj", "cross_attn.v_proj", "fc1"]
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=targets, modules_to_save=whole)
+    model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, so that an adapter left out would go unnoticed
             torch.nn.init.normal_(parameter, std=0.1)
