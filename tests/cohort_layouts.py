@@ -100,6 +100,7 @@ def write_confounds(stem: Path, volumes: int, rng: np.random.Generator) -> None:
     ]
     table = pd.DataFrame(rng.standard_normal((volumes, len(names))), columns=names)
     table["framewise_displacement"] = np.abs(rng.normal(0.1, 0.03, volumes))
+    table["std_dvars"] = np.abs(rng.normal(1, 0.1, volumes))
     table["cosine00"] = np.cos(np.pi * (np.arange(volumes) + 0.5) / volumes)
     table.loc[0, ["framewise_displacement", *(name for name in names if "derivative1" in name)]] = np.nan
     table.to_csv(f"{stem}.tsv", sep="\t", index=False, na_rep="n/a")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,8 @@ def decode(path: Path) -> str:
 def find_separator(header: str, suffix: str) -> str:
     """Separator of a table, from its first line; the file's name decides only between equals."""
     usual = "," if suffix == ".csv" else "\t"
+    if ";" in header or "\t" in header:  # then a comma between digits belongs to a number
+        header = re.sub(r"(?<=\d),(?=\d)", ".", header)
     counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) for separator in SEPARATORS}
     return max(SEPARATORS, key=lambda separator: (counts[separator], separator == usual))
 
@@ -86,7 +89,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
         )
     except (ValueError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    table.columns = [clean_text(name) or f"column {number}" for number, name in enumerate(table.columns, start=1)]
+    table.columns = [
+        # pandas calls a column without a name so.
+        f"column {number}" if re.fullmatch(r"Unnamed: \d+", name) else clean_text(name) or f"column {number}"
+        for number, name in enumerate(table.columns, start=1)
+    ]
     doubled = table.columns[table.columns.duplicated()]
     if len(doubled):
         raise ValueError(f"{path} has two columns called {doubled[0]!r}; rename one of them.")
