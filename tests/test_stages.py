@@ -24,8 +24,10 @@ from tests.training_fixtures import PEOPLE, REGIONS
 from training.arguments import FinetuneArguments, PretrainArguments
 from training.checkpoints import check_same_regions, load_processor, read_record, save_checkpoint
 from training.data import Cohort
+from training.predict import predict_logits
 from training.runs import record_of
-from training.stages import finetune, model_pseudo_labels, predict_logits, pretrain
+from training.stages import finetune, pretrain
+from training.transfer import model_pseudo_labels, start_from_related_tokens
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -480,3 +482,21 @@ def test_another_fc_definition_is_a_warning(
     shrunk = FCFeatureExtractor(atlas=cohort.feature_extractor.atlas, num_regions=REGIONS, estimator="ledoit_wolf")
     check_same_regions(load_processor(str(pretrained)), Cohort(cohort.table, cohort.triangles, shrunk))
     assert "estimator is 'pearson' in the checkpoint, 'ledoit_wolf' in the data" in caplog.text
+
+
+def test_new_tokens_start_at_the_pretrained_tokens_that_follow_the_labels(cohort: Cohort, pretrained: Path) -> None:
+    model = LCMForMultitaskPretraining.from_pretrained(pretrained)
+    rows = np.arange(len(cohort.table))
+    logits = predict_logits(model, cohort, rows)["logits"]
+    token = model.config.num_bei_tokens - 1
+    order = logits[:, token].argsort()
+    labels = torch.zeros(len(rows), dtype=torch.long)
+    labels[order[len(rows) // 2 :]] = 1  # exactly the people for whom this token's logit is high
+    task = LCMForSequenceClassification.from_pretrained(
+        pretrained, id2label={0: "low", 1: "high"}, label2id={"low": 0, "high": 1}, task_variable="new"
+    )
+    names = start_from_related_tokens(task, str(pretrained), cohort, rows, labels)
+    tokens = BEITokenizer.from_pretrained(pretrained).convert_ids_to_tokens(range(model.config.num_bei_tokens))
+    assert names[1] == tokens[token]
+    start = task.model.bei_embeddings.weight[token]
+    assert torch.nn.functional.cosine_similarity(task.task_embeddings.weight[1], start, dim=0) > 0.9

@@ -117,6 +117,11 @@ class FinetuneArguments(DataArguments, LoopArguments):
         default=None, metadata={"help": "Class names in order; the last of two is the positive one. Default: sorted."}
     )
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
+    new_tokens: str = setting(
+        "related",
+        'Start of a new task\'s tokens: "related" (the pretrained tokens whose predictions follow the training labels '
+        'best) or "random" (as in the paper).',
+    )
     lora_rank: int = setting(0, "Rank of LoRA adapters on attention and feed-forward; 0: full fine-tuning.")
     pseudo_labels: str = setting(
         "none",
@@ -133,6 +138,7 @@ class FinetuneArguments(DataArguments, LoopArguments):
         _require(
             self, "pseudo_labels", self.pseudo_labels in PSEUDO_LABELS, f"must be one of {', '.join(PSEUDO_LABELS)}"
         )
+        _require(self, "new_tokens", self.new_tokens in ("related", "random"), "must be related or random")
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 
 

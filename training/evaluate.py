@@ -24,10 +24,11 @@ from .data import Cohort, load_cohort
 from .files import require_new, write_json, write_text
 from .harmonise import harmonise
 from .metrics import classification_metrics, regression_metrics, summarise
+from .predict import predict_logits
 from .report import results_table_text
 from .runs import record_of
 from .splits import Folds, few_labels, make_folds
-from .stages import finetune, infer_variable, predict_logits, pretrain
+from .stages import finetune, infer_variable, pretrain
 
 
 @dataclass

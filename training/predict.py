@@ -2,16 +2,43 @@
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 
 from .arguments import PredictArguments, command_line, parse_arguments
 from .checkpoints import check_same_regions, load_processor
-from .data import Cohort, load_cohort
+from .data import Cohort, load_cohort, to_matrices
 from .files import require_new, write_text
 from .splits import Folds
-from .stages import predict_logits
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, cohort: Cohort, rows: np.ndarray, batch_size: int = 64) -> dict[str, Tensor]:
+    """Read-out logits of some scans.
+
+    Args:
+        model (`nn.Module`): an LCM head or a PEFT model around one; put into evaluation mode.
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): scans to predict.
+        batch_size (`int`): scans per forward pass.
+
+    Returns:
+        `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; float32, on the CPU.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, len(rows), batch_size):
+        triangles = torch.from_numpy(cohort.triangles[rows[start : start + batch_size]])
+        connectivity = to_matrices(triangles, cohort.feature_extractor.num_regions).to(device)
+        outputs = model(connectivity=connectivity)
+        for name in ("logits", "bei_logits"):
+            if getattr(outputs, name, None) is not None:
+                found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int = 32) -> pd.DataFrame:

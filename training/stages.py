@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling_lcm import (
     BEITokenizer,
@@ -22,9 +22,10 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .checkpoints import check_same_regions, expected_new_weights, load_processor
-from .data import Cohort, make_dataset, to_matrices
+from .data import Cohort, make_dataset
 from .engine import Trainer
 from .splits import few_labels, hold_out
+from .transfer import model_pseudo_labels, start_from_related_tokens
 
 
 # Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the
@@ -175,6 +176,9 @@ def finetune(
         index = torch.tensor([position[row] for row in part], dtype=torch.long)
         labels = {name: values[index] for name, values in encoded.items()}
         datasets.append(make_dataset(cohort, part, labels) if len(part) else None)
+    if arguments.new_tokens == "related" and model.config.num_task_tokens:
+        labels = encoded["labels"][[position[row] for row in kept]]
+        start_from_related_tokens(model, arguments.checkpoint, cohort, kept, labels)
     if arguments.lora_rank:
         model = _with_lora(model, arguments.lora_rank)
     history = Trainer(model, *datasets, arguments, folder).train()
@@ -253,33 +257,6 @@ def _require_classes(labels: Tensor, variable: BEIVariable) -> None:
         raise ValueError(f"No training scan has the label {', '.join(absent)} of {variable.name!r}.")
 
 
-def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, threshold: float) -> Tensor:
-    """The pretrained model's own confident predictions as labels.
-
-    Args:
-        checkpoint (`str`): the pretrained checkpoint. A model with a downstream task would not do: the task's new
-            tokens are random at first, and the pretrained ones attend to them.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): scans to predict.
-        threshold (`float`): least probability for a categorical variable; continuous ones always get -100, because a
-            regression has no confidence.
-
-    Returns:
-        `Tensor` of shape `(scans, variables)`, float32; -100 where the model is not confident.
-    """
-    with expected_new_weights():
-        model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
-    logits = predict_logits(model, cohort, rows)["logits"]
-    columns, start = [], 0
-    for variable in model.config.bei_variables:
-        size = max(1, len(variable["labels"]))
-        best = logits[:, start : start + size].softmax(-1).max(-1)
-        confident = (best.values >= threshold) & (variable["kind"] == "categorical")
-        columns.append(torch.where(confident, best.indices.float(), torch.tensor(float(IGNORE_INDEX))))
-        start += size
-    return torch.stack(columns, dim=1)
-
-
 def _with_lora(model: LCMForSequenceClassification, rank: int) -> PeftModel:
     """LoRA on attention and feed-forward; the task's tokens, read-out and batch norm are trained and saved whole."""
     whole = ["score", "stem.norm", "bei_layer_choice", "task_layer_choice"]
@@ -294,29 +271,3 @@ def _with_lora(model: LCMForSequenceClassification, rank: int) -> PeftModel:
         modules_to_save=whole,
     )
     return get_peft_model(model, config)
-
-
-@torch.no_grad()
-def predict_logits(model: nn.Module, cohort: Cohort, rows: np.ndarray, batch_size: int = 64) -> dict[str, Tensor]:
-    """Read-out logits of some scans.
-
-    Args:
-        model (`nn.Module`): an LCM head or a PEFT model around one; put into evaluation mode.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): scans to predict.
-        batch_size (`int`): scans per forward pass.
-
-    Returns:
-        `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; float32, on the CPU.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {}
-    for start in range(0, len(rows), batch_size):
-        triangles = torch.from_numpy(cohort.triangles[rows[start : start + batch_size]])
-        connectivity = to_matrices(triangles, cohort.feature_extractor.num_regions).to(device)
-        outputs = model(connectivity=connectivity)
-        for name in ("logits", "bei_logits"):
-            if getattr(outputs, name, None) is not None:
-                found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}

@@ -1,0 +1,86 @@
+"""What the pretrained model already knows, handed on to fine-tuning: pseudo-labels, and where new tokens start."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.loss_lcm import IGNORE_INDEX
+
+from .checkpoints import expected_new_weights
+from .data import Cohort
+from .predict import predict_logits
+
+
+JITTER = 0.1  # keeps two new tokens apart that start at the same pretrained one; embeddings have deviation 1
+
+
+def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, threshold: float) -> Tensor:
+    """The pretrained model's own confident predictions as labels.
+
+    Args:
+        checkpoint (`str`): the pretrained checkpoint. A model with a downstream task would not do: the task's new
+            tokens are random at first, and the pretrained ones attend to them.
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): scans to predict.
+        threshold (`float`): least probability for a categorical variable; continuous ones always get -100, because a
+            regression has no confidence.
+
+    Returns:
+        `Tensor` of shape `(scans, variables)`, float32; -100 where the model is not confident.
+    """
+    with expected_new_weights():
+        model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
+    logits = predict_logits(model, cohort, rows)["logits"]
+    columns, start = [], 0
+    for variable in model.config.bei_variables:
+        size = max(1, len(variable["labels"]))
+        best = logits[:, start : start + size].softmax(-1).max(-1)
+        confident = (best.values >= threshold) & (variable["kind"] == "categorical")
+        columns.append(torch.where(confident, best.indices.float(), torch.tensor(float(IGNORE_INDEX))))
+        start += size
+    return torch.stack(columns, dim=1)
+
+
+@torch.no_grad()
+def start_from_related_tokens(
+    model: LCMForSequenceClassification, checkpoint: str, cohort: Cohort, rows: np.ndarray, labels: Tensor
+) -> list[str]:
+    """Set every new token's embedding to that of the pretrained token whose logit follows its label most closely.
+
+    Beyond the paper, whose new tokens start at random: with a few dozen labels a random token hardly learns to ask,
+    while the best pretrained one (age, for young or elderly) often asks nearly the right question already.
+
+    Args:
+        model (`LCMForSequenceClassification`): its `task_embeddings` are changed in place.
+        checkpoint (`str`): the pretrained checkpoint that the model was made from.
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): labelled training scans; validation and test scans must not be among them.
+        labels (`Tensor` of shape `(scans,)`): class index, or scaled value of a continuous task.
+
+    Returns:
+        Per new token the pretrained token it starts from, as "variable=label" or "variable".
+    """
+    with expected_new_weights():
+        pretrained = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
+    logits = predict_logits(pretrained, cohort, rows)["logits"]
+    tokens = model.config.num_task_tokens
+    targets = labels.float()[:, None]
+    if model.config.problem_type != "regression":
+        targets = torch.nn.functional.one_hot(labels.long(), tokens).float()
+    correlation = _standardise(logits).T @ _standardise(targets) / len(rows)  # (pretrained tokens, new tokens)
+    best = correlation.argmax(0)
+    start = model.model.bei_embeddings.weight[best]
+    model.task_embeddings.weight.copy_(start + JITTER * torch.randn_like(start))
+    names = [
+        f"{variable['name']}={label}" if label else variable["name"]
+        for variable in model.config.bei_variables
+        for label in variable["labels"] or [""]
+    ]
+    return [names[index] for index in best.tolist()]
+
+
+def _standardise(columns: Tensor) -> Tensor:
+    """Columns `(scans, any)` with mean 0 and deviation 1; a constant column becomes 0."""
+    centred = columns - columns.mean(0)
+    return centred / columns.std(0, correction=0).clamp_min(1e-6)
