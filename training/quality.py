@@ -26,6 +26,7 @@ _SIDES = (
 )
 _FARTHEST_MIRROR_MM = 20.0
 _PROJECTED = 96  # dimensions in which all pairs of scans are compared first
+_PAIRS_AT_ONCE = 5_000_000  # 20 MB of correlations
 _SLACK = 0.25  # how much the projection may underestimate a correlation (3 standard errors of 96 dimensions)
 
 
@@ -225,8 +226,9 @@ def find_duplicates(
     small = np.concatenate([_unit((part - mean).astype(np.float32) @ projection) for part in chunks()])
     codes = pd.factorize(pd.Series(subjects))[0]
     candidates = []
-    for start in range(0, len(small), 1024):
-        close = small[start : start + 1024] @ small[start:].T > threshold - _SLACK
+    block = max(1, min(1024, _PAIRS_AT_ONCE // max(len(small), 1)))
+    for start in range(0, len(small), block):
+        close = small[start : start + block] @ small[start:].T > threshold - _SLACK
         for first, second in np.argwhere(close):
             first, second = int(first) + start, int(second) + start
             if first < second and codes[first] != codes[second]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,10 @@ class Source(ABC):
 
     in_memory = False  # everything was read already: worker processes would only copy it
     slow = False  # seconds per scan: scans go to the workers one by one
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What workers get: they only read, and tables of 100,000 scans take memory."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("table", "places", "absent")}
 
     @abstractmethod
     def read(self, row: int) -> Scan:

@@ -66,20 +66,20 @@ class FileSource(Source):
     """One file per scan.
 
     Args:
-        paths (`list[Path]`): file of every row.
+        paths (`list[str]`): file of every row.
         kind (`str`): "time_series" or "connectivity".
         regions (`Regions`): order and number of regions that are wanted.
         array_name (`str`, *optional*): array inside .npz and .mat files.
     """
 
-    paths: list[Path] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     kind: str = "time_series"
     regions: Regions = field(default_factory=lambda: Regions(None))
     array_name: str | None = None
 
     def read(self, row: int) -> Scan:
         """See `Source.read`."""
-        file = arrays.read_array(self.paths[row], self.array_name)
+        file = arrays.read_array(Path(self.paths[row]), self.array_name)
         if self.kind == "connectivity":
             return Scan(_as_matrix(file.values), "connectivity")
         values, turned = self.regions.orient(file.values)
@@ -108,7 +108,7 @@ def file_source(
         table=table.iloc[here],
         places=[f"{paths[row]} ({whose(row)})" for row in here],
         absent=absent,
-        paths=[paths[row] for row in here],
+        paths=[str(paths[row]) for row in here],
         kind=kind,
         regions=regions,
         array_name=array_name,

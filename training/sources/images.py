@@ -55,7 +55,7 @@ class ImageSource(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers load the label image themselves."""
-        return {key: value for key, value in self.__dict__.items() if key != "label_atlas"}
+        return {key: value for key, value in super().__getstate__().items() if key != "label_atlas"}
 
     def region_names(self) -> list[str]:
         """See `Source.region_names`."""
