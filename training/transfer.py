@@ -12,6 +12,7 @@ from .data import Cohort
 from .predict import predict_logits
 
 
+MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
 JITTER = 0.1  # keeps two new tokens apart that start at the same pretrained one; embeddings have deviation 1
 
 
@@ -46,7 +47,7 @@ def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, thres
 def start_from_related_tokens(
     model: LCMForSequenceClassification, checkpoint: str, cohort: Cohort, rows: np.ndarray, labels: Tensor
 ) -> list[str]:
-    """Set every new token's embedding to that of the pretrained token whose logit follows its label most closely.
+    """Start a new token at the pretrained token whose logit follows its label most closely, if one does.
 
     Beyond the paper, whose new tokens start at random: with a few dozen labels a random token hardly learns to ask,
     while the best pretrained one (age, for young or elderly) often asks nearly the right question already.
@@ -59,7 +60,8 @@ def start_from_related_tokens(
         labels (`Tensor` of shape `(scans,)`): class index, or scaled value of a continuous task.
 
     Returns:
-        Per new token the pretrained token it starts from, as "variable=label" or "variable".
+        Per new token the pretrained token it starts from, as "variable=label" or "variable"; "random" where no
+        pretrained token correlates with the label by at least 0.5.
     """
     with expected_new_weights():
         pretrained = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
@@ -69,15 +71,17 @@ def start_from_related_tokens(
     if model.config.problem_type != "regression":
         targets = torch.nn.functional.one_hot(labels.long(), tokens).float()
     correlation = _standardise(logits).T @ _standardise(targets) / len(rows)  # (pretrained tokens, new tokens)
-    best = correlation.argmax(0)
+    strength, best = correlation.max(0)
+    follows = strength >= MIN_CORRELATION
     start = model.model.bei_embeddings.weight[best]
-    model.task_embeddings.weight.copy_(start + JITTER * torch.randn_like(start))
+    start = start + JITTER * torch.randn_like(start)
+    model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
     names = [
         f"{variable['name']}={label}" if label else variable["name"]
         for variable in model.config.bei_variables
         for label in variable["labels"] or [""]
     ]
-    return [names[index] for index in best.tolist()]
+    return [names[index] if close else "random" for index, close in zip(best.tolist(), follows.tolist(), strict=True)]
 
 
 def _standardise(columns: Tensor) -> Tensor:
