@@ -119,8 +119,8 @@ class FinetuneArguments(DataArguments, LoopArguments):
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
     new_tokens: str = setting(
         "related",
-        'Start of a new task\'s tokens: "related" (the pretrained tokens whose predictions follow the training labels, '
-        'if any do) or "random" (as in the paper).',
+        'Start of a new task\'s tokens: "related" (pretrained tokens whose predictions follow the training labels, '
+        'where there are such) or "random" (as in the paper).',
     )
     lora_rank: int = setting(0, "Rank of LoRA adapters on attention and feed-forward; 0: full fine-tuning.")
     pseudo_labels: str = setting(
