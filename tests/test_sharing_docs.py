@@ -18,8 +18,8 @@ pytest_plugins = ["tests.hub_fixtures"]
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
-    """Language and content of every code block of a page."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", (REPOSITORY / "docs" / name).read_text(), re.DOTALL | re.MULTILINE)
+    """Language and content of every bash and python block of a page."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```", (REPOSITORY / "docs" / name).read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
