@@ -611,5 +611,7 @@ def _loss(
         check_labels(labels, layout)
     if model.training:
         choice.observe(layer_logits, labels, layout)
-    losses = supervised_losses(layer_logits, labels, layout, model.config.supervision, choice.best_layer)
+    # A copy, because the next batch may change the choice before this one's gradient is computed (mixup).
+    best_layer = choice.best_layer.clone()
+    losses = supervised_losses(layer_logits, labels, layout, model.config.supervision, best_layer)
     return multitask_loss(losses, labels, layout, target_counts)

@@ -358,3 +358,28 @@ def test_settings_of_the_scripts_are_checked_like_those_of_the_loop(
 ) -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         pretrain_arguments(epochs=0)
+
+
+@pytest.mark.parametrize("adaptive", ["momentum", "adaptive", "adaptive_per_sample"])
+def test_mixup_trains_under_every_supervision(cohort: Cohort, adaptive: str) -> None:
+    settings = arguments(epochs=3, momentum_epochs=1, adaptive=adaptive, mixup=1.0)
+    history = Trainer(make_model(), make_data(cohort), None, settings).train()
+    assert [record["stage"] for record in history] == ["momentum", adaptive, adaptive]
+    assert all(np.isfinite(record["train_loss"]) for record in history)
+
+
+def test_mixup_weighs_both_scans_and_their_labels(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = make_model(), make_data(cohort)
+    batch = data.__getitems__(list(range(8)))
+    counts = (batch["labels"] != -100).sum(0)
+    trainer = Trainer(model, data, None, arguments(mixup=1.0))
+    share, partner = torch.tensor(0.3), torch.arange(8).flip(0)
+    monkeypatch.setattr("training.engine.Beta.sample", lambda self: share)
+    monkeypatch.setattr("training.engine.torch.randperm", lambda *size, **options: partner)
+    found = trainer._loss(batch, counts)
+    mixed = 0.3 * batch["connectivity"] + 0.7 * batch["connectivity"][partner]
+    own, other = (
+        model(connectivity=mixed, labels=labels, target_counts=counts).loss
+        for labels in (batch["labels"], batch["labels"][partner])
+    )
+    assert torch.allclose(found, 0.3 * own + 0.7 * other, rtol=1e-5)
