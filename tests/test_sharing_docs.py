@@ -19,7 +19,8 @@ pytest_plugins = ["tests.hub_fixtures"]
 
 def blocks(name: str) -> list[tuple[str, str]]:
     """Language and content of every bash and python block of a page."""
-    return re.findall(r"^```(bash|python)\n(.*?)^```", (REPOSITORY / "docs" / name).read_text(), re.DOTALL | re.MULTILINE)
+    page = (REPOSITORY / "docs" / name).read_text()
+    return re.findall(r"^```(bash|python)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
