@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 
+from .data import is_phenotype
 from .figures import COLOURS
 from .files import write_text
 
 
 MOST_GROUPS = 12  # sites shown one by one; the smallest others are pooled
+MOST_LABELS = 8  # a text column with more is no diagnosis
 OTHERS = "(other sites)"
 _FEWEST_FOR_CORRELATION = 10
 
@@ -157,8 +159,13 @@ class Pictures:
             and self.table["age"].notna().any()
         ):
             drawn["Age by site"] = self._boxes("age", "age (years)")
-        for column in ("sex", "diagnosis", "task", "state"):
-            if column in self.table and self.table[column].notna().any():
+        for column in filter(is_phenotype, self.table.columns):
+            labels = self.table[column].nunique()
+            if (
+                column != "site"
+                and 0 < labels <= MOST_LABELS
+                and not pd.api.types.is_numeric_dtype(self.table[column])
+            ):
                 drawn[f"{column.capitalize()} by site"] = self._shares(column)
         return drawn
 
@@ -198,7 +205,7 @@ def site_of(table: pd.DataFrame) -> pd.Series:
         recorded = table["site"].astype("string").fillna("(not recorded)").astype(str)
         sites = dataset + " " + recorded if several else recorded
         # A data set without sites is one place.
-        sites = sites.where(table["site"].notna() | ~several, dataset)
+        sites = sites.where(table["site"].notna(), dataset) if several else sites
     frequent = sites.value_counts().index
     return sites if len(frequent) <= MOST_GROUPS else sites.where(sites.isin(frequent[: MOST_GROUPS - 1]), OTHERS)
 

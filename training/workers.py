@@ -134,23 +134,24 @@ def run(job: Job, rows: Sequence[int], workers: int) -> Iterator[Result]:
         return
     suspects: list[int] = []
     while chunks:
-        yield from _pool(job, chunks, workers, suspects)
-        while suspects:
-            alone = deque([[suspects.pop(0)]])
+        yield from _pool(job, chunks, workers, suspects, ahead=2 * workers)
+        alone: deque[Sequence[int]] = deque([row] for row in suspects)
+        suspects.clear()
+        while alone:
             again: list[int] = []
-            yield from _pool(job, alone, 1, again)
+            yield from _pool(job, alone, 1, again, ahead=1)
             for row in again:
                 yield Result(row, None, {"error": "its worker process was killed twice; is there enough memory?"})
 
 
-def _pool(job: Job, chunks: deque[Sequence[int]], workers: int, suspects: list[int]) -> Iterator[Result]:
+def _pool(job: Job, chunks: deque[Sequence[int]], workers: int, suspects: list[int], ahead: int) -> Iterator[Result]:
     """Empty `chunks` with a pool; when it breaks, put what was at hand into `suspects` and return."""
     waiting: deque[tuple[Sequence[int], Future[list[Result]]]] = deque()
     with ProcessPoolExecutor(workers, _context(), _start, (job,)) as pool:
         try:
             while chunks or waiting:
                 # Few chunks ahead: results that nobody has fetched yet are what memory goes to.
-                while chunks and len(waiting) < 2 * workers:
+                while chunks and len(waiting) < ahead:
                     waiting.append((chunks[0], pool.submit(_work, chunks[0])))
                     chunks.popleft()
                 results = waiting[0][1].result()

@@ -53,9 +53,18 @@ class ImageSource(Source):
         """The label image, loaded once per process."""
         return load_label_atlas(self.atlas, self.labels_img, self.labels)
 
+    @cached_property
+    def atlas_points(self) -> np.ndarray:
+        """Places of the atlas's voxels, every seventh, `(points, 3)`, mm in MNI space."""
+        import nibabel
+
+        image = self.label_atlas.image
+        return nibabel.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0)[::7])
+
     def __getstate__(self) -> dict[str, Any]:
         """Workers load the label image themselves."""
-        return {key: value for key, value in super().__getstate__().items() if key != "label_atlas"}
+        cached = ("label_atlas", "atlas_points")
+        return {key: value for key, value in super().__getstate__().items() if key not in cached}
 
     def region_names(self) -> list[str]:
         """See `Source.region_names`."""
@@ -64,13 +73,13 @@ class ImageSource(Source):
     def read(self, row: int) -> Scan:
         """See `Source.read`."""
         path = self.paths[row]
-        check_readable(path)
-        check_space(path, self.label_atlas)
+        image = load_image(path)
+        check_space(image, path, self.label_atlas.id, self.atlas_points)
         confounds, kept, mean_fd = self._confounds(row)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing regions are counted in the quality columns
             signals = extract_time_series(
-                path, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
+                image, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
             ).time_series
         remarks = () if kept is None else (f"{len(signals)} volumes left by scrubbing",)
         return Scan(signals, "time_series", mean_fd, len(signals), remarks)
@@ -134,8 +143,8 @@ def image_source(
     )
 
 
-def check_readable(path: Path) -> None:
-    """Refuse an image whose data are cut off, before nilearn fails on it with a riddle.
+def load_image(path: Path) -> Any:
+    """Read an image once and whole, so that damage shows here and not as a riddle inside nilearn.
 
     Raises:
         ValueError: the file is damaged, or not 4-D.
@@ -145,34 +154,40 @@ def check_readable(path: Path) -> None:
     try:
         image = nibabel.load(path)
         if image.ndim == 4:
-            np.asarray(image.dataobj[..., -1])  # the last volume is there only if all others are
+            image = nibabel.Nifti1Image(
+                image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine, image.header
+            )
     except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise ValueError(
-            f"the image is unreadable or truncated ({type(error).__name__}: {error}); copy it again."
-        ) from error
+        kind = type(error).__name__
+        raise ValueError(f"the image is unreadable or truncated ({kind}: {error}); copy it again.") from error
     if image.ndim != 4:
         raise ValueError(f"the image has shape {image.shape}; a scan is 4-D (x, y, z, volumes).")
+    return image
 
 
-def check_space(path: Path, atlas: LabelAtlas) -> None:
+def check_space(image: Any, path: Path, atlas: str, points: np.ndarray) -> None:
     """Refuse an image that is not in MNI space, as far as its name and its field of view tell.
+
+    Args:
+        image: the image.
+        path (`Path`): its file, whose BIDS name may state the space.
+        atlas (`str`): id of the atlas.
+        points (`np.ndarray` of shape `(points, 3)`): places in the atlas, mm.
 
     Raises:
         ValueError: the name says another space, or most of the atlas lies outside the image.
     """
-    import nibabel
+    from nibabel.affines import apply_affine
 
     space = entities(path).get("space")
     if space is not None and not space.startswith("MNI"):
         raise ValueError(f"the image is in the space {space!r}, not in MNI space; use fMRIPrep's output in MNI space.")
-    image, labels = nibabel.load(path), atlas.image
-    voxels = np.argwhere(np.asarray(labels.dataobj) > 0)[::7]  # every seventh is plenty
-    points = nibabel.affines.apply_affine(np.linalg.inv(image.affine) @ labels.affine, voxels)
-    inside = ((points >= -0.5) & (points <= np.array(image.shape[:3]) - 0.5)).all(axis=1).mean()
+    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    inside = ((voxels >= -0.5) & (voxels <= np.array(image.shape[:3]) - 0.5)).all(axis=1).mean()
     if inside < _FEWEST_INSIDE:
         raise ValueError(
-            f"only {inside:.0%} of the atlas {atlas.id} lies inside the image: it is not in MNI space, or covers a "
-            "part of the brain."
+            f"only {inside:.0%} of the atlas {atlas} lies inside the image: it is not in MNI space, or covers a part "
+            "of the brain."
         )
 
 
