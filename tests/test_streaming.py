@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,12 @@ from training.streaming import StreamedConnectomes
 
 
 pytest_plugins = ["tests.training_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library waits five seconds at the end of every pass, for the threads that read Parquet files."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 def test_streamed_batches_train_a_model(dataset: Path) -> None:

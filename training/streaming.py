@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
@@ -61,11 +62,11 @@ class StreamedConnectomes(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches: `connectivity` `(batch, regions, regions)` and `labels` `(batch, variables)`."""
         names = [variable.name for variable in self.tokenizer.variables]
-        for rows in self.stream.iter(batch_size=self.batch_size):
-            count = len(rows["connectivity"])
-            records = [{name: rows[name][row] for name in names if name in rows} for row in range(count)]
-            triangles = torch.tensor(rows["connectivity"], dtype=torch.float32)
+        for table in self.stream.with_format("arrow").iter(batch_size=self.batch_size):
+            known = table.select([name for name in names if name in table.column_names]).to_pylist()
+            edges = table.column("connectivity").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            triangles = torch.from_numpy(edges.astype(np.float32)).view(len(table), -1)
             yield {
                 "connectivity": to_matrices(triangles, self.num_regions),
-                "labels": self.tokenizer(records, return_tensors="pt")["labels"],
+                "labels": self.tokenizer(known, return_tensors="pt")["labels"],
             }
