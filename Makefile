@@ -32,7 +32,7 @@ demo: $(STAMP)
 	$(BIN)/python -m training.demo --output runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
