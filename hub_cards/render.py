@@ -14,7 +14,6 @@ from modeling_lcm.atlases import fingerprint
 from . import results as card_results
 
 
-CODE_URL = "https://pypi.org/project/large-connectome-model"
 CITATION = """@inproceedings{wei2026lcm,
   title = {Large Connectome Model: An fMRI Foundation Model of Brain Connectomes Empowered by Brain-Environment
            Interaction in Multitask Learning Landscape},
@@ -236,7 +235,6 @@ def model_card(
         base_revision=base_revision,
         load_arguments=_task_arguments(config),
         citation=CITATION,
-        code_url=CODE_URL,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
