@@ -280,10 +280,9 @@ def predict(kind, name, **arguments):
         calls = "[predict(AutoModelForPreTraining, {!r}{more}),"
         calls += " predict(AutoModelForSequenceClassification, {!r}{more})]"
         remote = calls.format(published, "me/demo", more=', revision="v1", trust_remote_code=True')
-        without = (
-            f"import importlib.util, json\nassert importlib.util.find_spec('modeling_lcm') is None\n{script}\n"
-            f"print(json.dumps({remote}))\n"
-        )
+        # An entry of None makes `import modeling_lcm` fail even where it is installed.
+        block = "import json, sys\nsys.modules['modeling_lcm'] = None"
+        without = f"{block}\n{script}\nprint(json.dumps({remote}))\n"
         environment = client_environment(hub, client.folder / "no_package", PYTHONPATH="", HF_TOKEN=TOKEN)
         done = subprocess.run(
             [sys.executable, "-c", without],
