@@ -28,6 +28,7 @@ from modeling_lcm.loss_lcm import TargetLayout, labelled, layerwise_losses, mult
 from .arguments import LoopArguments
 from .data import ConnectomeDataset
 from .files import replace_folder, write_json
+from .optimizers import make_optimizer
 
 
 LABELS = ("labels", "bei_labels")  # label tensors of a batch; the second only where pretrained variables train too
@@ -105,7 +106,7 @@ class Trainer:
             generator=torch.Generator().manual_seed(arguments.seed),
             collate_fn=_same,
         )
-        optimizer = _optimizer(model, arguments)
+        optimizer = make_optimizer(model, arguments)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         # The prepared loader is this process's share: its length is the number of batches that will be seen.
         steps = math.ceil(len(self.loader) / arguments.gradient_accumulation_steps) * arguments.epochs
@@ -323,15 +324,6 @@ def readout_loss(logits: Tensor, labels: Tensor, layout: TargetLayout) -> Tensor
     """Multitask loss of read-out logits `(scans, tokens)` against labels `(scans, targets)`; a scalar."""
     losses, _ = layerwise_losses(logits[:, None], labels, layout)
     return multitask_loss(losses[:, 0], labels, layout)
-
-
-def _optimizer(model: nn.Module, arguments: LoopArguments) -> torch.optim.Optimizer:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": arguments.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
 
 def _same(batch: Any) -> Any:
