@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from training.arguments import FinetuneArguments, PretrainArguments
 from training.checkpoints import save_checkpoint
@@ -144,3 +145,15 @@ def finetune_arguments(pretrained: Path) -> Callable[..., FinetuneArguments]:
     return lambda **overrides: FinetuneArguments(
         **{**SHORT, "checkpoint": str(pretrained), "task": "group", **overrides}
     )
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., str]:
+    """Factory of YAML files; returns the path."""
+
+    def write(name: str, **settings: Any) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return str(path)
+
+    return write

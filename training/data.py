@@ -1,8 +1,10 @@
 """A prepared cohort: one row per scan with FC and phenotypes, and how batches for the model are made of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,33 +15,113 @@ from torch import Tensor
 from modeling_lcm import FCFeatureExtractor
 
 
+# What a scan measured; stays on the disk until it is asked for.
+SIGNAL_COLUMNS = ("connectivity", "time_series", "volumes")
 # Columns that describe the scan; every other column is a phenotype (a BEI variable).
-SCAN_COLUMNS = ("subject_id", "session", "connectivity")
+SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
 # Not phenotypes either: quality, and where a person comes from when cohorts were merged.
-RECORD_COLUMNS = ("dataset", "cohort_subject_id")
+RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = ("qc_", "same_person_in_")
+# ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
+SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
 FC_DEFINITION = "fc_definition.json"  # the FC processor's settings, beside the Arrow data
+
+
+class StoredTriangles:
+    """Upper triangles `(scans, edges)` that stay in the files of a data set; indexing reads rows, float16.
+
+    The files are mapped into memory: what the machine has no room for is read again, so that a data set may be larger
+    than memory.
+
+    Args:
+        data (`datasets.Dataset`): with the column `connectivity`.
+        edges (`int`): length of a triangle.
+    """
+
+    def __init__(self, data: datasets.Dataset, edges: int) -> None:
+        self.shape = (len(data), edges)
+        self.data = data.select_columns(["connectivity"]).with_format("arrow")
+        self._rows = np.arange(len(data))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Rows by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
+        wanted = self._rows[rows]
+        column = self.data[np.atleast_1d(wanted)].column("connectivity").combine_chunks()
+        found = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
+        return found.copy()  # torch warns of Arrow's read-only memory
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All scans, for NumPy's functions."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+class StoredSeries:
+    """ROI time series that stay in the files of a data set.
+
+    Args:
+        data (`datasets.Dataset`): with the columns `time_series` and `volumes`.
+    """
+
+    def __init__(self, data: datasets.Dataset) -> None:
+        self.data = data.select_columns(["time_series", "volumes"]).with_format("arrow")
+
+    @classmethod
+    def absent(cls, scans: int) -> "StoredSeries":
+        """Scans without time series."""
+        features = datasets.Features(SERIES_FEATURES)
+        return cls(datasets.Dataset.from_dict({"time_series": [[]] * scans, "volumes": [0] * scans}, features))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: np.ndarray) -> list[np.ndarray | None]:
+        """Arrays `(volumes, regions)`, float16; `None` for a scan that was stored without."""
+        table = self.data[np.asarray(rows, dtype=int)]
+        lists, volumes = table.column("time_series").combine_chunks(), table.column("volumes").to_pylist()
+        ends, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+        return [
+            values[ends[row] : ends[row + 1]].reshape(count, -1).copy() if count else None
+            for row, count in enumerate(volumes)
+        ]
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A prepared data set in memory.
+    """A prepared data set: its table in memory, its scans on the disk.
 
     Args:
         table (`pd.DataFrame`): `subject_id`, `session` and the phenotype columns, one row per scan.
-        triangles (`np.ndarray` of shape `(scans, regions * (regions - 1) / 2)`): float16 upper triangles of the FC
-            matrices, row-major, without the diagonal.
+        triangles (`StoredTriangles` or `np.ndarray` of shape `(scans, regions * (regions - 1) / 2)`): float16 upper
+            triangles of the FC matrices, row-major, without the diagonal.
         feature_extractor (`FCFeatureExtractor`): the FC definition and atlas of all scans.
+        series (`StoredSeries`, *optional*): ROI time series, where the data set keeps them.
     """
 
     table: pd.DataFrame
-    triangles: np.ndarray
+    triangles: StoredTriangles | np.ndarray
     feature_extractor: FCFeatureExtractor
+    series: StoredSeries | None = None
 
     def connectivity(self, rows: np.ndarray | None = None) -> np.ndarray:
         """FC matrices `(scans, regions, regions)`, float32, of some rows or of all."""
-        triangles = self.triangles if rows is None else self.triangles[rows]
+        triangles = self.triangles[slice(None) if rows is None else rows]
         return to_matrices(torch.from_numpy(triangles), self.feature_extractor.num_regions).numpy()
+
+    @property
+    def has_time_series(self) -> bool:
+        """Whether ROI time series are stored (training.prepare --keep_time_series true)."""
+        return self.series is not None
+
+    def time_series(self, rows: np.ndarray) -> list[np.ndarray | None]:
+        """ROI time series of some rows: float16 `(volumes, regions)`, every region of mean 0 and deviation 1.
+
+        A region without signal is 0 throughout. `None` stands for a scan without a stored time series; without
+        `has_time_series` that is every one.
+        """
+        return [None] * len(rows) if self.series is None else self.series[rows]
 
     def phenotypes(self) -> list[str]:
         """Names of the phenotype columns."""
@@ -49,6 +131,23 @@ class Cohort:
         """Raise `ValueError` listing the known columns when a phenotype is not there."""
         if name not in self.phenotypes():
             raise ValueError(f"There is no phenotype {name!r} in the data; it has {', '.join(self.phenotypes())}.")
+
+
+def join_scans(cohorts: Sequence[Cohort]) -> tuple[StoredTriangles | np.ndarray, StoredSeries | None]:
+    """Triangles and time series of several cohorts behind each other, for `Cohort`; what is on the disk stays there.
+
+    Time series are there if one cohort has them; scans of the others then have none.
+    """
+    stored = [cohort.triangles for cohort in cohorts if isinstance(cohort.triangles, StoredTriangles)]
+    if len(stored) == len(cohorts):
+        whole = datasets.concatenate_datasets([part.data for part in stored])
+        triangles: StoredTriangles | np.ndarray = StoredTriangles(whole, stored[0].shape[1])
+    else:
+        triangles = np.concatenate([cohort.triangles for cohort in cohorts])
+    if not any(cohort.has_time_series for cohort in cohorts):
+        return triangles, None
+    parts = [StoredSeries.absent(len(c.table)).data if c.series is None else c.series.data for c in cohorts]
+    return triangles, StoredSeries(datasets.concatenate_datasets(parts))
 
 
 def is_phenotype(column: str) -> bool:
@@ -98,61 +197,69 @@ def load_cohort(folder: str | Path) -> Cohort:
         extractor = FCFeatureExtractor.from_json_file(Path(folder) / FC_DEFINITION)
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
-    missing = [name for name in SCAN_COLUMNS if name not in data.column_names]
+    missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
     if missing:
         raise ValueError(
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
     edges = extractor.num_regions * (extractor.num_regions - 1) // 2
-    column = data.data.column("connectivity").combine_chunks()
-    # A copy: torch warns of Arrow's read-only memory.
-    triangles = column.flatten().to_numpy(zero_copy_only=False).reshape(len(data), -1).copy()
-    if triangles.shape[1] != edges:
+    stored = data.features["connectivity"].length
+    if stored != edges:
         raise ValueError(
-            f"{folder} holds {triangles.shape[1]} edges a scan, but its FC definition has {extractor.num_regions} "
-            f"regions ({edges} edges)."
+            f"{folder} holds {stored} edges a scan, but its FC definition has {extractor.num_regions} regions "
+            f"({edges} edges)."
         )
-    table = data.remove_columns("connectivity").to_pandas()
-    return Cohort(table, triangles, extractor)
+    table = data.select_columns([name for name in data.column_names if name not in SIGNAL_COLUMNS]).to_pandas()
+    series = StoredSeries(data) if "time_series" in data.column_names else None
+    return Cohort(table, StoredTriangles(data, edges), extractor, series)
 
 
 class ConnectomeDataset(torch.utils.data.Dataset):
     """Batches of FC matrices and label tensors; the loader fetches a whole batch at once.
 
     Args:
-        triangles (`np.ndarray` of shape `(scans, edges)`): float16 upper triangles.
+        triangles (`StoredTriangles` or `np.ndarray` of shape `(scans of the cohort, edges)`): float16 upper triangles.
         num_regions (`int`): regions of the atlas.
-        labels (`dict[str, Tensor]`): label tensors whose first axis is scans, as the BEI tokenizer makes them.
+        rows (`np.ndarray`): rows of `triangles` that are this data set's scans.
+        labels (`dict[str, Tensor]`): label tensors whose first axis is these scans, as the BEI tokenizer makes them.
         subjects (`list[str]`): subject id per scan, for messages.
     """
 
     def __init__(
-        self, triangles: np.ndarray, num_regions: int, labels: dict[str, Tensor], subjects: list[str]
+        self,
+        triangles: StoredTriangles | np.ndarray,
+        num_regions: int,
+        rows: np.ndarray,
+        labels: dict[str, Tensor],
+        subjects: list[str],
     ) -> None:
-        self.triangles = torch.from_numpy(np.ascontiguousarray(triangles))
+        self.triangles = triangles
         self.num_regions = num_regions
+        self.rows = np.asarray(rows)
         self.labels = labels
         self.subjects = subjects
 
     def __len__(self) -> int:
-        return len(self.triangles)
+        return len(self.rows)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
         """One batch: `connectivity` `(batch, regions, regions)`, the labels, and the `rows` it is made of."""
-        index = torch.tensor(rows)
+        index = torch.tensor(positions)
         batch = {name: values[index] for name, values in self.labels.items()}
-        return {"connectivity": to_matrices(self.triangles[index], self.num_regions), "rows": index, **batch}
+        triangles = torch.from_numpy(self.triangles[self.rows[positions]])
+        return {"connectivity": to_matrices(triangles, self.num_regions), "rows": index, **batch}
 
-    def __getitem__(self, row: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
         """One scan, without a batch axis."""
-        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+        return {name: values[0] for name, values in self.__getitems__([position]).items()}
 
 
 def make_dataset(cohort: Cohort, rows: np.ndarray, labels: dict[str, Tensor]) -> ConnectomeDataset:
     """The scans of some rows with their labels (tensors over these rows)."""
     return ConnectomeDataset(
-        cohort.triangles[rows],
+        cohort.triangles,
         cohort.feature_extractor.num_regions,
+        rows,
         labels,
         cohort.table["subject_id"].astype(str).iloc[rows].tolist(),
     )

@@ -1,0 +1,130 @@
+"""Who is the same person in an evaluation, and the scans of other cohorts that join its pretraining."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .assemble import COHORTS_FILE
+from .data import Cohort, load_cohort
+from .merge import SAME_PERSON
+
+
+class _People:
+    """Sets of names for one person; the first name that was seen stands for all."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+        self.order: dict[str, int] = {}
+
+    def find(self, name: str) -> str:
+        """The name that stands for this person."""
+        self.order.setdefault(name, len(self.order))
+        while name in self.parent:
+            name = self.parent[name]
+        return name
+
+    def join(self, first: str, second: str) -> None:
+        """Declare two names one person."""
+        roots = sorted({self.find(first), self.find(second)}, key=self.order.__getitem__)
+        if len(roots) == 2:
+            self.parent[roots[1]] = roots[0]
+
+
+def join_people(cohort: Cohort, column: str) -> Cohort:
+    """Give all scans with one value in a column (a person, twins, a family) one `subject_id`: no split parts them.
+
+    Args:
+        cohort (`Cohort`): the prepared data.
+        column (`str`): what these people share; scans without a value keep their own id.
+
+    Returns:
+        The cohort with the first of the ids as `subject_id`; the recorded ids are in `recorded_subject_id`.
+
+    Raises:
+        ValueError: no such column, or every scan would be the same person.
+    """
+    table = cohort.table.copy()
+    if column not in table:
+        raise ValueError(f"same_person names the column {column!r}, which is not in the data: {', '.join(table)}.")
+    ids = table["subject_id"].astype(str)
+    people = _People()
+    for subject, shared in zip(ids, table[column], strict=True):
+        people.find(f"id {subject}")
+        if pd.notna(shared) and str(shared).strip():
+            people.join(f"id {subject}", f"shared {shared}")
+    first_id: dict[str, str] = {}
+    joined = [first_id.setdefault(people.find(f"id {subject}"), subject) for subject in ids]
+    if len(set(joined)) == 1:
+        raise ValueError(f"With same_person {column!r} all scans are one person: there is nothing to split.")
+    table["recorded_subject_id"] = ids
+    table["subject_id"] = joined
+    return replace(cohort, table=table)
+
+
+def pool(tested: Cohort, folder: str, others: list[str]) -> Cohort:
+    """The tested cohort with the scans of other cohorts behind its own.
+
+    The tested people keep their ids; others get `COHORT/ID`. Whom `same_person_in_COHORT` columns of either side
+    declare the same, and a person whose cohort is given on both sides, has the tested person's id, so that a fold that
+    tests the person trains on none of the person's scans. A column that a cohort lacks is missing for its scans.
+
+    Args:
+        tested (`Cohort`): the cohort that is split.
+        folder (`str`): where it was loaded from.
+        others (`list[str]`): data set folders.
+
+    Raises:
+        ValueError: a cohort with other regions or another FC definition, or a column of numbers here and text there.
+    """
+    cohorts = [tested, *(load_cohort(other) for other in others)]
+    people, keys, shown = _People(), [], []
+    for index, (cohort, path) in enumerate(zip(cohorts, [folder, *others], strict=True)):
+        _check_fits(tested, folder, cohort, path)
+        names = _names(cohort.table, path)
+        ids = cohort.table["subject_id"].astype(str)
+        own = [f"id {index} {subject}" for subject in ids]
+        for key, name in zip(own, names, strict=True):
+            people.join(key, f"name {name}")
+        for column in [column for column in cohort.table if str(column).startswith(SAME_PERSON)]:
+            other = str(column).removeprefix(SAME_PERSON)
+            for key, value in zip(own, cohort.table[column], strict=True):
+                if pd.notna(value):
+                    people.join(key, f"name {other}/{value}")
+        keys += own
+        shown += (names if index else ids).tolist()
+    first_id: dict[str, str] = {}
+    joined = [first_id.setdefault(people.find(key), name) for key, name in zip(keys, shown, strict=True)]
+    table = pd.concat([cohort.table for cohort in cohorts], ignore_index=True)
+    table["subject_id"] = joined
+    return replace(tested, table=table, triangles=np.concatenate([cohort.triangles for cohort in cohorts]))
+
+
+def _names(table: pd.DataFrame, folder: str) -> pd.Series:
+    """`COHORT/ID` of every scan, as training.merge writes it."""
+    if {"dataset", "cohort_subject_id"} <= set(table):
+        return table["dataset"].astype(str) + "/" + table["cohort_subject_id"].astype(str)
+    records = Path(folder) / COHORTS_FILE
+    name = Path(folder).name
+    if records.is_file():
+        name = json.loads(records.read_text(encoding="utf-8"))[0]["dataset"]
+    recorded = table["recorded_subject_id" if "recorded_subject_id" in table else "subject_id"]
+    return name + "/" + recorded.astype(str)
+
+
+def _check_fits(tested: Cohort, folder: str, other: Cohort, path: str) -> None:
+    ours, theirs = tested.feature_extractor, other.feature_extractor
+    for name in ("num_regions", "atlas", "region_names", "estimator", "fisher_z", "window", "padding"):
+        if getattr(ours, name) != getattr(theirs, name):
+            shown = [getattr(x, "region_fingerprint" if name == "region_names" else name) for x in (ours, theirs)]
+            raise ValueError(
+                f"{path} cannot join the training on {folder}: {name} is {shown[1]!r} there and {shown[0]!r} here. "
+                "Prepare both alike."
+            )
+    for name in set(tested.phenotypes()) & set(other.phenotypes()):
+        columns = [cohort.table[name] for cohort in (tested, other)]
+        kinds = {pd.api.types.is_numeric_dtype(column) for column in columns if column.notna().any()}
+        if len(kinds) > 1:
+            raise ValueError(f"The column {name!r} holds numbers in one of {folder} and {path}, text in the other.")

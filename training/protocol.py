@@ -1,0 +1,286 @@
+"""What an evaluation does: its settings, the variables that are predicted, and the folds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm.loss_lcm import IGNORE_INDEX
+
+from .arguments import FinetuneArguments, PretrainArguments, setting
+from .data import Cohort
+from .metrics import classification_metrics, regression_metrics
+from .splits import Folds, leave_site_out, make_folds
+from .stages import infer_variable
+
+
+SPLITS = ("kfold", "leave_site_out")
+
+
+@dataclass
+class EvaluateArguments:
+    """Cross-validate pretraining and fine-tuning by subject, beside simple baselines."""
+
+    data: str = setting("", "Folder made by training.prepare.")
+    output: str = setting("", "Folder for metrics, predictions, splits and checkpoints.")
+    finetune: str = setting(
+        "",
+        "YAML file for training.finetune; data, output and checkpoint are set per fold. Without it the pretrained "
+        "variables themselves are predicted and scored.",
+    )
+    pretrain: str | None = setting(
+        None,
+        "YAML file for training.pretrain, run in every fold on its training subjects. Without it the checkpoint of "
+        "the fine-tuning file is used, which must not have seen any test subject.",
+    )
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Without --finetune: the pretrained variables to score; default: all that the data have."},
+    )
+    split: str = setting("kfold", '"kfold" (by subject), or "leave_site_out" (one fold per site).')
+    n_folds: int = setting(5, "Number of folds.")
+    repeats: int = setting(1, "Cross-validations, each with its own fold seed and training seed.")
+    splits: str | None = setting(None, "Existing split file; default: drawn with the seed, balanced by the task.")
+    stratify: str | None = setting(
+        None, "Column whose classes k folds balance; default: the task, or the first categorical variable."
+    )
+    site_column: str = setting("site", "Column with the site (or scanner).")
+    same_person: str | None = setting(
+        None, "Column whose value several scans of one person, twins or a family share: no split parts them."
+    )
+    seed: int = setting(0, "Seed of the folds.")
+    ensemble: int = setting(1, "Training seeds per fold whose predictions are averaged; each is also scored alone.")
+    train_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets of other cohorts that join the pretraining of every fold; never tested."},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: ["majority", "linear"],
+        metadata={"help": "Models to score beside LCM on the same folds: majority, linear."},
+    )
+    harmonise: str | None = setting(
+        None, "Column with the site: FC is harmonised across sites (ComBat), fitted on each fold's training scans."
+    )
+    keep_checkpoints: bool = setting(True, "Keep the checkpoints of every fold.")
+    resume: bool = setting(False, "Keep the folds that are finished in --output and do the others.")
+    title: str = setting("Cross-validation", "Title of the report.")
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        for name in ("repeats", "ensemble"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
+        fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"
+        if self.repeats > 1 and (self.splits is not None or self.split != "kfold"):
+            raise ValueError(f"repeats draws new folds each time, which {fixed} cannot: use ensemble for more seeds.")
+        if self.finetune and self.tasks:
+            raise ValueError("tasks chooses pretrained variables to score; with finetune its task is scored.")
+        if self.train_data and self.pretrain is None:
+            raise ValueError("train_data joins the pretraining of every fold: give its settings with --pretrain.")
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise ValueError(f"Unknown baselines {', '.join(unknown)}; there are {', '.join(BASELINES)}.")
+
+
+BASELINES = ("majority", "linear")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A variable that is predicted, and its value for every scan of the tested cohort.
+
+    Args:
+        name (`str`): phenotype column.
+        labels (`tuple[str, ...]`): class names in order; empty for a continuous variable.
+        targets (`np.ndarray` of shape `(scans,)`): class index, or value in the variable's unit; NaN = not recorded.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    targets: np.ndarray
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the variable is categorical."""
+        return bool(self.labels)
+
+    @property
+    def kind(self) -> str:
+        """What the baselines call it."""
+        return "classification" if self.is_classification else "regression"
+
+    @property
+    def recorded(self) -> np.ndarray:
+        """Boolean mask of the scans whose value is known."""
+        return ~np.isnan(self.targets)
+
+    def known(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows whose value is recorded."""
+        return rows[self.recorded[rows]]
+
+    def truth(self, rows: np.ndarray) -> np.ndarray:
+        """Class indices (int) or values of some rows that have one."""
+        return self.targets[rows].astype(int) if self.is_classification else self.targets[rows]
+
+    def score(self, rows: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+        """Metrics of predictions (probabilities or values) for some scans."""
+        if self.is_classification:
+            return classification_metrics(self.truth(rows), predictions, self.labels)
+        return regression_metrics(self.truth(rows), predictions)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Everything that a fold needs to know.
+
+    Args:
+        cohort (`Cohort`): the tested scans, then those of other cohorts that only join the pretraining.
+        num_tested (`int`): scans of the tested cohort.
+        tasks (`tuple[Task, ...]`): what is predicted.
+        pretraining (`PretrainArguments`, *optional*): stage one of every fold.
+        tuning (`FinetuneArguments`, *optional*): stage two; without it the pretrained variables are scored.
+        arguments (`EvaluateArguments`): all other settings.
+    """
+
+    cohort: Cohort
+    num_tested: int
+    tasks: tuple[Task, ...]
+    pretraining: PretrainArguments | None
+    tuning: FinetuneArguments | None
+    arguments: EvaluateArguments
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per scan of the tested cohort."""
+        return self.cohort.table.iloc[: self.num_tested]
+
+    def rows(self, folds: Folds, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of a fold: for pretraining (all cohorts), for training on the tested cohort, and for the test.
+
+        Nobody who is tested has a scan in the first two, in whatever cohort.
+        """
+        pretraining, test = folds.rows(self.cohort.table["subject_id"].astype(str), fold)
+        return pretraining, pretraining[pretraining < self.num_tested], test[test < self.num_tested]
+
+
+def make_task(cohort: Cohort, arguments: FinetuneArguments) -> Task:
+    """The downstream variable of a fine-tuning configuration.
+
+    Raises:
+        ValueError: the column does not exist, has no value or a single one, or has a label that is not in `labels`.
+    """
+    cohort.require_column(arguments.task)
+    _require_values(cohort.table, arguments.task)
+    variable = infer_variable(cohort.table, arguments.task, arguments.kind, arguments.labels)
+    return _encode(cohort.table, variable)
+
+
+def pretrained_tasks(table: pd.DataFrame, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
+    """The variables of a pretraining configuration that the tested cohort has, or those of them that are named.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan of the tested cohort.
+        arguments (`PretrainArguments`): names the variables, or a saved vocabulary.
+        names (`Sequence[str]`): which to score; all by default.
+
+    Raises:
+        ValueError: a name that is not pretrained or not in the data, or nothing to score.
+    """
+    variables: dict[str, BEIVariable | str]
+    if arguments.vocabulary is not None:
+        saved = BEITokenizer.from_pretrained(arguments.vocabulary).variables
+        variables = {variable.name: variable for variable in saved}
+    else:
+        variables = dict.fromkeys(arguments.categorical, "categorical")
+        variables |= dict.fromkeys(arguments.continuous, "continuous")
+    unknown = [name for name in names if name not in variables]
+    if unknown:
+        raise ValueError(f"The tasks {', '.join(unknown)} are not pretrained; those are {', '.join(variables)}.")
+    chosen = list(names) or [name for name in variables if name in table and table[name].notna().any()]
+    if not chosen:
+        raise ValueError(f"None of the pretrained variables {', '.join(variables)} is recorded in the tested cohort.")
+    tasks = []
+    for name in chosen:
+        _require_values(table, name)
+        variable = variables[name]
+        if isinstance(variable, str):
+            variable = infer_variable(table, name, variable)
+        tasks.append(_encode(table, variable))
+    return tuple(tasks)
+
+
+def _require_values(table: pd.DataFrame, name: str) -> None:
+    """Raise `ValueError` when a column is absent, without any value, or the same for everybody."""
+    if name not in table:
+        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table)}.")
+    values = table[name].dropna()
+    if values.empty:
+        raise ValueError(f"{name!r} is recorded for nobody in the tested cohort: there is nothing to score.")
+    if values.nunique() == 1:
+        raise ValueError(f"{name!r} is {values.iloc[0]} for everybody in the tested cohort: nothing to predict.")
+
+
+def _encode(table: pd.DataFrame, variable: BEIVariable) -> Task:
+    """The task of a variable; labels that nobody here has are left out of it."""
+    targets = BEITokenizer(variables=[variable])(table)["labels"][:, 0].astype(float)
+    targets[targets == IGNORE_INDEX] = np.nan
+    if variable.kind == "continuous":
+        return Task(variable.name, (), targets * variable.std + variable.mean)
+    present = sorted({int(index) for index in targets[~np.isnan(targets)]})
+    position = {index: number for number, index in enumerate(present)}
+    targets = np.array([np.nan if np.isnan(index) else position[int(index)] for index in targets])
+    return Task(variable.name, tuple(variable.labels[index] for index in present), targets)
+
+
+def draw_folds(table: pd.DataFrame, tasks: Sequence[Task], arguments: EvaluateArguments, output: Path) -> list[Folds]:
+    """The folds of every repeat: those in the output folder, a split file's, or new ones, which are saved.
+
+    Raises:
+        ValueError: folds that cannot be made, or in which a class would be absent from the training subjects.
+    """
+    found = []
+    for repeat in range(arguments.repeats):
+        path = output / (f"splits_{repeat}.json" if arguments.repeats > 1 else "splits.json")
+        if path.is_file():
+            folds = Folds.load(path)
+        elif arguments.splits is not None:
+            folds = Folds.load(arguments.splits)
+        elif arguments.split == "leave_site_out":
+            folds = leave_site_out(table, arguments.site_column)
+        else:
+            column = arguments.stratify or next((task.name for task in tasks if task.is_classification), None)
+            folds = make_folds(table, arguments.n_folds, arguments.seed + repeat, column)
+        for task in tasks:
+            _check_folds(table, task, folds)
+        if not path.is_file():
+            folds.save(path)
+        found.append(folds)
+    return found
+
+
+def _check_folds(table: pd.DataFrame, task: Task, folds: Folds) -> None:
+    """Raise `ValueError` when the training subjects of a fold lack a class, or nobody is tested at all."""
+    subjects = table["subject_id"].astype(str)
+    if task.is_classification:
+        people = [subjects[task.targets == index].nunique() for index in range(len(task.labels))]
+        alone = [label for label, count in zip(task.labels, people, strict=True) if count == 1]
+        if alone:
+            raise ValueError(
+                f"The class {alone[0]!r} of {task.name!r} has one subject, who cannot be trained on and tested: leave "
+                "the class out, or name other tasks."
+            )
+    tested = 0
+    for fold in range(len(folds.test_subjects)):
+        train, test = (task.known(rows) for rows in folds.rows(subjects, fold))
+        tested += len(test)
+        absent = set(range(len(task.labels))) - set(task.targets[train].astype(int)) if len(test) else set()
+        if absent or not len(train):
+            names = ", ".join(task.labels[index] for index in sorted(absent)) or "any value"
+            raise ValueError(f"No training subject of fold {fold} has {names} of {task.name!r}: use other folds.")
+    if not tested:
+        raise ValueError(f"No test subject has a value of {task.name!r}: there is nothing to score.")
