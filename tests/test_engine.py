@@ -183,6 +183,7 @@ def test_resume_is_refused_under_other_settings(cohort: Cohort, tmp_path: Path) 
 
 def test_nan_loss_names_epoch_and_subjects(cohort: Cohort, tmp_path: Path) -> None:
     data = make_data(cohort)
+    data.triangles = data.triangles[:]
     data.triangles[13] = float("nan")
     with pytest.raises(FloatingPointError, match=r"in epoch 0, .* subjects .*0014") as caught:
         Trainer(make_model(), data, None, arguments(batch_size=2), tmp_path).train()

@@ -295,7 +295,7 @@ def test_harmonisation_is_fitted_on_training_scans_only(dataset: Path) -> None:
     pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
     cohort = load_cohort(dataset)
     is_y = (cohort.table["site"] == "y").to_numpy()
-    shifted = cohort.triangles.astype(np.float32)
+    shifted = cohort.triangles[:].astype(np.float32)
     shifted[is_y] = np.clip(shifted[is_y] * 0.5 + 0.3, -1, 1)
     cohort = replace(cohort, triangles=shifted.astype(np.float16))
     train = np.r_[0:8, 12:20]

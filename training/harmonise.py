@@ -27,7 +27,7 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariate
         covariates (`tuple[str, ...]`): continuous phenotypes whose effect is kept, e.g. `("age",)`; recorded for all.
 
     Returns:
-        The cohort with corrected FC.
+        The cohort with corrected FC, in memory and without time series.
 
     Raises:
         ImportError: combatlearn is not installed.
@@ -54,13 +54,14 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariate
         raise ValueError(f"Harmonisation needs two sites with {_FEWEST_SCANS} training scans each, in {column!r}.")
     fitted = [row for row in train if sites.iloc[row] in known]
     corrected = np.flatnonzero(sites.isin(known).to_numpy())
-    z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles.astype(np.float64), -_LARGEST_R, _LARGEST_R)))
+    z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles[:].astype(np.float64), -_LARGEST_R, _LARGEST_R)))
     kept = table[list(covariates)].astype(float).reset_index(drop=True) if covariates else None
     combat = ComBat(sites.reset_index(drop=True), continuous_covariates=kept, method="fortin")
     # Edges that do not vary (regions without signal throughout) have no scale to estimate.
     varying = np.flatnonzero(z.iloc[fitted].to_numpy().std(axis=0) > 0)
     combat.fit(z.iloc[fitted, varying])
-    triangles = cohort.triangles.copy()
+    triangles = cohort.triangles[:].copy()
     values = np.asarray(combat.transform(z.iloc[corrected, varying]))
     triangles[np.ix_(corrected, varying)] = np.tanh(values).astype(np.float16)
-    return replace(cohort, triangles=triangles)
+    # FC computed anew from time series would not be corrected.
+    return replace(cohort, triangles=triangles, series=None)
