@@ -4,11 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .assemble import COHORTS_FILE
-from .data import Cohort, load_cohort
+from .data import Cohort, join_scans, load_cohort
 from .merge import SAME_PERSON
 
 
@@ -99,7 +98,8 @@ def pool(tested: Cohort, folder: str, others: list[str]) -> Cohort:
     joined = [first_id.setdefault(people.find(key), name) for key, name in zip(keys, shown, strict=True)]
     table = pd.concat([cohort.table for cohort in cohorts], ignore_index=True)
     table["subject_id"] = joined
-    return replace(tested, table=table, triangles=np.concatenate([cohort.triangles for cohort in cohorts]))
+    triangles, series = join_scans(cohorts)
+    return replace(tested, table=table, triangles=triangles, series=series)
 
 
 def _names(table: pd.DataFrame, folder: str) -> pd.Series:
