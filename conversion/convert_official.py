@@ -1,16 +1,18 @@
 """Research-code checkpoint to Hub folder: `python -m conversion.convert_official RUN_DIR --output DIR`."""
 
 import argparse
-import errno
 import gc
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from modeling_lcm import (
     BEITokenizer,
@@ -35,7 +37,6 @@ from .official import (
     infer_architecture,
     load_state,
 )
-from .shards import Slot, parse_size, write_safetensors, write_shards
 from .verify_parity import measure, table_text
 from .vocabulary import NAMED, UNNAMED, build_tokenizer
 
@@ -43,7 +44,7 @@ from .vocabulary import NAMED, UNNAMED, build_tokenizer
 REPORT = "conversion_report.json"
 # Tensors that the research code saves and never uses: kept so that the way back gives the same files.
 UNUSED_WEIGHTS = "official_unused.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 # Atlases that the research code reads, by their number of regions.
 OFFICIAL_ATLASES = {
@@ -104,7 +105,7 @@ def convert(run: OfficialRun, output: str | Path, options: Options | None = None
     Raises:
         FileExistsError: the output holds something.
         ValueError: files, vocabulary or options do not fit each other.
-        OSError: the disk is full, for example; nothing is left behind.
+        OSError, SafetensorError: the disk is full, for example; nothing is left behind.
     """
     options = options or Options()
     output = require_new(output)
@@ -117,15 +118,17 @@ def convert(run: OfficialRun, output: str | Path, options: Options | None = None
         raise ValueError(f"The folder's name says {run.layers} layers, the head has {found.num_layers}.")
     tokenizer, status = build_tokenizer(found, run.datasets, options.vocabulary, options.group_sizes)
     processor = LCMProcessor(_feature_extractor(found, options), tokenizer)
-    config = _config(found, tokenizer, options)
+    model = _empty_model(_config(found, tokenizer, options))
+    split = _split(model, options.max_shard_size)
     report = _report(run, states, found, processor, status, options)
     plan = _plan(states)
     del states  # each shard opens the files anew, so that no more of them than a shard is in memory
 
     def fill(folder: Path) -> None:
-        _write_model(folder, run, config, plan, options)
+        _write_weights(folder, run, model, plan, split)
+        custom_object_save(model, folder, config=model.config)
         processor.save_pretrained(folder)
-        config.save_pretrained(folder)
+        model.config.save_pretrained(folder)
         if options.reference is not None:
             report["parity"] = _agreement(folder, options)
         write_json(folder / REPORT, report)
@@ -197,44 +200,59 @@ def _plan(states: dict[str, dict[str, Tensor]]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _write_model(
-    folder: Path, run: OfficialRun, config: LCMConfig, plan: dict[str, tuple[str, str]], options: Options
-) -> None:
-    """Weights, unused tensors and the code that loads them without this package."""
+def _empty_model(config: LCMConfig) -> LCMForMultitaskPretraining | LCMForSequenceClassification:
+    """The model without memory for its weights, in the type that they are written in."""
+    kind = LCMForSequenceClassification if config.task_variable else LCMForMultitaskPretraining
     with torch.device("meta"):
-        kind = LCMForSequenceClassification if config.task_variable else LCMForMultitaskPretraining
-        model = kind(config)
-    wanted = model.state_dict()
+        return kind(config).to(config.dtype)
+
+
+def _split(model: torch.nn.Module, max_shard_size: str) -> StateDictSplit:
+    """Which tensor goes into which file."""
+    try:
+        split = split_torch_state_dict_into_shards(model.state_dict(), max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise ValueError(f"max_shard_size is {max_shard_size!r}; write a number and a unit, such as 2GB.") from error
+    return split
+
+
+def _write_weights(
+    folder: Path, run: OfficialRun, model: torch.nn.Module, plan: dict[str, tuple[str, str]], split: StateDictSplit
+) -> None:
+    """Weights and unused tensors; of the source, no more than a file's worth is in memory."""
     # Which layer is best for a variable was never recorded; the read-out in force does not ask.
     fresh = _layer_choices(model)
+    wanted = model.state_dict()
     if wanted.keys() != plan.keys() | fresh.keys():
         raise ValueError(
             f"The mapping does not fit the model: {sorted(wanted.keys() ^ (plan.keys() | fresh.keys()))}."
         )
-    dtype = DTYPES[options.dtype]
-    slots = [
-        Slot(name, tuple(tensor.shape), dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in wanted.items()
-    ]
-
-    def reader(_: int) -> Callable[[str], Tensor]:
-        gc.collect()  # torch.load leaves cycles that keep the previous shard's mapped file in memory
-        states = {"stem": load_state(run.stem), "head": load_state(run.head)}
-
-        def read(name: str) -> Tensor:
-            if name in fresh:
-                return fresh[name]
-            part, theirs = plan[name]
-            return _checked(map_tensor(theirs, states[part][theirs])[name], theirs, dtype)
-
-        return read
-
-    write_shards(folder, slots, parse_size(options.max_shard_size), reader)
+    for file, names in split.filename_to_tensors.items():
+        tensors = _read({name: wanted[name].dtype for name in names}, run, plan, fresh)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        del tensors  # before the next file's are read
+    if split.is_sharded:
+        write_json(
+            folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        )
     head = load_state(run.head)
-    unused = [name for name in UNUSED if name in head]
-    kept = [Slot(name, tuple(head[name].shape), head[name].dtype) for name in unused]
-    write_safetensors(folder / UNUSED_WEIGHTS, kept, head.__getitem__)
-    custom_object_save(model, folder, config=config)
+    save_file({name: head[name].contiguous() for name in UNUSED if name in head}, folder / UNUSED_WEIGHTS)
+
+
+def _read(
+    types: dict[str, torch.dtype], run: OfficialRun, plan: dict[str, tuple[str, str]], fresh: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of one file in these types, from a source that is opened anew."""
+    gc.collect()  # torch.load leaves cycles that keep the previous file's pages in memory
+    states = {"stem": load_state(run.stem), "head": load_state(run.head)}
+    tensors = {}
+    for name, dtype in types.items():
+        if name in fresh:
+            tensors[name] = fresh[name].to(dtype)
+        else:
+            part, theirs = plan[name]
+            tensors[name] = _checked(map_tensor(theirs, states[part][theirs])[name], theirs, dtype)
+    return tensors
 
 
 def _layer_choices(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -252,7 +270,7 @@ def _checked(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
         return tensor
     if not tensor.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values: the checkpoint is broken.")
-    converted = tensor.to(dtype)
+    converted = tensor.to(dtype).contiguous()
     if not converted.isfinite().all():
         raise ValueError(f"{name} has values too large for {dtype}: use --dtype bfloat16 or float32.")
     return converted
@@ -346,8 +364,9 @@ def main(argv: list[str] | None = None) -> None:
         settings["group_sizes"] = tuple(settings["group_sizes"])
     try:
         report = convert(run, given["output"], Options(**settings))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        # The writer of safetensors files has only the system's text to tell a full disk by.
+        if "No space left" not in str(error):
             raise
         raise ValueError(
             f"The disk is full: {given['output']} was not written, and nothing was left behind."
