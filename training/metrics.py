@@ -18,6 +18,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 
 UNDEFINED = math.nan
+CALIBRATION_BINS = 10
 
 
 def classification_metrics(
@@ -36,8 +37,9 @@ def classification_metrics(
     Returns:
         `accuracy`, `balanced_accuracy` (mean recall over classes), `f1` (over classes, weighted by their size),
         `roc_auc` (two classes: of the positive one; more: mean of one class against the rest), `brier` (two classes:
-        0 best, 1 worst; more: summed over classes, 2 worst) and, with two classes, `f1_positive`, `sensitivity`
-        and `specificity`.
+        0 best, 1 worst; more: summed over classes, 2 worst), `ece` (expected calibration error: distance of the
+        predicted class's probability from how often it is right, 0 best) and, with two classes, `f1_positive`,
+        `sensitivity` and `specificity`.
 
     Raises:
         ValueError: nobody to score, shapes that do not match, a label outside the classes, or rows that are no
@@ -53,6 +55,7 @@ def classification_metrics(
         "f1": sk.f1_score(truth, predicted, labels=classes, average="weighted", zero_division=np.nan),
         "roc_auc": UNDEFINED,
         "brier": sk.brier_score_loss(truth, scores, labels=classes, scale_by_half="auto"),
+        "ece": expected_calibration_error(truth == predicted, scores.max(axis=1)),
     }
     if absent:
         _warn_undefined("balanced_accuracy and roc_auc", f"nobody here has the label {', '.join(absent)}")
@@ -63,6 +66,27 @@ def classification_metrics(
     if len(classes) == 2:
         result |= _binary_metrics(truth, predicted, label_names)
     return {name: float(value) for name, value in result.items()}
+
+
+def calibration_bins(confidence: ArrayLike) -> NDArray[np.int64]:
+    """Which of ten bins of equal width a probability is in: 0 for up to 0.1, 9 for more than 0.9."""
+    position = np.ceil(np.asarray(confidence, dtype=np.float64) * CALIBRATION_BINS).astype(np.int64) - 1
+    return position.clip(0, CALIBRATION_BINS - 1)
+
+
+def expected_calibration_error(correct: ArrayLike, confidence: ArrayLike) -> float:
+    """Distance between confidence and accuracy in ten bins of confidence, weighted by the people in them.
+
+    Args:
+        correct: whether the predicted class is the true one `(subjects,)`.
+        confidence: probability of the predicted class `(subjects,)`.
+
+    Source: Guo et al. 2017, ICML, equation 3.
+    """
+    right, probability = np.asarray(correct, dtype=np.float64), np.asarray(confidence, dtype=np.float64)
+    bins = calibration_bins(probability)
+    gaps = [abs((right - probability)[bins == number].sum()) for number in np.unique(bins)]
+    return float(sum(gaps) / len(right))
 
 
 def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
@@ -206,7 +230,7 @@ class ClassificationMetric(evaluate.Metric):
         """Features of one prediction: a list of probabilities and the index of the true class."""
         features = {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description="Accuracy, balanced accuracy, F1, ROC AUC and Brier score of class probabilities.",
+            description="Accuracy, balanced accuracy, F1, ROC AUC, Brier score, calibration of class probabilities.",
             citation="",
             inputs_description="predictions: probabilities (subjects, classes); references: class indices (subjects,)",
             features=datasets.Features(features),
