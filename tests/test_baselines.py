@@ -1,18 +1,21 @@
-"""Baselines: the linear model's scores on the shipped connectomes, chance on shuffled labels, and what is refused."""
+"""Baselines: their scores on the shipped connectomes, chance on shuffled labels, and what is refused."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 import training.baselines
-from training.baselines import linear_baseline, majority_baseline, vectorise
+from training.baselines import linear_baseline, majority_baseline, mlp_baseline, svm_baseline, vectorise
 from training.metrics import classification_metrics, regression_metrics
 
 
+FITTED = (linear_baseline, svm_baseline, mlp_baseline)
 DATA = Path(training.baselines.__file__).parent / "demo_data" / "lemon-schaefer200"
 
 
@@ -38,6 +41,13 @@ def separable() -> tuple[np.ndarray, np.ndarray]:
     connectivity = symmetric(rng.uniform(-0.3, 0.3, (60, 8, 8)))
     connectivity[:, 0, 1] = connectivity[:, 1, 0] = rng.normal(0.4 * (2 * labels - 1), 0.1)
     return connectivity, labels
+
+
+@pytest.fixture(autouse=True)
+def _short_mlp(monkeypatch):
+    """One penalty and fewer steps, because the tests are about what surrounds the perceptron."""
+    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (10.0,))
+    monkeypatch.setattr(training.baselines, "MLP_STEPS", 300)
 
 
 def symmetric(matrices: np.ndarray) -> np.ndarray:
@@ -70,31 +80,34 @@ def test_vectorise_bad_input_is_refused(connectivity, message):
         vectorise(connectivity)
 
 
-def test_linear_baseline_young_and_elderly_are_told_apart(lemon):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_young_and_elderly_are_told_apart(lemon, baseline):
     connectivity, people = lemon
     labels = (people["cohort"] == "elderly").to_numpy().astype(int)
     test = np.arange(len(labels)) % 4 == 0
-    probabilities = linear_baseline(connectivity[~test], labels[~test], connectivity[test])
+    probabilities = baseline(connectivity[~test], labels[~test], connectivity[test])
     assert probabilities.shape == (test.sum(), 2)
     assert classification_metrics(labels[test], probabilities, ["young", "elderly"])["roc_auc"] > 0.93
 
 
-def test_linear_baseline_age_is_better_than_the_mean(lemon):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_age_is_better_than_the_mean(lemon, baseline):
     connectivity, people = lemon
     age = people["age"].to_numpy()
     test = np.arange(len(age)) % 4 == 0
-    predicted = linear_baseline(connectivity[~test], age[~test], connectivity[test], "regression")
+    predicted = baseline(connectivity[~test], age[~test], connectivity[test], "regression")
     result = regression_metrics(age[test], predicted)
     mean = majority_baseline(age[~test], test.sum(), "regression")
     assert result["pearson_r"] > 0.7
     assert result["mae"] < 0.75 * np.abs(age[test] - mean).mean()
 
 
-def test_linear_baseline_shuffled_labels_stay_near_chance(lemon):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_shuffled_labels_stay_near_chance(lemon, baseline):
     connectivity, people = lemon
     labels = np.random.default_rng(0).permutation((people["cohort"] == "elderly").to_numpy().astype(int))
     test = np.arange(len(labels)) % 2 == 0
-    probabilities = linear_baseline(connectivity[~test], labels[~test], connectivity[test])
+    probabilities = baseline(connectivity[~test], labels[~test], connectivity[test])
     assert abs(classification_metrics(labels[test], probabilities, ["young", "elderly"])["roc_auc"] - 0.5) < 0.2
 
 
@@ -118,22 +131,26 @@ def test_linear_baseline_projection_equals_fit_on_all_edges(separable, kind, mon
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_linear_baseline_three_classes_gives_three_columns(separable):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_three_classes_give_three_columns(separable, baseline):
     connectivity, _ = separable
     labels = np.arange(60) % 3
-    probabilities = linear_baseline(connectivity, labels, connectivity[:5], num_classes=3)
+    probabilities = baseline(connectivity, labels, connectivity[:5], num_classes=3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     assert probabilities.shape == (5, 3)
 
 
-def test_linear_baseline_one_scan_per_class_still_fits(separable):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_one_scan_per_class_still_fits(separable, baseline):
     connectivity, labels = separable
     few = [0, 59]
-    probabilities = linear_baseline(connectivity[few], labels[few], connectivity[few])
+    probabilities = baseline(connectivity[few], labels[few], connectivity[few])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     assert probabilities.argmax(axis=1).tolist() == [0, 1]
 
 
-def test_linear_baseline_groups_keep_people_together(separable, monkeypatch):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_groups_keep_people_together(separable, monkeypatch, baseline):
     connectivity, labels = separable
     people = np.arange(60) // 3
     seen = []
@@ -145,8 +162,8 @@ def test_linear_baseline_groups_keep_people_together(separable, monkeypatch):
                 yield train, test
 
     monkeypatch.setattr(training.baselines, "StratifiedGroupKFold", Recorder)
-    linear_baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
-    assert len(seen) == 5
+    baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
+    assert len(seen) >= 3
     assert all(not train & test for train, test in seen)
 
 
@@ -162,9 +179,52 @@ def test_linear_baseline_groups_keep_people_together(separable, monkeypatch):
         (np.repeat([0, 1], 30), {"kind": "ranking"}, "'ranking'"),
     ],
 )
-def test_linear_baseline_bad_labels_are_refused(separable, labels, kwargs, message):
+@pytest.mark.parametrize("baseline", FITTED)
+def test_bad_labels_are_refused(separable, labels, kwargs, message, baseline):
     with pytest.raises(ValueError, match=message):
-        linear_baseline(separable[0], labels, separable[0], **kwargs)
+        baseline(separable[0], labels, separable[0], **kwargs)
+
+
+def test_svm_probabilities_keep_the_order_of_the_decision_function(separable):
+    connectivity, _ = separable
+    labels = np.random.default_rng(5).permutation(np.repeat([0, 1], 30))  # where a free slope could turn round
+    train = np.arange(60) % 2 == 0
+    found = svm_baseline(connectivity[train], labels[train], connectivity[~train])[:, 1]
+    scaler = StandardScaler().fit(vectorise(connectivity[train]))
+    edges, others = (scaler.transform(vectorise(connectivity[rows])) for rows in (train, ~train))
+    orders = []
+    for strength in training.baselines.SVM_C_GRID:
+        model = LinearSVC(C=strength, class_weight="balanced").fit(edges, labels[train])
+        orders.append(spearmanr(model.decision_function(others), found).statistic)
+    assert max(orders) > 0.999
+
+
+@pytest.mark.parametrize("baseline", FITTED)
+def test_a_rare_class_is_not_left_out(separable, monkeypatch, baseline):
+    """One person in five has the class, and is told apart by one edge of 28: weights keep the probability up."""
+    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (0.1,))
+    connectivity, labels = separable
+    kept = np.flatnonzero((labels == 0) | (np.arange(60) % 4 == 0))
+    probabilities = baseline(connectivity[kept], labels[kept], connectivity[labels == 1])
+    assert (probabilities[:, 1] > 0.5).mean() > 0.7
+
+
+def test_mlp_learns_what_no_linear_model_can(monkeypatch):
+    """The label is the product of two edges."""
+    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (0.1, 10.0))
+    rng = np.random.default_rng(1)
+    connectivity = symmetric(rng.uniform(-0.05, 0.05, (200, 6, 6)))
+    first, second = rng.choice([-0.5, 0.5], (2, 200))
+    connectivity[:, 0, 1] = connectivity[:, 1, 0] = first
+    connectivity[:, 2, 3] = connectivity[:, 3, 2] = second
+    labels = (first * second > 0).astype(int)
+    train = np.arange(200) < 140
+    scores = [
+        (baseline(connectivity[train], labels[train], connectivity[~train]).argmax(1) == labels[~train]).mean()
+        for baseline in (linear_baseline, mlp_baseline)
+    ]
+    assert scores[0] < 0.7
+    assert scores[1] > 0.8
 
 
 def test_majority_baseline_predicts_training_frequencies():
