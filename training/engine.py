@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -119,8 +119,11 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.state, self.scheduler)
         self._best: dict[str, Tensor] | None = None
 
-    def train(self) -> list[dict[str, Any]]:
+    def train(self, after_epoch: Callable[[nn.Module], None] | None = None) -> list[dict[str, Any]]:
         """Run all epochs, or those that are left after a resume.
+
+        Args:
+            after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
 
         Returns:
             One record per epoch: `epoch`, `stage`, `train_loss`, `validation_loss` (null without validation), `lr`.
@@ -158,6 +161,8 @@ class Trainer:
             state.epoch = epoch + 1
             self._keep_best(validation_loss)
             self._log(record)
+            if after_epoch is not None:
+                after_epoch(self.accelerator.unwrap_model(self.model))
             losses = {"train": train_loss, "validation": validation_loss}
             epochs.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items() if loss is not None})
             if arguments.patience and epoch - state.best_epoch >= arguments.patience:

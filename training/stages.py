@@ -1,5 +1,6 @@
 """The two training stages as functions: a cohort in, a trained model with its processor out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling_lcm import (
     BEITokenizer,
@@ -34,7 +35,11 @@ LORA_TARGETS = r".*layers\.\d+\.(cross_attn\.[qkvo]_proj|fc[12])|.*layers\.(?!0\
 
 
 def pretrain(
-    cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments, folder: Path | None = None
+    cohort: Cohort,
+    rows: np.ndarray,
+    arguments: PretrainArguments,
+    folder: Path | None = None,
+    after_epoch: Callable[[nn.Module], None] | None = None,
 ) -> tuple[LCMForMultitaskPretraining, LCMProcessor, list[dict[str, Any]]]:
     """Learn every BEI variable from FC.
 
@@ -43,6 +48,7 @@ def pretrain(
         rows (`np.ndarray`): rows of the training scans; no other row is looked at.
         arguments (`PretrainArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
+        after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
 
     Returns:
         The trained model, its processor, and one record per epoch.
@@ -62,7 +68,7 @@ def pretrain(
         )
     )
     datasets = [_encode(cohort, part, tokenizer) for part in (train_rows, validation_rows)]
-    history = Trainer(model, *datasets, arguments, folder).train()
+    history = Trainer(model, *datasets, arguments, folder).train(after_epoch)
     return model, LCMProcessor(cohort.feature_extractor, tokenizer), history
 
 
@@ -133,6 +139,7 @@ def finetune(
     rows: np.ndarray,
     arguments: FinetuneArguments,
     folder: Path | None = None,
+    after_epoch: Callable[[nn.Module], None] | None = None,
 ) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
@@ -141,6 +148,7 @@ def finetune(
         rows (`np.ndarray`): rows of the training scans; no other row is looked at.
         arguments (`FinetuneArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
+        after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
 
     Returns:
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
@@ -181,7 +189,7 @@ def finetune(
         start_from_related_tokens(model, arguments.checkpoint, cohort, kept, labels)
     if arguments.lora_rank:
         model = _with_lora(model, arguments.lora_rank)
-    history = Trainer(model, *datasets, arguments, folder).train()
+    history = Trainer(model, *datasets, arguments, folder).train(after_epoch)
     return model, LCMProcessor(processor.feature_extractor, tokenizer), history
 
 
