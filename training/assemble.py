@@ -3,12 +3,11 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
@@ -31,12 +30,13 @@ from .quality_report import Pictures, write_quality_report
 from .recipes import Recipe
 from .sources.base import Source
 from .store import FinishedScans, disk_full_explained
-from .writing import write_arrow, write_parquet
+from .writing import Scans, write_arrow, write_parquet
 
 
 QUALITY = "quality.json"
 COHORTS_FILE = "cohorts.json"
 VOCABULARY = "vocabulary"
+SERIES_CHUNK = 32  # scans with time series that are copied at once: 100 kB to 1 MB each
 MEASURES = ("mean_fd", "volumes", "missing_regions", "mean_fc", "homotopic")
 
 
@@ -135,8 +135,8 @@ def assemble(
         quality["shift"] = shift_against(reference, statistics, cohort.extractor.region_fingerprint)
 
     content = Content(
-        table, lambda: scans.triangles(kept), cohort.extractor, statistics, pictures, quality,
-        [cohort_record(cohort, table)], cohort.recipe.variables, parquet,
+        table, to_write(scans, kept, cohort.settings["keep_time_series"]), cohort.extractor, statistics, pictures,
+        quality, [cohort_record(cohort, table)], cohort.recipe.variables, parquet,
     )  # fmt: skip
     write_folder(output, lambda folder: write_dataset(folder, content))
     shutil.rmtree(work)
@@ -149,7 +149,7 @@ class Content:
 
     Args:
         table (`pd.DataFrame`): one row per scan.
-        triangles (`Callable`): gives their FC, float16 `(up to some, edges)` piece by piece, each time anew.
+        scans (`Scans`): FC and, if they are kept, time series.
         extractor (`FCFeatureExtractor`): FC definition.
         statistics (`Statistics`): of the FC.
         pictures (`Pictures`): of the report.
@@ -160,7 +160,7 @@ class Content:
     """
 
     table: pd.DataFrame
-    triangles: Callable[[], Iterator[np.ndarray]]
+    scans: Scans
     extractor: FCFeatureExtractor
     statistics: Statistics
     pictures: Pictures
@@ -170,22 +170,41 @@ class Content:
     parquet: bool = True
 
 
+def to_write(scans: FinishedScans, kept: list[int], keep_series: bool) -> Scans:
+    """The scans of a data set as they are written."""
+    if not keep_series:
+        return Scans(scans.edges, lambda: scans.triangles(kept))
+    volumes = [scans.records[number]["volumes"] for number in kept]
+    return Scans(
+        scans.edges,
+        lambda: scans.triangles(kept, SERIES_CHUNK),
+        lambda: scans.series(kept, SERIES_CHUNK),
+        volumes,
+    )
+
+
 def write_dataset(folder: Path, content: Content) -> None:
     """Write a data set into an empty folder.
 
     Raises:
         ValueError: the disk is full.
     """
-    edges = content.statistics.edges
     with disk_full_explained():
-        write_arrow(folder, content.table, content.triangles(), edges)
+        write_arrow(folder, content.table, content.scans)
         write_records(folder, content.extractor, content.statistics, content.quality, content.cohorts)
         if content.variables:
             BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
         write_quality_report(folder / "quality.html", content.quality, content.pictures)
-        write_card(folder, content.quality, content.extractor, content.table, content.parquet)
+        write_card(
+            folder,
+            content.quality,
+            content.extractor,
+            content.table,
+            content.parquet,
+            content.scans.series is not None,
+        )
         if content.parquet:
-            write_parquet(folder / "parquet", content.table, content.triangles(), edges)
+            write_parquet(folder / "parquet", content.table, content.scans)
 
 
 def write_records(

@@ -17,7 +17,12 @@ COHORTS_FILE = "cohorts.json"
 
 
 def write_card(
-    folder: Path, quality: dict[str, Any], extractor: FCFeatureExtractor, table: pd.DataFrame, parquet: bool
+    folder: Path,
+    quality: dict[str, Any],
+    extractor: FCFeatureExtractor,
+    table: pd.DataFrame,
+    parquet: bool,
+    has_series: bool = False,
 ) -> None:
     """Write `README.md`, and the folder `parquet/` with a copy of the small files.
 
@@ -27,9 +32,10 @@ def write_card(
         extractor (`FCFeatureExtractor`): FC definition.
         table (`pd.DataFrame`): one row per scan.
         parquet (`bool`): whether there will be Parquet files.
+        has_series (`bool`): whether time series are stored.
     """
     cohorts = json.loads((folder / COHORTS_FILE).read_text(encoding="utf-8"))
-    text = card_text(quality, cohorts, extractor, table)
+    text = card_text(quality, cohorts, extractor, table, has_series)
     write_text(folder / "README.md", text)
     if parquet:
         (folder / "parquet").mkdir()
@@ -38,7 +44,11 @@ def write_card(
 
 
 def card_text(
-    quality: dict[str, Any], cohorts: list[dict[str, Any]], extractor: FCFeatureExtractor, table: pd.DataFrame
+    quality: dict[str, Any],
+    cohorts: list[dict[str, Any]],
+    extractor: FCFeatureExtractor,
+    table: pd.DataFrame,
+    has_series: bool,
 ) -> str:
     """The card in Markdown, with the metadata that the Hub reads on top."""
     metadata = {
@@ -69,7 +79,10 @@ def card_text(
         + (f", fingerprint of their order `{extractor.region_fingerprint}`." if extractor.region_names else "."),
         f"- Estimator: {extractor.estimator}, over the whole scan, plain r (no Fisher z), diagonal 1.",
         "- `connectivity`: upper triangle without the diagonal, row by row (`numpy.triu_indices(regions, k=1)`), "
-        "float16. Regions without signal have correlation 0.", "",
+        "float16. Regions without signal have correlation 0.",
+        *(["- `time_series`: `volumes` times regions, row by row, float16, every region of mean 0 and deviation 1."]
+          if has_series else []),
+        "",
         "## Columns", "",
         "| column | recorded | values |", "| --- | --- | --- |",
         *(f"| {name} | {table[name].notna().sum()} of {len(table)} | {_values(table[name])} |"

@@ -123,6 +123,10 @@ class Cohort:
         """
         return [None] * len(rows) if self.series is None else self.series[rows]
 
+    def volumes(self) -> list[int]:
+        """Volumes of every scan's stored time series; 0 where there is none."""
+        return [0] * len(self.table) if self.series is None else self.series.data["volumes"][:].to_pylist()
+
     def phenotypes(self) -> list[str]:
         """Names of the phenotype columns."""
         return [name for name in self.table.columns if is_phenotype(name)]

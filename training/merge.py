@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 
@@ -14,11 +14,12 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from .arguments import command_line, load_yaml, parse_arguments, setting
-from .assemble import COHORTS_FILE, QUALITY, VOCABULARY, Content, order_warning, write_dataset
-from .data import FC_DEFINITION
+from .assemble import COHORTS_FILE, QUALITY, SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
+from .data import Cohort, load_cohort
 from .files import require_new, write_folder
 from .quality import Statistics, find_duplicates, shift_against
 from .quality_report import Pictures
+from .writing import Scans
 
 
 CHUNK = 512
@@ -52,6 +53,7 @@ class Part:
         table (`pd.DataFrame`): one row per scan, ids made unique over cohorts.
         extractor (`FCFeatureExtractor`): its FC definition.
         variables (`list[BEIVariable]`): its vocabulary; empty if none was declared.
+        cohort (`Cohort`): its scans.
     """
 
     name: str
@@ -60,12 +62,19 @@ class Part:
     extractor: FCFeatureExtractor
     variables: list[BEIVariable]
 
-    def triangles(self) -> Iterator[np.ndarray]:
+    cohort: Cohort
+
+    def triangles(self, chunk: int = CHUNK) -> Iterator[np.ndarray]:
         """FC of its scans, piece by piece."""
-        data = datasets.load_from_disk(str(self.folder)).with_format("arrow")
-        for start in range(0, len(data), CHUNK):
-            column = data[start : start + CHUNK].column("connectivity").combine_chunks()
-            yield column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        for start in range(0, len(self.table), chunk):
+            yield self.cohort.triangles[start : start + chunk]
+
+    def series(self, chunk: int) -> Iterator[list[np.ndarray]]:
+        """Time series of its scans, `(volumes * regions)` each, in pieces of as many scans; empty without one."""
+        for start in range(0, len(self.table), chunk):
+            rows = np.arange(start, min(start + chunk, len(self.table)))
+            found = self.cohort.time_series(rows)
+            yield [np.empty(0, np.float16) if values is None else values.ravel() for values in found]
 
 
 def merge(arguments: MergeArguments) -> list[Path]:
@@ -110,13 +119,12 @@ def merge(arguments: MergeArguments) -> list[Path]:
 
 
 def _open(folder: Path, prefix_sites: bool) -> Part:
-    if not (folder / FC_DEFINITION).is_file():
-        raise FileNotFoundError(f"{folder} is not a data set made by training.prepare.")
+    cohort = load_cohort(folder)
     records = json.loads((folder / COHORTS_FILE).read_text(encoding="utf-8"))
     if len(records) != 1:
         raise ValueError(f"{folder} was merged already; merge its cohorts and the new ones in one step.")
     name = records[0]["dataset"]
-    table = datasets.load_from_disk(str(folder)).remove_columns("connectivity").to_pandas()
+    table = cohort.table.copy()
     table["dataset"] = name
     table["cohort_subject_id"] = table["subject_id"].astype(str)
     table["subject_id"] = name + "/" + table["cohort_subject_id"]
@@ -124,7 +132,7 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
         table["site"] = [None if pd.isna(site) else f"{name}/{site}" for site in table["site"]]
     vocabulary = folder / VOCABULARY
     variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
-    return Part(name, folder, table, FCFeatureExtractor.from_json_file(folder / FC_DEFINITION), variables)
+    return Part(name, folder, table, cohort.feature_extractor, variables, cohort)
 
 
 def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, str]]) -> list[BEIVariable]:
@@ -232,7 +240,22 @@ def _content(
     if arguments.reference is not None:
         quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
     records = [json.loads((part.folder / COHORTS_FILE).read_text(encoding="utf-8"))[0] for part in parts]
-    return Content(table, triangles, extractor, statistics, pictures, quality, records, variables, arguments.parquet)
+    scans = _scans(parts, statistics.edges)
+    return Content(table, scans, extractor, statistics, pictures, quality, records, variables, arguments.parquet)
+
+
+def _scans(parts: list[Part], edges: int) -> Scans:
+    """Scans of all parts as they are written; time series if a part has them."""
+    has_series = any(part.cohort.has_time_series for part in parts)
+    chunk = SERIES_CHUNK if has_series else CHUNK
+
+    def triangles() -> Iterator[np.ndarray]:
+        return chain.from_iterable(part.triangles(chunk) for part in parts)
+
+    if not has_series:
+        return Scans(edges, triangles)
+    volumes = [count for part in parts for count in part.cohort.volumes()]
+    return Scans(edges, triangles, lambda: chain.from_iterable(part.series(chunk) for part in parts), volumes)
 
 
 def _merged_quality(

@@ -90,6 +90,9 @@ class PrepareArguments:
         default_factory=list,
         metadata={"help": "Columns to keep, as NAME or NAME=COLUMN. Default: all but the identifiers."},
     )
+    keep_time_series: bool = setting(
+        False, "Also store the ROI time series (float16, standardised): for fine-tuning on random windows of them."
+    )
     bad_scans: str = setting(
         "skip", '"skip": leave scans out that cannot be used, list them and end with exit code 1; "stop" at the first.'
     )
@@ -141,6 +144,8 @@ def prepare(arguments: PrepareArguments) -> Path:
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    if arguments.keep_time_series and source.kind != "time_series":
+        raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
     expected = arguments.absent_scans == "expected"
     excluded = [Excluded(absent.place, absent.reason, expected) for absent in source.absent]
     if arguments.bad_scans == "stop" and source.absent and not expected:
@@ -164,6 +169,7 @@ def _read_scans(
 ) -> None:
     """Compute FC of every scan that is not finished yet."""
     plan = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict(), "settings": source.settings}
+    plan["keep_time_series"] = arguments.keep_time_series
     plan["shards"] = arguments.merge_shards or (Shard.parse(arguments.shard).count if arguments.shard else 1)
     open_plan(work, plan)
     if arguments.merge_shards is not None:
@@ -173,12 +179,12 @@ def _read_scans(
     try:
         todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
         number_of = {rows[number]: number for number in todo}
-        job = Job(source, extractor, pairs_of(extractor))
+        job = Job(source, extractor, pairs_of(extractor), arguments.keep_time_series)
         results = run(job, [rows[number] for number in todo], arguments.workers)
         for result in tqdm(results, total=len(todo), desc="scans", unit="scan", leave=False):
             if "error" in result.record and arguments.bad_scans == "stop":
                 raise ValueError(f"{source.places[result.row]}: {result.record['error']}")
-            writer.write(number_of[result.row], result.triangle, result.record)
+            writer.write(number_of[result.row], result.triangle, result.record, result.series)
     finally:
         writer.close()
 

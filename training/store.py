@@ -1,6 +1,7 @@
 """Finished scans on disk while a data set is being prepared: nothing is lost when a run is killed.
 
-A work folder beside the output holds, per shard, `shard-I-of-N.fc` (float16 triangles, one after the other) and
+A work folder beside the output holds, per shard, `shard-I-of-N.fc` (float16 triangles, one after the other, each with
+its time series behind it if these are kept) and
 `shard-I-of-N.jsonl` (one line per finished scan). A scan is finished when its line is complete; its values were
 written before. `plan.json` says for which scans and settings the folder is.
 """
@@ -10,8 +11,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,9 @@ from typing import IO, Any
 import numpy as np
 
 from .files import write_json
+
+
+CHUNK = 512  # scans that are read at once
 
 
 @dataclass(frozen=True)
@@ -112,18 +116,21 @@ class ShardWriter:
         self._values.truncate(end_of_values)
         self._values.seek(0, os.SEEK_END)
 
-    def write(self, row: int, triangle: np.ndarray | None, record: dict[str, Any]) -> None:
+    def write(
+        self, row: int, triangle: np.ndarray | None, record: dict[str, Any], series: np.ndarray | None = None
+    ) -> None:
         """Store one scan; without a triangle, that it was tried and cannot be used.
 
         Args:
             row (`int`): position in the source.
             triangle (`np.ndarray` of shape `(edges,)`): float16.
             record (`dict`): measures and remarks, JSON.
+            series (`np.ndarray` of shape `(volumes, regions)`, *optional*): float16, if they are kept.
 
         Raises:
             ValueError: the disk is full; finished scans are kept.
         """
-        content = b"" if triangle is None else triangle.tobytes()
+        content = b"".join(values.tobytes() for values in (triangle, series) if values is not None)
         offset = self._values.tell()
         line = {"row": row, "offset": offset, "bytes": len(content), "check": zlib.crc32(content), **record}
         with disk_full_explained():
@@ -225,17 +232,29 @@ class FinishedScans:
                 )
         return cls([record for record in records if record is not None], files, edges)
 
-    def triangles(self, rows: Sequence[int], chunk: int = 512) -> Iterator[np.ndarray]:
+    def triangles(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[np.ndarray]:
         """Triangles `(up to chunk, edges)` of some rows in their order, read piece by piece."""
-        handles = [path.open("rb") for path in self.files]
-        try:
+        size = 2 * self.edges  # bytes
+        for contents in self._contents(rows, chunk, lambda record: (record["offset"], size)):
+            yield np.frombuffer(b"".join(contents), dtype=np.float16).reshape(len(contents), self.edges)
+
+    def series(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[list[np.ndarray]]:
+        """Time series of some rows, `(volumes * regions)` each, in pieces of as many scans as `triangles` gives."""
+        size = 2 * self.edges
+        spans = self._contents(rows, chunk, lambda record: (record["offset"] + size, record["bytes"] - size))
+        for contents in spans:
+            yield [np.frombuffer(content, dtype=np.float16) for content in contents]
+
+    def _contents(
+        self, rows: Sequence[int], chunk: int, span: Callable[[dict[str, Any]], tuple[int, int]]
+    ) -> Iterator[list[bytes]]:
+        """Bytes of some rows; `span` says where in the file of a record, and how many."""
+        with ExitStack() as stack:
+            handles = [stack.enter_context(path.open("rb")) for path in self.files]
             for start in range(0, len(rows), chunk):
-                part = np.empty((len(rows[start : start + chunk]), self.edges), dtype=np.float16)
-                for position, row in enumerate(rows[start : start + chunk]):
-                    record = self.records[row]
-                    handles[record["file"]].seek(record["offset"])
-                    part[position] = np.frombuffer(handles[record["file"]].read(record["bytes"]), dtype=np.float16)
+                part = []
+                for record in (self.records[row] for row in rows[start : start + chunk]):
+                    handle, (offset, size) = handles[record["file"]], span(record)
+                    handle.seek(offset)
+                    part.append(handle.read(size))
                 yield part
-        finally:
-            for handle in handles:
-                handle.close()

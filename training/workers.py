@@ -30,11 +30,13 @@ class Result:
         row (`int`): position in the source.
         triangle (`np.ndarray` of shape `(edges,)`, *optional*): float16; `None` if the scan cannot be used.
         record (`dict`): its measures, or `error`.
+        series (`np.ndarray` of shape `(volumes, regions)`, *optional*): float16 time series, if they are kept.
     """
 
     row: int
     triangle: np.ndarray | None
     record: dict[str, Any] = field(default_factory=dict)
+    series: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Job:
         source (`Source`): the scans.
         extractor (`FCFeatureExtractor`): the FC definition.
         pairs (`np.ndarray` of shape `(pairs, 2)`): homotopic regions.
+        keep_series (`bool`): whether results have the time series, too.
     """
 
     source: Source
     extractor: FCFeatureExtractor
     pairs: np.ndarray
+    keep_series: bool = False
 
     def do(self, rows: Sequence[int]) -> list[Result]:
         """Read scans and compute their FC; one that fails gives a result with its error."""
@@ -89,7 +93,22 @@ class Job:
         record = measure(matrix, self.pairs) | {"volumes": scan.volumes, "mean_fd": scan.mean_fd}
         if scan.remarks:
             record["remarks"] = list(scan.remarks)
-        return Result(row, to_triangles(matrix[None])[0], record)
+        return Result(
+            row, to_triangles(matrix[None])[0], record, standardise(scan.values) if self.keep_series else None
+        )
+
+
+def standardise(values: np.ndarray) -> np.ndarray:
+    """Time series `(volumes, regions)` with mean 0 and deviation 1 per region, float16; no signal becomes 0.
+
+    FC of these is that of the scanner's units, whose numbers float16 could not hold.
+    """
+    signals = np.asarray(values, dtype=np.float64)
+    centred = signals - signals.mean(axis=0)
+    spread = centred.std(axis=0)
+    rounding = 1e-6 * np.abs(signals).max(axis=0, initial=0)
+    alive = spread > rounding  # false for NaN, too
+    return np.where(alive, centred / np.where(alive, spread, 1), 0).astype(np.float16)
 
 
 def _failure(row: int, error: BaseException) -> Result:

@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 
 
-KINDS = ("time_series", "connectivity")
-
-
 @dataclass(frozen=True)
 class Scan:
     """One scan as it was read.
@@ -59,6 +56,7 @@ class Source(ABC):
     absent: list[Absent] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
 
+    kind = "time_series"  # what `read` gives: "time_series" or "connectivity"
     in_memory = False  # everything was read already: worker processes would only copy it
     slow = False  # seconds per scan: scans go to the workers one by one
 
