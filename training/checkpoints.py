@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 from transformers import AutoProcessor
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from modeling_lcm import LCMProcessor
@@ -21,6 +22,8 @@ from .files import write_folder, write_json
 
 
 logger = logging.getLogger(__name__)
+
+RECORD = "training_record.json"
 
 
 def save_checkpoint(
@@ -45,15 +48,23 @@ def save_checkpoint(
             whole = model.merge_and_unload(safe_merge=True)
         whole.save_pretrained(path)
         processor.save_pretrained(path)
-        write_json(path / "training_record.json", {"arguments": asdict(arguments), **record})
+        write_json(path / RECORD, {"arguments": asdict(arguments), **record})
 
     return write_folder(folder, fill)
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any]:
-    """The run's record beside a checkpoint; empty where there is none (a Hub repository, a converted model)."""
-    path = Path(checkpoint) / "training_record.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The run's record beside a checkpoint, a folder or a Hub repository; empty where there is none."""
+    path: str | Path | None = Path(checkpoint) / RECORD
+    if not Path(checkpoint).is_dir():
+        path = cached_file(
+            str(checkpoint),
+            RECORD,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
 
 
 def load_processor(checkpoint: str) -> LCMProcessor:

@@ -15,6 +15,7 @@ from .arguments import DataArguments, LoopArguments
 from .checkpoints import read_record
 from .data import Cohort
 from .files import require_new
+from .identity import hash_names, scan_names
 from .splits import Folds
 
 
@@ -55,11 +56,18 @@ def record_of(
         history (`list[dict]`): one record per epoch.
         checkpoint (`str`, *optional*): what training started from; its training subjects are this one's, too.
     """
-    subjects = set(cohort.table["subject_id"].astype(str).iloc[rows])
+    table = cohort.table.iloc[rows]
+    subjects = set(table["subject_id"].astype(str))
+    hashes = [hash_names(scan_names(table))]
     if checkpoint is not None:
-        subjects |= set(read_record(checkpoint).get("training_subjects", []))
+        earlier = read_record(checkpoint)
+        named = set(earlier.get("training_subjects", []))
+        subjects |= named
+        # Shared checkpoints have hashes alone; those of older versions, names alone.
+        hashes += earlier.get("training_subject_hashes", [hash_names(named)] if named else [])
     return {
         "training_subjects": sorted(subjects),
+        "training_subject_hashes": hashes,
         "num_training_scans": len(rows),
         "history": history,
         "versions": {
