@@ -1,8 +1,7 @@
 """Research-code checkpoint to Hub folder: `python -m conversion.convert_official RUN_DIR --output DIR`."""
 
-import argparse
 import gc
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from modeling_lcm import (
 )
 from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
 from modeling_lcm.loss_lcm import LayerChoice
-from training.arguments import command_line
+from training.arguments import command_line, parse_arguments, setting
 from training.files import require_new, write_folder, write_json
 
 from .key_mapping import UNUSED, map_tensor
@@ -68,27 +67,32 @@ FC_NOTES = {
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert.
+    """How to convert."""
 
-    Args:
-        vocabulary (`str`, *optional*): vocabulary file; without one the labels say that they are unnamed.
-        group_sizes (`tuple[int, ...]`, *optional*): tokens of every group, where nothing else tells.
-        fc_definition (`str`): a name in `FC_DEFINITIONS`.
-        atlas (`str`, *optional*): atlas id; default: the research code's atlas of as many regions.
-        heads (`int`, *optional*): attention heads, which no shape tells; default: 8.
-        dtype (`str`): type of the weights that are written.
-        max_shard_size (`str`): most weights in a file.
-        reference (`str`, *optional*): recording of a run of the research code, to measure the agreement with.
-    """
+    vocabulary: str | None = setting(
+        None, "Vocabulary (JSON), see conversion/vocabularies/seven_datasets.json; without one, labels are unnamed."
+    )
+    group_sizes: list[int] | None = field(
+        default=None, metadata={"help": "Tokens of every group, where nothing else tells."}
+    )
+    fc_definition: str = setting("pearson-whole-scan", f"One of {', '.join(FC_DEFINITIONS)}.")
+    atlas: str | None = setting(None, "Atlas id; default: the research code's atlas of as many regions.")
+    heads: int | None = setting(None, f"Attention heads, which no shape tells; default: {DEFAULT_HEADS}.")
+    dtype: str = setting("float32", f"Type of the weights that are written: {', '.join(DTYPES)}.")
+    max_shard_size: str = setting("2GB", "Most weights in a file.")
+    reference: str | None = setting(None, "Recording of a run of the research code, to measure the agreement with.")
 
-    vocabulary: str | None = None
-    group_sizes: tuple[int, ...] | None = None
-    fc_definition: str = "pearson-whole-scan"
-    atlas: str | None = None
-    heads: int | None = None
-    dtype: str = "float32"
-    max_shard_size: str = "2GB"
-    reference: str | None = None
+
+@dataclass(frozen=True)
+class ConvertArguments(Options):
+    """Convert a pair of research-code pickles to a folder for from_pretrained."""
+
+    run_dir: str = setting("", "Folder with bb_fold*.pt and head_fold*.pt.")
+    output: str = setting("", "New folder.")
+    fold: int | None = setting(None, "Fold, where the folder holds several.")
+    dataset: str | None = setting(None, "Data set that the epoch was chosen on, where there are several.")
+    metric: str | None = setting(None, "What the epoch was chosen by (y, sex or age), likewise.")
+    head: str | None = setting(None, "Another head file for this stem, such as a fine-tuned one.")
 
 
 def convert(run: OfficialRun, output: str | Path, options: Options | None = None) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def convert(run: OfficialRun, output: str | Path, options: Options | None = None
     processor = LCMProcessor(_feature_extractor(found, options), tokenizer)
     model = _empty_model(_config(found, tokenizer, options))
     split = _split(model, options.max_shard_size)
-    report = _report(run, states, found, processor, status, options)
+    report = _report(run, states, found, model.config, processor, status, options)
     plan = _plan(states)
     del states  # each shard opens the files anew, so that no more of them than a shard is in memory
 
@@ -178,7 +182,7 @@ def _config(found: Architecture, tokenizer: BEITokenizer, options: Options) -> L
         num_regions=found.num_regions,
         hidden_size=found.hidden_size,
         num_hidden_layers=found.num_layers,
-        num_attention_heads=options.heads or DEFAULT_HEADS,
+        num_attention_heads=DEFAULT_HEADS if options.heads is None else options.heads,
         intermediate_size=found.intermediate_size,
         bei_variables=tokenizer.model_variables,
         # What the weights were trained with; the automatic read-out is then the research code's, the maximum.
@@ -280,6 +284,7 @@ def _report(
     run: OfficialRun,
     states: dict[str, dict[str, Tensor]],
     found: Architecture,
+    config: LCMConfig,
     processor: LCMProcessor,
     status: str,
     options: Options,
@@ -314,7 +319,7 @@ def _report(
         "format": "lcm-conversion-report",
         "version": 1,
         "source": describe(run),
-        "architecture": {**asdict(found), "num_attention_heads": options.heads or DEFAULT_HEADS},
+        "architecture": {**asdict(found), "num_attention_heads": config.num_attention_heads},
         "parameters": parameters,
         "dtype": options.dtype,
         "vocabulary": {
@@ -331,46 +336,18 @@ def _report(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion.convert_official",
-        description="Convert a pair of research-code pickles to a folder for from_pretrained.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run_dir", help="Folder with bb_fold*.pt and head_fold*.pt.")
-    parser.add_argument("--output", required=True, help="New folder.")
-    parser.add_argument("--fold", type=int, help="Fold, where the folder holds several.")
-    parser.add_argument("--dataset", help="Data set that the epoch was chosen on, where there are several.")
-    parser.add_argument("--metric", choices=["y", "sex", "age"], help="What the epoch was chosen by, likewise.")
-    parser.add_argument("--head", help="Another head file for this stem, such as a fine-tuned one.")
-    parser.add_argument("--vocabulary", help="Vocabulary (JSON); see conversion/vocabularies/seven_datasets.json.")
-    parser.add_argument("--group-sizes", type=int, nargs="+", help="Tokens of every group, where nothing else tells.")
-    parser.add_argument("--fc-definition", default="pearson-whole-scan", choices=list(FC_DEFINITIONS))
-    parser.add_argument("--atlas", help="Atlas id; default: the research code's atlas of as many regions.")
-    parser.add_argument("--heads", type=int, help=f"Attention heads, which no shape tells; default: {DEFAULT_HEADS}.")
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
-    parser.add_argument("--max-shard-size", default="2GB", help="Most weights in a file, such as 2GB.")
-    parser.add_argument("--reference", help="Recording of a run of the research code, to measure the agreement with.")
-    return parser
-
-
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    given = vars(_parser().parse_args(argv))
-    run = find_run(given["run_dir"], given["fold"], given["dataset"], given["metric"], given["head"])
-    settings = {name: given[name] for name in Options.__dataclass_fields__}
-    if settings["group_sizes"] is not None:
-        settings["group_sizes"] = tuple(settings["group_sizes"])
+    given = parse_arguments(ConvertArguments, argv, positional="run_dir")
+    run = find_run(given.run_dir, given.fold, given.dataset, given.metric, given.head)
     try:
-        report = convert(run, given["output"], Options(**settings))
+        report = convert(run, given.output, given)
     except (OSError, SafetensorError) as error:
         # The writer of safetensors files has only the system's text to tell a full disk by.
         if "No space left" not in str(error):
             raise
-        raise ValueError(
-            f"The disk is full: {given['output']} was not written, and nothing was left behind."
-        ) from error
+        raise ValueError(f"The disk is full: {given.output} was not written, and nothing was left behind.") from error
     shape = report["architecture"]
     print(
         f"{report['parameters']:,} parameters: {shape['num_layers']} layers of width {shape['hidden_size']}, "
@@ -380,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"note: {note}")
     if report["parity"] is not None:
         print(table_text(report["parity"]))
-    print(f"Checkpoint written to {given['output']}")
+    print(f"Checkpoint written to {given.output}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A pair of pickles for the research code: `python -m conversion.export_official CHECKPOINT_DIR --output DIR`."""
 
-import argparse
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
-from training.arguments import command_line
+from training.arguments import command_line, parse_arguments, setting
 from training.files import require_new, write_folder, write_json
 
 from .convert_official import REPORT, UNUSED_WEIGHTS
@@ -172,23 +171,20 @@ def _unused(checkpoint: Path, width: int) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion.export_official",
-        description="Write a checkpoint as a pair of pickles for the research code.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoint", help="Checkpoint folder.")
-    parser.add_argument("--output", required=True, help="New folder.")
-    parser.add_argument("--dataset", help="Data set in the files' names; default: the source's, or the first group.")
-    parser.add_argument("--fold", type=int, default=0, help="Fold in the files' names, unless the source has one.")
-    return parser
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a checkpoint as a pair of pickles for the research code."""
+
+    checkpoint: str = setting("", "Checkpoint folder.")
+    output: str = setting("", "New folder.")
+    dataset: str | None = setting(None, "Data set in the files' names; default: the source's, or the first group.")
+    fold: int = setting(0, "Fold in the files' names, unless the source has one.")
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse_arguments(ExportArguments, argv, positional="checkpoint")
     run = export(arguments.checkpoint, arguments.output, arguments.dataset, arguments.fold)
     report = json.loads((run.parent / "export_report.json").read_text(encoding="utf-8"))
     for note in report["notes"]:

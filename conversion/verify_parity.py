@@ -4,9 +4,9 @@ A recording is a folder with `meta.json` (architecture and losses of the run) an
 `fc` and its outputs, in evaluation mode).
 """
 
-import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import IGNORE_INDEX, TargetLayout, labelled, read_out, supervised_losses
-from training.arguments import command_line
+from training.arguments import command_line, parse_arguments, setting
 
 
 TOLERANCE = 1e-5  # of a quantity's largest value
@@ -37,10 +37,12 @@ def measure(checkpoint: str | Path, reference: str | Path, tolerance: float = TO
         value, and their ratio.
 
     Raises:
-        FileNotFoundError: there is no such recording.
+        FileNotFoundError: there is no such checkpoint or recording.
         ValueError: the recording is of another architecture.
     """
     reference = Path(reference)
+    if not (Path(checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} is not a checkpoint folder: it has no config.json.")
     for name in ("meta.json", "expected.safetensors"):
         if not (reference / name).is_file():
             raise FileNotFoundError(f"{reference} is not a recording: it has no {name}.")
@@ -159,18 +161,19 @@ def table_text(parity: dict[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Compare a checkpoint with a recorded run of the research code."""
+
+    checkpoint: str = setting("", "Converted folder.")
+    reference: str = setting("", "Folder with meta.json and expected.safetensors.")
+    tolerance: float = setting(TOLERANCE, "Largest difference that passes, relative to a quantity's largest value.")
+
+
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line; exit code 1 when something differs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion.verify_parity",
-        description="Compare a checkpoint with a recorded run of the research code.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoint", help="Converted folder.")
-    parser.add_argument("--reference", required=True, help="Folder with meta.json and expected.safetensors.")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="Of every quantity's largest value.")
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(VerifyArguments, argv, positional="checkpoint")
     parity = measure(arguments.checkpoint, arguments.reference, arguments.tolerance)
     print(table_text(parity))
     if not parity["passed"]:

@@ -72,8 +72,8 @@ def check_facts(facts: dict[str, Any], where: str) -> None:
     if "license" in empty:
         raise ValueError(
             f"{where}: the licence is not known, and nothing is published without one. For the authors' weights ask "
-            "the authors; then give it with --license. "
-            + (f"Also empty: {', '.join(name for name in empty if name != 'license')}." if len(empty) > 1 else "")
+            "the authors; then give it with --license."
+            + (f" Also empty: {', '.join(name for name in empty if name != 'license')}." if len(empty) > 1 else "")
         )
     if empty:
         raise ValueError(f"{where}: these fields are empty or placeholders: {', '.join(empty)}. Fill them in.")

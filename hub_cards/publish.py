@@ -3,9 +3,9 @@
 Without `--no-dry-run` nothing leaves this machine: the card and the list of files are shown.
 """
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,32 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from training.arguments import command_line
+from training.arguments import command_line, parse_arguments, setting
 from training.data import FC_DEFINITION
 
 from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle
 from .facts import load_facts
 from .upload import publish
 from .validate import check_adapter, check_card, check_dataset, check_model
+
+
+@dataclass(frozen=True)
+class PublishArguments:
+    """Publish a checkpoint, an adapter or a prepared data set with a complete card."""
+
+    folder: str = setting("", "Checkpoint folder, adapter folder, or data set made by training.prepare.")
+    repo_id: str = setting("", "ORG/NAME on the Hub.")
+    card: str | None = setting(None, "YAML file with the card's facts: a filled-in copy of card_template.yaml.")
+    entry: str | None = setting(None, "Instead of --card: an entry of hub_cards/checkpoints.yaml.")
+    license: str | None = setting(None, "Licence of the weights, such as apache-2.0; overrides the card's facts.")
+    license_name: str | None = setting(None, "Its name, with --license other.")
+    metrics: str | None = setting(None, "metrics.json of training.evaluate; default: the one in the folder.")
+    base_model: str | None = setting(None, "ORG/NAME of the published base model (adapters only).")
+    base_revision: str = setting("main", "Its tag or commit.")
+    private: bool = setting(False, "Make a new repository private.")
+    tag: str | None = setting(None, "Tag for this version, such as v1; never moved once it exists.")
+    update: bool = setting(False, "Replace the content of an existing repository.")
+    dry_run: bool = setting(True, "Only show what would be uploaded; --no-dry-run uploads.")
 
 
 def kind_of(folder: Path) -> str:
@@ -38,7 +57,7 @@ def kind_of(folder: Path) -> str:
 
 
 @contextmanager
-def make_bundle(folder: Path, facts: dict[str, Any], options: argparse.Namespace) -> Iterator[Bundle]:
+def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) -> Iterator[Bundle]:
     """Validate a folder and put together what would be published; exists for the duration of the `with`.
 
     Raises:
@@ -69,7 +88,7 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: argparse.Namespace
     yield bundle
 
 
-def describe(bundle: Bundle, options: argparse.Namespace) -> str:
+def describe(bundle: Bundle, options: PublishArguments) -> str:
     """What an upload would do, for the terminal."""
     lines = [f"{bundle.kind} -> {constants.ENDPOINT}/{options.repo_id}", ""]
     sizes = {
@@ -85,37 +104,10 @@ def describe(bundle: Bundle, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m hub_cards.publish",
-        description="Publish a checkpoint, an adapter or a prepared data set with a complete card.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", help="Checkpoint folder, adapter folder, or data set made by training.prepare.")
-    parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub.")
-    parser.add_argument("--card", help="YAML file with the card's facts: a filled-in copy of card_template.yaml.")
-    parser.add_argument("--entry", help="Instead of --card: an entry of hub_cards/checkpoints.yaml.")
-    parser.add_argument("--license", help="Licence of the weights, such as apache-2.0; overrides the card's facts.")
-    parser.add_argument("--license-name", help="Its name, with --license other.")
-    parser.add_argument("--metrics", help="metrics.json of training.evaluate; default: the one in the folder.")
-    parser.add_argument("--base-model", help="ORG/NAME of the published base model (adapters only).")
-    parser.add_argument("--base-revision", default="main", help="Its tag or commit.")
-    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
-    parser.add_argument("--tag", help="Tag for this version, such as v1; never moved once it exists.")
-    parser.add_argument("--update", action="store_true", help="Replace the content of an existing repository.")
-    parser.add_argument(
-        "--dry-run",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Only show what would be uploaded (the default); --no-dry-run uploads.",
-    )
-    return parser
-
-
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(argv)
+    options = parse_arguments(PublishArguments, argv, positional="folder")
     try:
         for name in filter(None, (options.repo_id, options.base_model)):
             validate_repo_id(name)

@@ -232,6 +232,8 @@ class TestParity:
     def test_not_a_recording(self, converted: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"meta\.json"):
             verify_parity.measure(converted, tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"config\.json"):
+            verify_parity.measure(tmp_path, SMALL)
 
 
 class TestExport:
@@ -321,6 +323,12 @@ class TestBadInput:
     def test_missing_half(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
         next(run_copy.glob(f"{part}_*")).unlink()
         assert f"{part}_fold0_*.pt" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_arguments(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "No run_dir was given" in refused(capsys, "--output", tmp_path / "out")
+        message = refused(capsys, "--output", tmp_path / "out", RUN, "--heads", 0)
+        assert "num_attention_heads must be at least 1" in message
+        assert "too many values" in refused(capsys, RUN, "another", "--output", tmp_path / "out")
 
     def test_no_folder_and_no_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "no folder" in refused(capsys, tmp_path / "absent", "--output", tmp_path / "out")

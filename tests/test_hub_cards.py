@@ -1,6 +1,5 @@
 """Cards: complete or refused, true to the files, and readable by the Hub; nothing here needs a server."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -239,9 +238,7 @@ class TestRefusals:
             check_model(folder)
 
     def test_broken_metadata(self, converted: Path, tmp_path: Path) -> None:
-        options = argparse.Namespace(
-            repo_id="org/lcm", base_model=None, base_revision="main", tag=None, metrics=None, private=False
-        )
+        options = publish.PublishArguments(repo_id="org/lcm")
         with publish.make_bundle(converted, own_facts(), options) as bundle:
             bundle.files["README.md"] = bundle.readme.replace("license: apache-2.0", "license: [").encode()
             with pytest.raises(ValueError, match="metadata"):

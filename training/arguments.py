@@ -4,7 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,20 +157,21 @@ class PredictArguments:
 Arguments = TypeVar("Arguments")
 
 
-def parse_arguments(kind: type[Arguments], argv: list[str] | None = None) -> Arguments:
+def parse_arguments(kind: type[Arguments], argv: list[str] | None = None, positional: str | None = None) -> Arguments:
     """Read settings from `--config FILE.yaml` and from flags; flags win.
 
     Args:
-        kind (`type`): one of the dataclasses above.
+        kind (`type`): a dataclass whose fields are made by [`setting`].
         argv (`list[str]`, *optional*): command line without the program's name; defaults to `sys.argv[1:]`.
+        positional (`str`, *optional*): a setting that must be given, and may be given as a bare word.
 
     Raises:
-        ValueError: the YAML file is not a table of known settings.
+        ValueError: an unknown setting, the positional one is missing, or the YAML file is not a table of settings.
     """
     parser = HfArgumentParser(
         kind,
         description=(kind.__doc__ or "").split("\n")[0],
-        usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
+        usage=f"%(prog)s {(positional or '').upper()} [--config FILE.yaml] [--SETTING VALUE ...]",
         allow_abbrev=False,  # a misspelt flag must not pass as the beginning of another one
     )
     parser.add_argument("--config", help="YAML file with any of these settings; flags on the command line win.")
@@ -182,8 +183,12 @@ def parse_arguments(kind: type[Arguments], argv: list[str] | None = None) -> Arg
     parsed, _, unknown = parser.parse_args_into_dataclasses(
         _as_flags(settings) + argv, return_remaining_strings=True, look_for_args_file=False
     )
+    if positional is not None and len(unknown) == 1 and not unknown[0].startswith("-"):
+        parsed = replace(parsed, **{positional: unknown.pop()})
     if unknown:
         raise ValueError(f"Unknown settings or too many values: {' '.join(unknown)}. See --help.")
+    if positional is not None and not getattr(parsed, positional):
+        raise ValueError(f"No {positional} was given. See --help.")
     return parsed
 
 
