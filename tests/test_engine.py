@@ -34,17 +34,9 @@ def make_model(seed: int = 0, dropout: float = 0.0, **settings: Any) -> LCMForMu
     """A tiny model with two layers."""
     torch.manual_seed(seed)
     rates = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), dropout)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     return LCMForMultitaskPretraining(
-        LCMConfig(
-            num_regions=REGIONS,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            bei_variables=VARIABLES,
-            **rates,
-            **settings,
-        )
+        LCMConfig(num_regions=REGIONS, bei_variables=VARIABLES, **{**size, **rates, **settings})
     )
 
 
@@ -272,8 +264,9 @@ def test_records_of_a_run(cohort: Cohort, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "history.json").read_text()) == history
     assert json.loads((tmp_path / "arguments.json").read_text())["epochs"] == 3
     assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
-    assert (tmp_path / "resume" / "model.safetensors").is_file()
-    assert not (tmp_path / ".resume.partial").exists()
+    (checkpoint,) = (tmp_path / "resume").iterdir()
+    assert checkpoint.name == "epoch_00002_step_0000000"
+    assert (checkpoint / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

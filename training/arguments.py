@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from modeling_lcm.configuration_lcm import SUPERVISIONS
 
@@ -39,7 +41,15 @@ class LoopArguments:
     epochs: int = setting(40, "Passes over the training subjects.")
     batch_size: int = setting(16, "Scans per process and forward pass.")
     gradient_accumulation_steps: int = setting(1, "Batches per optimisation step.")
-    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW; cosine decay to zero (paper: 1e-4 at 147M).")
+    total_batch_size: int = setting(
+        0,
+        "Scans per optimisation step over all processes, the same on any number of them: batch_size then is an upper "
+        "limit, and accumulation follows. 0: batch_size x processes x gradient_accumulation_steps.",
+    )
+    optimizer: str = setting(
+        "adamw", '"adamw", or "adafactor": no copies of the weights in memory, for large models on small machines.'
+    )
+    learning_rate: float = setting(1e-3, "Peak learning rate; cosine decay to zero (paper: 1e-4 at 147M).")
     weight_decay: float = setting(0.1, "Weight decay of weight matrices; biases and norms have none.")
     warmup_fraction: float = setting(0.1, "Part of the steps over which the learning rate rises.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
@@ -56,19 +66,44 @@ class LoopArguments:
     )
     patience: int = setting(0, "Stop after so many epochs without a better validation loss; 0: never.")
     mixed_precision: str = setting("no", '"no", "bf16" or "fp16".')
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
     checkpoint_every: int = setting(5, "Epochs between resumable checkpoints; 0: none.")
+    checkpoint_every_steps: int = setting(0, "Also after so many optimisation steps within an epoch; 0: not.")
+    keep_checkpoints: int = setting(2, "Resumable checkpoints kept; the oldest goes when a newer one is complete.")
+    process_timeout: int = setting(600, "Seconds a process waits for another one before it takes it for lost.")
     resume: bool = setting(False, "Go on from the last checkpoint in --output.")
-    seed: int = setting(0, "Seed of weights, order, dropout and noise.")
+    class_weights: str = setting(
+        "none",
+        '"none", or "balanced": in every categorical variable each label has the same share in the loss, whatever its '
+        "frequency in the training labels.",
+    )
+    window_volumes: int = setting(
+        0,
+        "Train on FC of a random window of so many volumes, another one in every epoch; 0: on the whole scan. Needs "
+        "data prepared with --keep_time_series. Predictions always use the whole scan.",
+    )
+    window_fraction: float = setting(
+        0.0, "Instead: windows of a random length between this part of a scan and the whole scan; 0: not."
+    )
+    seed: int = setting(0, "Seed of weights, order, dropout, noise and windows.")
     progress: bool = setting(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before any data are read."""
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
+        at_least_one = ("epochs", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "process_timeout")
+        for name in at_least_one:
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             _require(self, name, getattr(self, name) > 0, "must be above 0")
-        for name in ("weight_decay", "input_noise", "mixup", "momentum_epochs", "patience", "checkpoint_every"):
+        not_negative = ("weight_decay", "input_noise", "mixup", "momentum_epochs", "patience", "total_batch_size")
+        for name in (*not_negative, "checkpoint_every", "checkpoint_every_steps"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "optimizer", self.optimizer in ("adamw", "adafactor"), "must be adamw or adafactor")
+        _require(self, "class_weights", self.class_weights in ("none", "balanced"), "must be none or balanced")
+        _require(self, "window_volumes", self.window_volumes in (0, *range(10, 100_000)), "must be 0, or 10 or more")
+        _require(self, "window_fraction", 0 <= self.window_fraction < 1, "must be 0, or lie between 0 and 1")
+        if self.window_volumes and self.window_fraction:
+            raise ValueError("Give window_volumes or window_fraction, not both.")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
         _require(self, "adaptive", self.adaptive in SUPERVISIONS, f"must be one of {', '.join(SUPERVISIONS)}")
         precisions = ("no", "bf16", "fp16")
@@ -103,6 +138,7 @@ class PretrainArguments(DataArguments, LoopArguments):
     dropout: float | None = setting(None, "Overrides all three of the size's dropout rates.")
 
 
+ADAPTERS = ("none", "lora", "dora", "rslora")
 PSEUDO_LABELS = ("none", "recorded", "defaults", "model")
 
 
@@ -122,7 +158,21 @@ class FinetuneArguments(DataArguments, LoopArguments):
         'Start of a new task\'s tokens: "related" (pretrained tokens whose predictions follow the training labels, '
         'where there are such) or "random" (as in the paper).',
     )
-    lora_rank: int = setting(0, "Rank of LoRA adapters on attention and feed-forward; 0: full fine-tuning.")
+    trainable: str = setting(
+        "all",
+        '"all", or "tokens": only the read-out and the tokens of the task (all tokens, where pretrained ones train '
+        "too) are trained; everything else, the batch norm's statistics included, stays as it was pretrained.",
+    )
+    frozen_layers: int = setting(
+        0, "So many decoder layers, from the first one on, and the stem with its batch norm stay as pretrained."
+    )
+    layer_decay: float = setting(
+        1.0, "The learning rate falls by this factor from the read-out to the last layer, and so on down to the stem."
+    )
+    adapter: str = setting(
+        "none", '"none", or low-rank updates of attention and feed-forward: "lora", "dora" or "rslora".'
+    )
+    lora_rank: int = setting(0, 'Rank of the adapter, 8 if there is one; with a rank alone, it is "lora".')
     pseudo_labels: str = setting(
         "none",
         'Training of the pretrained tokens: "none"; "recorded" (the subjects\' own records); "defaults" (also the '
@@ -135,6 +185,16 @@ class FinetuneArguments(DataArguments, LoopArguments):
         """Refuse settings out of range, before any data are read."""
         super().__post_init__()
         _require(self, "lora_rank", self.lora_rank >= 0, "must not be negative")
+        _require(self, "adapter", self.adapter in ADAPTERS, f"must be one of {', '.join(ADAPTERS)}")
+        if self.adapter == "none" and self.lora_rank:
+            self.adapter = "lora"
+        if self.adapter != "none" and not self.lora_rank:
+            self.lora_rank = 8
+        _require(self, "trainable", self.trainable in ("all", "tokens"), "must be all or tokens")
+        _require(self, "frozen_layers", self.frozen_layers >= 0, "must not be negative")
+        _require(self, "layer_decay", 0 < self.layer_decay <= 1, "must lie above 0 and not above 1")
+        if self.trainable == "tokens" and (self.adapter != "none" or self.frozen_layers):
+            raise ValueError('trainable="tokens" leaves the layers alone: set adapter to none and frozen_layers to 0.')
         _require(
             self, "pseudo_labels", self.pseudo_labels in PSEUDO_LABELS, f"must be one of {', '.join(PSEUDO_LABELS)}"
         )
@@ -146,7 +206,8 @@ class FinetuneArguments(DataArguments, LoopArguments):
 class PredictArguments:
     """Predict with a checkpoint and write one row per scan."""
 
-    checkpoint: str = setting("", "Checkpoint folder or Hub repository.")
+    checkpoint: str = setting("", "Checkpoint or adapter: folder or Hub repository.")
+    adapter: str | None = setting(None, "Adapter of this checkpoint: folder or Hub repository.")
     data: str = setting("", "Folder made by training.prepare.")
     output: str = setting("", "Table to write (.tsv).")
     splits: str | None = setting(None, "Split file; with --fold, only that fold's test subjects are predicted.")
@@ -244,14 +305,29 @@ def to_json(arguments: Any) -> str:
 
 
 def command_line(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Decorator of a script's `main`: a user's mistake ends it with one line, `error: ...`, and exit code 2."""
+    """Decorator of a script's `main`: a mistake or a full disk ends it with one line, `error: ...`, and exit code 2.
+
+    Ctrl-C and SIGTERM end it with one line and exit code 130.
+    """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> None:
+        _hide_bars_of_files()
         try:
             main(argv)
-        except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
+        except KeyboardInterrupt as interrupt:
+            print(f"stopped: {str(interrupt) or 'by the user.'}", file=sys.stderr)
+            raise SystemExit(130) from interrupt
 
     return wrapper
+
+
+def _hide_bars_of_files() -> None:
+    """Hide "Loading weights" and "Writing model shards", which stand between a script's own lines; not downloads."""
+    downloads_hidden = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # hides downloads, too
+    if not downloads_hidden:
+        enable_progress_bars()

@@ -1,21 +1,26 @@
 """The training loop on Accelerate, the same for pretraining and fine-tuning: stages, best epoch, resume, records."""
 
-import hashlib
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available, set_seed
-from safetensors.torch import load_file, save_file
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    gather_object,
+    is_tensorboard_available,
+    send_to_device,
+    set_seed,
+)
 from torch import Tensor, nn
 from torch.distributions import Beta
 from torch.utils.data import DataLoader
@@ -26,22 +31,38 @@ from modeling_lcm.callback import supervision_at
 from modeling_lcm.loss_lcm import TargetLayout, labelled, layerwise_losses, multitask_loss
 
 from .arguments import LoopArguments
+from .batches import SharedBatches, batch_shares
 from .data import ConnectomeDataset
-from .files import replace_folder, write_json
-from .optimizers import make_optimizer
+from .files import write_json
+from .optimizers import make_optimizer, set_training_mode
+from .processes import (
+    StopSignals,
+    is_lost_process,
+    refuse_sharding_without_gpu,
+    share_batch_norm,
+    without_weights,
+)
+from .run_checkpoints import RunCheckpoints
 
 
 LABELS = ("labels", "bei_labels")  # label tensors of a batch; the second only where pretrained variables train too
 
-# Settings that may differ between a run and its resumption without changing what is computed.
-_FREE_TO_CHANGE = {"output", "resume", "progress", "checkpoint_every"}
-
 
 @dataclass
 class LoopState:
-    """What a resumed run has to know beside weights, optimiser and random states; saved with every checkpoint."""
+    """What a resumed run has to know beside weights, optimiser and random states; saved with every checkpoint.
+
+    Args:
+        epoch (`int`): the epoch in which training goes on.
+        step (`int`): optimisation steps done in it.
+        loss (`float`): sum of their losses.
+        best_loss, best_epoch (`float`, `int`): of the best epoch by the validation loss.
+        history (`list[dict]`): one record per finished epoch.
+    """
 
     epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
     best_loss: float = math.inf
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -66,8 +87,13 @@ class Trainer:
         arguments (`LoopArguments`): the settings.
         folder (`Path`, *optional*): where resumable checkpoints, logs and the history go; none are kept without it.
 
+    Attributes:
+        trained (`nn.Module`): after `train`, the model in evaluation mode at the chosen epoch: `model` itself, or,
+            where its weights were sharded over processes, a whole copy (with content on the main process only).
+
     Raises:
-        ValueError: `patience` without validation data.
+        ValueError: `patience` without validation data, fewer scans than processes, a number of processes that does not
+            divide `total_batch_size`, or an FSDP configuration without GPUs.
     """
 
     def __init__(
@@ -80,44 +106,66 @@ class Trainer:
     ) -> None:
         self.arguments = arguments
         self.folder = folder
-        self.train_data = train_data
+        self.train_data, self.validation_data = train_data, validation_data
         has_validation = validation_data is not None and len(validation_data) > 0
         if arguments.patience and not has_validation:
             raise ValueError("patience stops on the validation loss: set validation_fraction, or patience to 0.")
-        logging = folder is not None and is_tensorboard_available()
-        # Otherwise a second training in this process could not have another precision.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            mixed_precision=arguments.mixed_precision,
-            # Without a seed of its own the order would depend on what was drawn in this process before.
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=arguments.seed),
-            # Buffers are kept equal here: see `_average_statistics`.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            log_with="tensorboard" if logging else None,
-            project_dir=str(folder) if folder else None,
+        self.accelerator = self._make_accelerator()
+        processes = self.accelerator.num_processes
+        batch_size, self.batches_per_step = batch_shares(arguments, processes)
+        self.batches = SharedBatches(
+            len(train_data), batch_size, arguments.seed, self.accelerator.process_index, processes
         )
-        if logging:
-            self.accelerator.init_trackers("logs")
         # An explicit generator keeps the loader from drawing on the global one, which resuming could not replay.
-        loader = DataLoader(
-            train_data,
-            batch_size=arguments.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(arguments.seed),
-            collate_fn=_same,
-        )
+        self.loader = DataLoader(train_data, batch_sampler=self.batches, generator=torch.Generator(), collate_fn=_same)
+        if arguments.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        share_batch_norm(model, processes > 1)
+        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self._whole = without_weights(model) if is_sharded else None
+        self.trained = model
         optimizer = make_optimizer(model, arguments)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        # The prepared loader is this process's share: its length is the number of batches that will be seen.
-        steps = math.ceil(len(self.loader) / arguments.gradient_accumulation_steps) * arguments.epochs
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        steps = math.ceil(len(self.loader) / self.batches_per_step) * arguments.epochs
         self.scheduler = get_scheduler("cosine", optimizer, int(arguments.warmup_fraction * steps), steps)
         self.validation_loader = None
         if has_validation:
-            validation = DataLoader(validation_data, batch_size=4 * arguments.batch_size, collate_fn=_same)
+            validation = DataLoader(validation_data, batch_size=4 * batch_size, collate_fn=_same)
             self.validation_loader = self.accelerator.prepare(validation)
         self.state = LoopState()
         self.accelerator.register_for_checkpointing(self.state, self.scheduler)
         self._best: dict[str, Tensor] | None = None
+        self._signals = StopSignals(enabled=folder is not None, patient=processes > 1)
+        self.checkpoints = RunCheckpoints(self.accelerator, self.model, self.state, arguments, folder, self._scans())
+
+    def _scans(self) -> dict[str, Any]:
+        """What identifies the scans and labels of the run."""
+        held_out = self.validation_data.subjects if self.validation_data is not None else []
+        return {
+            "training_scans": self.train_data.subjects,
+            "validation_scans": held_out,
+            "training_targets": {name: values.tolist() for name, values in self.train_data.labels.items()},
+        }
+
+    def _make_accelerator(self) -> Accelerator:
+        logging_possible = self.folder is not None and is_tensorboard_available()
+        # Otherwise a second training in this process could not have another precision.
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(
+            mixed_precision=self.arguments.mixed_precision,
+            kwargs_handlers=[
+                # Buffers are the same in all processes by construction: batch norm and layer choice share their sums.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=self.arguments.process_timeout)),
+            ],
+            log_with="tensorboard" if logging_possible else None,
+            project_dir=str(self.folder) if self.folder else None,
+        )
+        if accelerator.distributed_type != DistributedType.FSDP:
+            refuse_sharding_without_gpu(accelerator.device)
+        if logging_possible:
+            accelerator.init_trackers("logs")
+        return accelerator
 
     def train(self, after_epoch: Callable[[nn.Module], None] | None = None) -> list[dict[str, Any]]:
         """Run all epochs, or those that are left after a resume.
@@ -129,13 +177,31 @@ class Trainer:
             One record per epoch: `epoch`, `stage`, `train_loss`, `validation_loss` (null without validation), `lr`.
 
         Raises:
-            FloatingPointError: the loss became NaN or infinite; names the epoch and the subjects of the batch.
-            ValueError: the run to resume was made with other settings.
+            FloatingPointError: the loss or a gradient became NaN or infinite; names epoch and subjects.
+            ValueError: the run to resume was made with other settings, scans or another model.
+            OSError: a checkpoint cannot be written.
+            ConnectionError: another process is gone, or did not answer within `process_timeout`.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the state was saved before.
         """
+        try:
+            with self._signals:
+                return self._train(after_epoch)
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or not is_lost_process(error):
+                raise
+            reason = str(error).splitlines()[0][:200]
+            raise ConnectionError(
+                f"Process {self.accelerator.process_index} of {self.accelerator.num_processes} lost contact with "
+                f"another one ({reason}). Start all of them again{self.checkpoints.way_back()}."
+            ) from error
+
+    def _train(self, after_epoch: Callable[[nn.Module], None] | None) -> list[dict[str, Any]]:
+        in_epoch = False
         if self.arguments.resume:
-            self._resume()
-        elif self.folder is not None:
-            self._record_settings()
+            self._best = self.checkpoints.resume()
+            in_epoch = self.state.step > 0
+        else:
+            self.checkpoints.begin()
         arguments, state = self.arguments, self.state
         epochs = tqdm(
             range(state.epoch, arguments.epochs),
@@ -144,8 +210,10 @@ class Trainer:
             disable=not (arguments.progress and self.accelerator.is_local_main_process),
         )
         for epoch in epochs:
-            # Every epoch starts from its own seed, so that a resumed run draws the same noise and dropout.
-            set_seed(arguments.seed + 1000 * epoch, device_specific=True)
+            # Every epoch starts from its own seed; within an epoch the checkpoint has the random states.
+            if not in_epoch:
+                set_seed(arguments.seed + 1000 * epoch, device_specific=True)
+            in_epoch = False
             stage = supervision_at(epoch, arguments.momentum_epochs, arguments.adaptive)
             self.accelerator.unwrap_model(self.model).config.supervision = stage
             train_loss = self._train_epoch(epoch)
@@ -158,7 +226,7 @@ class Trainer:
                 "lr": self.scheduler.get_last_lr()[0],
             }
             state.history.append(record)
-            state.epoch = epoch + 1
+            state.epoch, state.step, state.loss = epoch + 1, 0, 0.0
             self._keep_best(validation_loss)
             self._log(record)
             if after_epoch is not None:
@@ -167,46 +235,60 @@ class Trainer:
             epochs.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items() if loss is not None})
             if arguments.patience and epoch - state.best_epoch >= arguments.patience:
                 break
-            self._checkpoint()
+            if arguments.checkpoint_every and state.epoch % arguments.checkpoint_every == 0:
+                self.checkpoints.save(self._best)
         self._finish()
         return state.history
 
     def _train_epoch(self, epoch: int) -> float:
-        self.model.train()
-        self.loader.set_epoch(epoch)
-        total, steps = 0.0, 0
-        for batches in _windows(self.loader, self.arguments.gradient_accumulation_steps):
-            total += self._step(batches, epoch)
-            steps += 1
-        self._average_statistics()
-        return total / steps
+        set_training_mode(self.model)
+        self.train_data.set_epoch(epoch)
+        every, state = self.arguments.checkpoint_every_steps, self.state
+        self.batches.set_epoch(epoch, skip=state.step * self.batches_per_step)
+        for batches in _windows(self.loader, self.batches_per_step):
+            batches = send_to_device(batches, self.accelerator.device)
+            counts, stop = self._agree(batches)
+            if stop:
+                self._stop()
+            state.loss += self._step(batches, counts)
+            state.step += 1
+            if every and state.step % every == 0:
+                self.checkpoints.save(self._best)
+        return state.loss / state.step
 
-    @torch.no_grad()
-    def _average_statistics(self) -> None:
-        """Give all processes the mean of their batch norms' running statistics, each of which saw its own scans."""
-        if self.accelerator.num_processes == 1:
-            return
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for statistics in (module.running_mean, module.running_var):
-                    statistics.copy_(self.accelerator.reduce(statistics, reduction="mean"))
+    def _agree(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, bool]:
+        """Recorded labels per target in this step, over all processes, and whether one of these was told to stop."""
+        counts = sum(_target_counts(batch) for batch in batches)
+        stop = torch.full((1,), self._signals.requested, dtype=counts.dtype, device=counts.device)
+        totals = self.accelerator.reduce(torch.cat([counts, stop]), reduction="sum")
+        return totals[:-1], bool(totals[-1])
 
-    def _step(self, batches: list[dict[str, Tensor]], epoch: int) -> float:
+    def _stop(self) -> None:
+        self.checkpoints.save(self._best)
+        raise KeyboardInterrupt(
+            f"Interrupted in epoch {self.state.epoch} after {self.state.step} steps of it; everything is saved"
+            f"{self.checkpoints.way_back()}."
+        )
+
+    def _step(self, batches: list[dict[str, Tensor]], counts: Tensor) -> float:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
         accelerator = self.accelerator
-        counts = accelerator.reduce(sum(_target_counts(batch) for batch in batches), reduction="sum")
         step_loss = 0.0
+        rows = [batch.pop("rows") for batch in batches]
         for position, batch in enumerate(batches):
-            rows = batch.pop("rows")
             last = position == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 loss = self._loss(batch, counts)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(self._describe_failure(epoch, rows))
+                total = accelerator.reduce(loss.detach(), reduction="sum")
+                if not torch.isfinite(total):
+                    raise FloatingPointError(self._describe_failure("loss", rows[position], loss))
                 # Data-parallel training averages gradients over processes, but the counts are global already.
                 accelerator.backward(loss * accelerator.num_processes)
-            step_loss += accelerator.reduce(loss.detach(), reduction="sum").item()
-        accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+            step_loss += total.item()
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+        # In float16 the scaler leaves such a step out, and lowers its scale.
+        if self.arguments.mixed_precision != "fp16" and not torch.isfinite(norm):
+            raise FloatingPointError(self._describe_failure("gradient", torch.cat(rows), norm))
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -232,13 +314,15 @@ class Trainer:
         noise = torch.randn_like(connectivity) * (self.arguments.input_noise / math.sqrt(2))
         return connectivity + noise + noise.transpose(1, 2)
 
-    def _describe_failure(self, epoch: int, rows: Tensor) -> str:
-        subjects = ", ".join(self.train_data.subjects[row] for row in rows.tolist())
-        saved = self.folder is not None and (self.folder / "resume").is_dir()
-        where = f" The last complete checkpoint is {self.folder / 'resume'}." if saved else ""
+    def _describe_failure(self, what: str, rows: Tensor, value: Tensor) -> str:
+        """The subjects of the batch, of all processes whose own value is not finite."""
+        own = [] if torch.isfinite(value) else [self.train_data.subjects[row] for row in rows.tolist()]
+        subjects = gather_object(own) if self.accelerator.num_processes > 1 else own
+        last = self.checkpoints.last()
+        where = f" The last complete checkpoint is {last}." if last is not None else ""
         return (
-            f"The loss became NaN or infinite in epoch {epoch}, in the batch of the subjects {subjects}. Check their "
-            f"connectomes and labels, or lower the learning rate.{where}"
+            f"The {what} became NaN or infinite in epoch {self.state.epoch}, in the batch of the subjects "
+            f"{', '.join(subjects)}. Check their connectomes and labels, or lower the learning rate.{where}"
         )
 
     @torch.no_grad()
@@ -270,56 +354,23 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_json(self.folder / "history.json", self.state.history)
 
-    def _checkpoint(self) -> None:
-        every = self.arguments.checkpoint_every
-        if self.folder is None or not every or self.state.epoch % every:
-            return
-        # All processes write into one folder beside the last checkpoint; it takes its place when it is complete.
-        partial = self.folder / ".resume.partial"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            if self._best is not None:
-                save_file(self._best, partial / "best.safetensors")
-            replace_folder(partial, self.folder / "resume")
-        self.accelerator.wait_for_everyone()
-
-    def _record_settings(self) -> None:
-        if self.folder is not None and self.accelerator.is_main_process:
-            write_json(self.folder / "arguments.json", self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        scans = hashlib.sha256(json.dumps(self.train_data.subjects).encode()).hexdigest()[:16]
-        return {**asdict(self.arguments), "processes": self.accelerator.num_processes, "training_scans": scans}
-
-    def _resume(self) -> None:
-        if self.folder is None or not (self.folder / "resume").is_dir():
-            raise ValueError(f"There is no checkpoint to resume from in {self.folder}.")
-        recorded = json.loads((self.folder / "arguments.json").read_text(encoding="utf-8"))
-        current = json.loads(json.dumps(self._settings()))
-        changed = [
-            f"{name} (was {recorded.get(name)!r}, is {current.get(name)!r})"
-            for name in sorted(recorded.keys() | current.keys())
-            if name not in _FREE_TO_CHANGE and recorded.get(name) != current.get(name)
-        ]
-        if changed:
-            raise ValueError(f"The run in {self.folder} was started with other settings: {'; '.join(changed)}.")
-        self.accelerator.load_state(str(self.folder / "resume"))
-        best = self.folder / "resume" / "best.safetensors"
-        self._best = load_file(best) if best.is_file() else None
-
     def _finish(self) -> None:
         """Leave the model unwrapped, in evaluation mode, at the chosen epoch."""
-        # The mixed-precision wrapper goes too: what comes after training decides on its own precision.
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self._best is not None:
-            model.load_state_dict(self._best)
-        chosen = self.state.best_epoch if self._best is not None else -1
-        model.config.supervision = self.state.history[chosen]["stage"]
-        model.eval()
+        weights = self._best
+        if self._whole is not None:
+            weights = self._best or self.accelerator.get_state_dict(self.model)
+            self.trained = self._whole
+        else:
+            # The mixed-precision wrapper goes too: what comes after training decides on its own precision.
+            self.trained = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if weights:
+            self.trained.load_state_dict(weights, assign=self._whole is not None)
+        share_batch_norm(self.trained, False)
+        chosen = self.state.best_epoch if self.state.best_epoch >= 0 else -1
+        self.trained.config.supervision = self.state.history[chosen]["stage"]
+        if self.arguments.gradient_checkpointing:
+            self.trained.activation_checkpointing_disable()
+        self.trained.eval()
         self.accelerator.end_training()
         if self.accelerator.device.type != "cpu":  # collecting garbage takes longer than a small CPU training
             self.accelerator.free_memory()

@@ -25,6 +25,34 @@ def require_new(path: str | Path, resume: bool = False) -> Path:
     return path
 
 
+def require_writable(folder: str | Path) -> None:
+    """Make a folder and write a file in it, to find out before long work whether that is possible.
+
+    Raises:
+        OSError: it is not; says why.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.") as file:
+            file.write(b"0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"Nothing can be written to {folder} ({error.strerror}): choose another output.") from error
+
+
+def sync_folder(path: Path, content: bool = True) -> None:
+    """Wait until a folder's entries, and with `content` all files in it, are on the disk: power may fail."""
+    inside = [*path.rglob("*")] if content else []
+    for entry in [*inside, path]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically: readers see the old content or the new, never a part."""
     path = Path(path)
@@ -70,11 +98,19 @@ def write_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
     try:
         fill(temporary)
         os.chmod(temporary, 0o755)
+        sync_folder(temporary)
         replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return path
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed runs have left of writing the folder `path`, but nothing that `path` itself does not have."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if path.exists() or not leftover.name.startswith(f".{path.name}.old."):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def replace_folder(complete: Path, path: Path) -> None:

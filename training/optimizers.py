@@ -1,5 +1,7 @@
 """The optimiser of a run: which parameters it holds, in which groups, and how it keeps its state."""
 
+import re
+
 import torch
 from torch import nn
 
@@ -7,19 +9,82 @@ from .arguments import LoopArguments
 
 
 def make_optimizer(model: nn.Module, arguments: LoopArguments) -> torch.optim.Optimizer:
-    """Fused AdamW over the trainable parameters.
+    """The optimiser over the trainable parameters.
+
+    "adamw" is fused AdamW, with two float32 numbers of state per weight. "adafactor" keeps a row and a column of
+    second moments per matrix, next to nothing, and measures its steps relative to the size of each tensor.
 
     Args:
         model (`nn.Module`): an LCM head, or a PEFT model around one.
-        arguments (`LoopArguments`): `learning_rate` and `weight_decay` are used.
+        arguments (`LoopArguments`): `optimizer`, `learning_rate` and `weight_decay` are used.
+
+    Source:
+        Adafactor: Shazeer and Stern 2018, as in `torch.optim.Adafactor`.
     """
-    return torch.optim.AdamW(parameter_groups(model, arguments), lr=arguments.learning_rate, fused=True)
+    groups = parameter_groups(model, arguments)
+    if arguments.optimizer == "adafactor":
+        # Tensor by tensor: working on all of them at once would need a second copy of the gradients.
+        return torch.optim.Adafactor(groups, lr=arguments.learning_rate, foreach=False)
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
 
 
 def parameter_groups(model: nn.Module, arguments: LoopArguments) -> list[dict]:
-    """Trainable parameters in two groups: matrices with weight decay, biases and norms without."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": arguments.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Trainable parameters in groups: matrices with weight decay, biases and norms without.
+
+    With `layer_decay` below 1 there are two such groups per depth, the read-out's first, and the learning rate falls
+    by that factor from depth to depth: read-out, final norm and new tokens; the last layer; ...; the first one; stem
+    and pretrained tokens.
+    """
+    decay = getattr(arguments, "layer_decay", 1.0)
+    depths: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth = _depth(name, model.config.num_hidden_layers) if decay < 1 else 0
+            depths.setdefault(depth, []).append(parameter)
+    groups = []
+    for depth, parameters in sorted(depths.items()):
+        rate = {"lr": arguments.learning_rate * decay**depth} if depth else {}
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": arguments.weight_decay, **rate},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **rate},
+        ]
+    return groups
+
+
+def _depth(name: str, num_layers: int) -> int:
+    """How far a parameter is from the read-out: 0 there, 1 in the last layer, layers + 1 in stem and tokens."""
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    if layer:
+        return num_layers - int(layer[1])
+    return num_layers + 1 if re.search(r"\b(stem|bei_embeddings)\.", name) else 0
+
+
+def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) -> None:
+    """Exclude parameters from training, in place.
+
+    Args:
+        model (`nn.Module`): an LCM head.
+        frozen_layers (`int`): decoder layers, from the first one on, that stay as they are, together with the stem.
+        tokens_only (`bool`): train the shared read-out and the task's tokens alone. The pretrained tokens train too
+            where they have a loss of their own, or are the task's.
+
+    Raises:
+        ValueError: more layers than the model has.
+    """
+    config = model.config
+    if frozen_layers > config.num_hidden_layers:
+        raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {config.num_hidden_layers} layers.")
+    if tokens_only:
+        model.model.requires_grad_(False)
+        model.model.bei_embeddings.requires_grad_(bool(config.bei_loss_weight) or not config.num_task_tokens)
+    elif frozen_layers:
+        model.model.stem.requires_grad_(False)
+        model.model.layers[:frozen_layers].requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """`model.train()`, but a batch norm that is not trained keeps its running statistics, and uses them."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            module.eval()

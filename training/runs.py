@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from .arguments import DataArguments, LoopArguments
+from .batches import batch_shares
 from .checkpoints import read_record
 from .data import Cohort
-from .files import require_new
+from .files import remove_leftovers, require_new, require_writable
 from .identity import hash_names, scan_names
+from .processes import start_processes
 from .splits import Folds
 
 
@@ -23,12 +23,18 @@ def output_folder(arguments: LoopArguments) -> Path:
     """The run's new output folder, checked by every process before the first one writes into it.
 
     Raises:
-        ValueError: no output was given.
+        ValueError: no output was given, an FSDP configuration without GPUs, or a number of processes that does not
+            divide the batch.
         FileExistsError: the folder holds results, and the run does not resume.
+        OSError: the folder cannot be written to.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = start_processes(arguments.process_timeout)
+    batch_shares(arguments, state.num_processes)
     folder = require_new(arguments.output, arguments.resume)
     state.wait_for_everyone()
+    require_writable(folder)
+    if state.is_main_process:
+        remove_leftovers(folder / "checkpoint")
     return folder
 
 
@@ -70,12 +76,17 @@ def record_of(
         "training_subject_hashes": hashes,
         "num_training_scans": len(rows),
         "history": history,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": library_versions(),
         "git_revision": git_revision(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that decide on a run's numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
 
 

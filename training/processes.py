@@ -1,0 +1,131 @@
+"""Several processes that train one model: starting them, what they share in the forward pass, losing one, stopping."""
+
+import copy
+import signal
+import threading
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.distributed.nn.functional import all_reduce
+
+
+def start_processes(timeout: int) -> PartialState:
+    """Join the processes that a launcher started; does nothing in a process of its own, or when done already.
+
+    Args:
+        timeout (`int`): seconds a process waits for another one before it takes it for lost.
+
+    Raises:
+        ValueError: an FSDP configuration without a GPU.
+    """
+    refuse_sharding_without_gpu(
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(seconds=timeout)).device
+    )
+    return PartialState()
+
+
+def refuse_sharding_without_gpu(device: torch.device) -> None:
+    """Raise `ValueError` for an FSDP configuration on the CPU, which Accelerate would ignore without a message."""
+    if device.type == "cpu" and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "This FSDP configuration needs GPUs, and the processes run on the CPU: use the configuration "
+            "training/configs/accelerate/ddp_cpu.yaml, or one process with optimizer adafactor and "
+            "gradient_checkpointing."
+        )
+
+
+class SharedBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm whose statistics are those of all processes' scans together, whatever the device.
+
+    `nn.SyncBatchNorm` does the same on GPUs only. Plain batch norm under data parallelism would normalise with each
+    process's own scans and keep other running statistics in every process.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalise `(rows, channels)`; rows are regions of scans, their number may differ between processes."""
+        if not self.training:
+            return super().forward(rows)
+        values = rows.float()
+        totals = all_reduce(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
+        count = totals[-1].detach()
+        mean = totals[:-1] / count
+        centred = values - mean
+        # Two passes: the mean of squares minus the square of the mean would lose digits.
+        variance = all_reduce(centred.square().sum(0)) / count
+        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+
+def share_batch_norm(model: nn.Module, shared: bool) -> None:
+    """Turn the model's batch norms into [`SharedBatchNorm1d`], or back, in place; tensors and names stay."""
+    before, after = (nn.BatchNorm1d, SharedBatchNorm1d) if shared else (SharedBatchNorm1d, nn.BatchNorm1d)
+    for module in model.modules():
+        if type(module) is before:
+            module.__class__ = after
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of the model that takes no memory: its tensors have a shape, but no content."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): _empty(tensor) for tensor in tensors})
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone, or did not answer in time."""
+    text = str(error).lower()
+    return isinstance(error, DistError) or "gloo" in text or "connection closed by peer" in text or "nccl" in text
+
+
+class StopSignals:
+    """Turns Ctrl-C and SIGTERM into a request that the training loop honours between two steps.
+
+    Args:
+        enabled (`bool`): whether signals are taken at all.
+        patient (`bool`): whether further signals are ignored; otherwise the second one ends the process at once.
+            Launchers of several processes send their own signal after the terminal's.
+    """
+
+    def __init__(self, enabled: bool, patient: bool) -> None:
+        # Python takes signals in the main thread only.
+        self.enabled = enabled and threading.current_thread() is threading.main_thread()
+        self.patient = patient
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if self.enabled:
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self.patient:
+            self._restore()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
