@@ -93,6 +93,9 @@ def test_merge_keeps_people_sites_vocabularies_and_both_formats(
     assert [variable.name for variable in tokenizer.variables] == ["autism", "sex", "age", "state", "adhd"]
     labels = tokenizer(table, pseudo_labels=True)["labels"]
     assert (labels[5:, 0] == 0).all()  # nothing is known of autism there: the default, "not applicable"
+    # Two folders of one name in one cache: each gives its own scans.
+    own = datasets.load_dataset(str(abide / "parquet"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert own["subject_id"][:] == ["s0", "s1", "s3", "s4", "s5"]
     parquet = datasets.load_dataset(str(merged / "parquet"), split="train", cache_dir=str(tmp_path / "cache"))
     np.testing.assert_array_equal(np.array(parquet["connectivity"], dtype=np.float16), cohort.triangles)
     streamed = next(iter(datasets.load_dataset(str(merged / "parquet"), split="train", streaming=True)))

@@ -51,13 +51,13 @@ def card_text(
     has_series: bool,
 ) -> str:
     """The card in Markdown, with the metadata that the Hub reads on top."""
+    # No `configs`: with them `datasets` caches every local folder of one name as the same data set.
     metadata = {
         "pretty_name": quality["title"],
         "license": "other",
         "license_name": "cohort-terms",
         "license_details": "The terms of the cohorts; see below.",
         "tags": ["fMRI", "connectome", "functional-connectivity", "neuroimaging"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     }
     excluded = quality["excluded"]
     lines = [
