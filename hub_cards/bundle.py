@@ -29,7 +29,7 @@ MODEL_FILES = (
     "*.py",
 )
 PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", "*.py")
-ADAPTER_FILES = ("adapter_model.safetensors",)
+ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
 # Settings that hold paths on the machine of whoever trained.
 LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")
 ROWS_PER_FILE = 20_000  # scans in a file of a published data set

@@ -257,7 +257,7 @@ def _task_arguments(config: LCMConfig) -> str:
     """Keyword arguments with which the base model gets an adapter's task."""
     return (
         f"task_variable={config.task_variable!r}, problem_type={config.problem_type!r}, id2label={config.id2label!r}, "
-        f"label2id={config.label2id!r}"
+        f"label2id={config.label2id!r}, supervision={config.supervision!r}, readout={config.readout!r}"
     )
 
 

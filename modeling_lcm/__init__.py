@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters_lcm import adapter_task, load_adapter, save_adapter, stack_adapter, use_adapter
 from .bei_vocabulary import BEIVariable
 from .callback import SupervisionCallback
 from .configuration_lcm import LCMConfig
@@ -38,6 +39,11 @@ __all__ = [
     "LCMModel",
     "LCMProcessor",
     "SupervisionCallback",
+    "adapter_task",
+    "load_adapter",
+    "save_adapter",
+    "stack_adapter",
+    "use_adapter",
 ]
 
 

@@ -110,6 +110,9 @@ class LCMConfig(PreTrainedConfig):
         bei_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the pretrained variables' loss while fine-tuning (semi-supervised fine-tuning of the paper
             uses 1.0); 0 trains the downstream task alone.
+        class_weights (`dict[str, list[float]]`, *optional*):
+            Beyond the paper: weight of every label of a categorical variable in the training loss, by the name of the
+            variable (`task_variable` for the downstream task). Variables that are not named weigh all labels alike.
 
     Raises:
         ValueError: a value out of range, an unknown key, or labels that contradict `problem_type`.
@@ -143,6 +146,7 @@ class LCMConfig(PreTrainedConfig):
     layer_loss_momentum: float = 0.95
     task_variable: str | None = None
     bei_loss_weight: float | int = 0.0
+    class_weights: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _TRANSFORMERS_KEYS)
@@ -227,6 +231,7 @@ class LCMConfig(PreTrainedConfig):
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         _check_variables(self.bei_variables)
         self._check_task()
+        self._check_class_weights()
 
     def _check_task(self) -> None:
         for variable in self.bei_variables:
@@ -238,6 +243,19 @@ class LCMConfig(PreTrainedConfig):
                 raise ValueError(
                     f"The task re-uses the pretrained variable {self.task_variable!r} ({variable['kind']}, {expected} "
                     f"token(s)), but problem_type is {self.problem_type!r} with num_labels={self.num_labels}."
+                )
+
+
+    def _check_class_weights(self) -> None:
+        labels = {variable["name"]: len(variable["labels"]) for variable in self.bei_variables}
+        if self.task_variable is not None and self.problem_type == "single_label_classification":
+            labels[self.task_variable] = cast(int, self.num_labels)
+        for name, weights in (self.class_weights or {}).items():
+            if len(weights) != labels.get(name) or not all(weight > 0 for weight in weights):
+                raise ValueError(
+                    f"class_weights of {name!r} are {weights}: needed is one weight above 0 for each of its "
+                    f"{labels.get(name, 0)} labels. Categorical variables: "
+                    f"{', '.join(key for key, count in labels.items() if count)}."
                 )
 
 

@@ -17,6 +17,22 @@ from torch.nn import functional as F
 IGNORE_INDEX = -100  # label of something that was not recorded: never trained on
 
 
+def balanced_class_weights(labels: Tensor, num_classes: int) -> list[float]:
+    """Weights that give every label of a variable the same share in the loss, whatever its frequency.
+
+    Args:
+        labels (`Tensor`): class indices of the training scans; -100 or NaN where nothing was recorded.
+        num_classes (`int`): labels of the variable.
+
+    Returns:
+        `recorded / (labels that occur * scans with this label)`, so that the mean over the scans is 1; 1 for a label
+        that nobody has.
+    """
+    counts = torch.bincount(labels[labelled(labels.float())].long(), minlength=num_classes)
+    weights = counts.sum() / (counts > 0).sum().clamp_min(1) / counts.clamp_min(1)
+    return torch.where(counts > 0, weights, 1.0).tolist()
+
+
 @dataclass(frozen=True)
 class TargetLayout:
     """Which tokens belong to which target.
@@ -25,26 +41,35 @@ class TargetLayout:
         kinds (`tuple[str, ...]`): "categorical", "continuous" or "binary", one per target.
         sizes (`tuple[int, ...]`): tokens of each target, in token order.
         weights (`tuple[float, ...]`): weight of each target in the loss.
+        class_weights (`tuple[tuple[float, ...], ...]`): weight of each label in its target's loss, one tuple per
+            target, empty for a target whose labels all weigh 1; `()` where all targets are like that.
     """
 
     kinds: tuple[str, ...]
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
+    class_weights: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
-    def from_variables(cls, variables: list[dict[str, Any]]) -> "TargetLayout":
-        """Layout of `LCMConfig.bei_variables`."""
+    def from_variables(
+        cls, variables: list[dict[str, Any]], class_weights: dict[str, list[float]] | None = None
+    ) -> "TargetLayout":
+        """Layout of `LCMConfig.bei_variables`, with `LCMConfig.class_weights`."""
+        weighted = set(class_weights or {}) & {variable["name"] for variable in variables}
         return cls(
             tuple(variable["kind"] for variable in variables),
             tuple(max(1, len(variable["labels"])) for variable in variables),
             tuple(float(variable["loss_weight"]) for variable in variables),
+            tuple(tuple((class_weights or {}).get(variable["name"], ())) for variable in variables)
+            if weighted
+            else (),
         )
 
     @classmethod
-    def from_task(cls, problem_type: str, num_labels: int) -> "TargetLayout":
+    def from_task(cls, problem_type: str, num_labels: int, class_weights: list[float] | None = None) -> "TargetLayout":
         """Layout of a downstream task: one softmax, or one regression or one sigmoid per label."""
         if problem_type == "single_label_classification":
-            return cls(("categorical",), (num_labels,), (1.0,))
+            return cls(("categorical",), (num_labels,), (1.0,), (tuple(class_weights),) if class_weights else ())
         kind = "continuous" if problem_type == "regression" else "binary"
         return cls((kind,) * num_labels, (1,) * num_labels, (1.0 / num_labels,) * num_labels)
 
@@ -69,7 +94,10 @@ def _layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Ten
         "categorical": torch.tensor([kind == "categorical" for kind in layout.kinds]),
         "binary": torch.tensor([kind == "binary" for kind in layout.kinds]),
         "weights": torch.tensor(layout.weights),
+        "class_weights": torch.ones(len(layout.sizes), widest),
     }
+    for target, values in enumerate(layout.class_weights):
+        tensors["class_weights"][target, : len(values)] = torch.tensor(values)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
@@ -137,6 +165,10 @@ def layerwise_losses(layer_logits: Tensor, labels: Tensor, layout: TargetLayout)
     if "binary" in layout.kinds:
         sigmoid_loss = F.binary_cross_entropy_with_logits(first, targets.expand_as(first), reduction="none")
         losses = torch.where(index["binary"], sigmoid_loss, losses)
+    if layout.class_weights:
+        # Weighed here and divided by the number of labels, not by their weights: sums over parts of a batch add up.
+        of_label = index["class_weights"].to(losses.dtype).expand(*table.shape).gather(-1, class_index)[..., 0]
+        losses = torch.where(index["categorical"], losses * of_label, losses)
     return losses * known[:, None], table.gather(-1, class_index)[..., 0]
 
 

@@ -443,7 +443,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
     @property
     def target_layout(self) -> TargetLayout:
         """What `labels` and `logits` are about: every BEI variable."""
-        return TargetLayout.from_variables(self.config.bei_variables)
+        return TargetLayout.from_variables(self.config.bei_variables, self.config.class_weights)
 
     @can_return_tuple
     def forward(
@@ -505,7 +505,8 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
     @property
     def target_layout(self) -> TargetLayout:
         """What `labels` and `logits` are about: the downstream task."""
-        return TargetLayout.from_task(str(self.config.problem_type), self.num_labels)
+        weights = (self.config.class_weights or {}).get(self.config.task_variable)
+        return TargetLayout.from_task(str(self.config.problem_type), self.num_labels, weights)
 
     def _task_tokens(self) -> slice:
         """Where the task's tokens stand among all tokens."""
@@ -585,7 +586,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
 
     @property
     def _bei_layout(self) -> TargetLayout:
-        return TargetLayout.from_variables(self.config.bei_variables)
+        return TargetLayout.from_variables(self.config.bei_variables, self.config.class_weights)
 
     def _by_target(self, layer_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The task's and the pretrained variables' part of the layer logits."""

@@ -44,8 +44,9 @@ def trained_labels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dic
     class Recorder:
         def __init__(self, model: Any, train_data: Any, validation_data: Any, *rest: Any) -> None:
             seen.extend((data.subjects, data.labels) for data in (train_data, validation_data) if data is not None)
+            self.trained = model
 
-        def train(self) -> list:
+        def train(self, after_epoch: Any = None) -> list:
             return []
 
     monkeypatch.setattr(training.stages, "Trainer", Recorder)
@@ -421,7 +422,12 @@ def test_people_held_back_for_validation_do_not_train_through_another_scan(
         ({"labels": ["A", "B", "C"]}, "No training scan has the label C of 'group'"),
         ({"labels": ["A", "C"]}, "'B'"),
         ({"task": "empty", "kind": "continuous"}, "'empty' is recorded for none of the training scans"),
-        ({"task": "lonely", "validation_fraction": 0.5}, "Nobody"),
+        ({"task": "empty"}, "'empty' is recorded for none of the training scans"),
+        ({"task": "lonely"}, "A single person of the training set has the label x, y of 'lonely'"),
+        ({"task": "one_alone"}, "A single person of the training set has the label y of 'one_alone'"),
+        ({"adapter": "lora", "frozen_layers": 2}, "no layer of 2 is left for an adapter"),
+        ({"frozen_layers": 3}, "frozen_layers is 3, but the model has 2 layers"),
+        ({"window_volumes": 20}, "training.prepare --keep_time_series true"),
         ({"kind": "ordinal"}, "kind must be categorical or continuous, got 'ordinal'"),
         ({"labels_per_class": 13}, "Class 0 has 12 labelled training scans, 13 are needed"),
         ({"checkpoint": ""}, "No checkpoint was given: add --checkpoint FOLDER"),
@@ -434,6 +440,7 @@ def test_finetune_refusals(
     cohort.table["constant"] = "same"
     cohort.table["empty"] = np.nan
     cohort.table["lonely"] = ["x", "y"] + [None] * (PEOPLE - 2)
+    cohort.table["one_alone"] = ["y"] + ["x"] * (PEOPLE - 1)
     with pytest.raises(ValueError, match=problem):
         finetune(cohort, EVERYBODY, finetune_arguments(**settings))
 
@@ -442,6 +449,12 @@ def test_finetune_argument_values_are_checked() -> None:
     for settings, problem in (
         ({"pseudo_labels": "some"}, "pseudo_labels must be one of none, recorded, defaults, model, got 'some'"),
         ({"lora_rank": -1}, "lora_rank must not be negative"),
+        ({"adapter": "prefix"}, "adapter must be one of none, lora, dora, rslora, got 'prefix'"),
+        ({"layer_decay": 0.0}, "layer_decay must lie above 0"),
+        ({"class_weights": "inverse"}, "class_weights must be none or balanced"),
+        ({"window_volumes": 5}, "window_volumes must be 0, or 10 or more"),
+        ({"window_volumes": 50, "window_fraction": 0.5}, "Give window_volumes or window_fraction, not both"),
+        ({"trainable": "tokens", "lora_rank": 4}, 'trainable="tokens" leaves the layers alone'),
         ({"pseudo_label_threshold": 1.5}, "pseudo_label_threshold must lie between 0 and 1"),
     ):
         with pytest.raises(ValueError, match=problem):

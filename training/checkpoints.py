@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from modeling_lcm import LCMProcessor
+from modeling_lcm import LCMProcessor, save_adapter
 
 from .arguments import LoopArguments
 from .data import Cohort
@@ -44,7 +44,7 @@ def save_checkpoint(
     def fill(path: Path) -> None:
         whole = model
         if isinstance(model, PeftModel):
-            model.save_pretrained(str(path / "adapter"))
+            save_adapter(model, processor, path / "adapter")
             whole = model.merge_and_unload(safe_merge=True)
         whole.save_pretrained(path)
         processor.save_pretrained(path)

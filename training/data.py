@@ -246,6 +246,9 @@ class ConnectomeDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called before every epoch; whole scans are the same in all of them."""
+
     def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
         """One batch: `connectivity` `(batch, regions, regions)`, the labels, and the `rows` it is made of."""
         index = torch.tensor(positions)

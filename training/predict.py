@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, load_adapter
 
+from .adapters import is_adapter
 from .arguments import PredictArguments, command_line, parse_arguments
 from .checkpoints import check_same_regions, load_processor
 from .data import Cohort, load_cohort, to_matrices
@@ -41,27 +42,37 @@ def predict_logits(model: nn.Module, cohort: Cohort, rows: np.ndarray, batch_siz
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def predict_table(checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int = 32) -> pd.DataFrame:
+def predict_table(
+    checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int = 32, adapter: str | None = None
+) -> pd.DataFrame:
     """Predict some scans with a saved checkpoint.
 
     Args:
-        checkpoint (`str`): folder or Hub repository; pretrained (all BEI variables) or fine-tuned (the task).
+        checkpoint (`str`): folder or Hub repository: a pretrained model (all BEI variables), a fine-tuned one (the
+            task), or an adapter, whose base model then is where the adapter says.
         cohort (`Cohort`): the prepared data.
         rows (`np.ndarray`): scans to predict.
         batch_size (`int`): scans per forward pass.
+        adapter (`str`, *optional*): folder or Hub repository of an adapter of the checkpoint.
 
     Returns:
         One row per scan: `subject_id`, `session`, and per variable the predicted label with the probability of every
         label (columns `VARIABLE` and `VARIABLE=LABEL`), or the predicted value in its unit.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is for other regions than the data.
+        ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
+            another base.
     """
-    processor = load_processor(checkpoint)
+    if adapter is not None or is_adapter(checkpoint):
+        model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
+        finetuned = True
+    else:
+        processor = load_processor(checkpoint)
+        architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+        finetuned = "LCMForSequenceClassification" in architectures
+        kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
+        model = kind.from_pretrained(checkpoint)
     check_same_regions(processor, cohort)
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
-    finetuned = "LCMForSequenceClassification" in architectures
-    model = (LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining).from_pretrained(checkpoint)
     logits = predict_logits(model, cohort, rows, batch_size)["logits"]
     tokenizer = processor.tokenizer
     names = [tokenizer.task] if finetuned else None
@@ -88,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
     if arguments.splits is not None:
         rows = Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[1]
-    table = predict_table(arguments.checkpoint, cohort, rows, arguments.batch_size)
+    table = predict_table(arguments.checkpoint, cohort, rows, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")
 

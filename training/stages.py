@@ -1,5 +1,6 @@
 """The two training stages as functions: a cohort in, a trained model with its processor out."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import set_seed
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 
 from modeling_lcm import (
@@ -19,19 +20,20 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
-from modeling_lcm.loss_lcm import IGNORE_INDEX
+from modeling_lcm.loss_lcm import IGNORE_INDEX, balanced_class_weights
 
+from .adapters import with_adapter
 from .arguments import FinetuneArguments, PretrainArguments
+from .augment import training_dataset
 from .checkpoints import check_same_regions, expected_new_weights, load_processor
-from .data import Cohort, make_dataset
+from .data import Cohort, is_phenotype, make_dataset
 from .engine import Trainer
+from .optimizers import freeze
 from .splits import few_labels, hold_out
 from .transfer import model_pseudo_labels, start_from_related_tokens
 
 
-# Every projection of attention and feed-forward. The first layer's self-attention is left out of LoRA because the
-# token state is zero there: its projections never receive a gradient.
-LORA_TARGETS = r".*layers\.\d+\.(cross_attn\.[qkvo]_proj|fc[12])|.*layers\.(?!0\.)\d+\.self_attn\.[qkvo]_proj"
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -67,9 +69,16 @@ def pretrain(
             **_overrides(arguments),
         )
     )
-    datasets = [_encode(cohort, part, tokenizer) for part in (train_rows, validation_rows)]
-    history = Trainer(model, *datasets, arguments, folder).train(after_epoch)
-    return model, LCMProcessor(cohort.feature_extractor, tokenizer), history
+    train_labels, validation_labels = (_encode(cohort, part, tokenizer) for part in (train_rows, validation_rows))
+    if arguments.class_weights == "balanced":
+        model.config.class_weights = _class_weights(tokenizer.model_variables, train_labels["labels"])
+    datasets = [
+        training_dataset(cohort, train_rows, train_labels, arguments),
+        make_dataset(cohort, validation_rows, validation_labels) if len(validation_rows) else None,
+    ]
+    trainer = Trainer(model, *datasets, arguments, folder)
+    history = trainer.train(after_epoch)
+    return trainer.trained, LCMProcessor(cohort.feature_extractor, tokenizer), history
 
 
 def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) -> BEITokenizer:
@@ -127,11 +136,17 @@ def _overrides(arguments: PretrainArguments) -> dict[str, Any]:
     return chosen
 
 
-def _encode(cohort: Cohort, rows: np.ndarray, tokenizer: BEITokenizer) -> Any:
-    if not len(rows):
-        return None
-    labels = tokenizer(cohort.table.iloc[rows], return_tensors="pt")
-    return make_dataset(cohort, rows, dict(labels))
+def _encode(cohort: Cohort, rows: np.ndarray, tokenizer: BEITokenizer) -> dict[str, Tensor]:
+    return dict(tokenizer(cohort.table.iloc[rows], return_tensors="pt")) if len(rows) else {}
+
+
+def _class_weights(variables: list[dict[str, Any]], labels: Tensor) -> dict[str, list[float]]:
+    """Balanced weights of every categorical variable, from training labels `(scans, variables)`."""
+    return {
+        variable["name"]: balanced_class_weights(labels[:, column], len(variable["labels"]))
+        for column, variable in enumerate(variables)
+        if variable["kind"] == "categorical"
+    }
 
 
 def finetune(
@@ -154,43 +169,71 @@ def finetune(
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
 
     Raises:
-        ValueError: no such checkpoint, an unknown column, a single class, a class without training scans, or another
-            atlas than the checkpoint's.
+        ValueError: no such checkpoint, an unknown column, a single class, a class without training scans or with a
+            single person, no recorded label at all, or another atlas than the checkpoint's.
     """
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
     check_same_regions(processor, cohort)
+    if not cohort.table[arguments.task].iloc[rows].notna().any():
+        raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(processor.tokenizer, cohort, rows, arguments)
+    warn_of_leakage(cohort.table.iloc[rows], tokenizer)
     set_seed(arguments.seed)
     model = _task_model(arguments, tokenizer)
     tokenizer.check_config(model.config)
     encoded = _training_labels(cohort, rows, tokenizer, arguments)
-    labelled = np.flatnonzero((encoded["labels"] != IGNORE_INDEX).numpy())
+    kept, others, validation = _split(cohort, rows, encoded["labels"], tokenizer, arguments)
+    position = {row: index for index, row in enumerate(rows)}
+
+    def labels_of(part: np.ndarray) -> dict[str, Tensor]:
+        index = torch.tensor([position[row] for row in part], dtype=torch.long)
+        return {name: values[index] for name, values in encoded.items()}
+
+    train = np.concatenate([kept, others])
+    if arguments.class_weights == "balanced":
+        model.config.class_weights = _task_class_weights(model.config, labels_of(train))
+    datasets = [
+        training_dataset(cohort, train, labels_of(train), arguments),
+        make_dataset(cohort, validation, labels_of(validation)) if len(validation) else None,
+    ]
+    if arguments.new_tokens == "related" and model.config.num_task_tokens:
+        start_from_related_tokens(model, arguments.checkpoint, cohort, kept, labels_of(kept)["labels"])
+    freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
+    if arguments.adapter != "none":
+        model = with_adapter(model, arguments)
+    trainer = Trainer(model, *datasets, arguments, folder)
+    history = trainer.train(after_epoch)
+    return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
+
+
+def _split(
+    cohort: Cohort, rows: np.ndarray, labels: Tensor, tokenizer: BEITokenizer, arguments: FinetuneArguments
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with a label to train on, rows without one that train the pretrained tokens, and rows for validation."""
+    has_label = (labels != IGNORE_INDEX).numpy()
     categorical = tokenizer.task_variable.kind == "categorical"
     stratify = arguments.task if categorical else None
-    kept, validation = hold_out(cohort.table, rows[labelled], arguments.validation_fraction, arguments.seed, stratify)
-    position = {row: index for index, row in enumerate(rows)}
+    fraction, seed = arguments.validation_fraction, arguments.seed
+    kept, validation = hold_out(cohort.table, rows[has_label], fraction, seed, stratify)
     if categorical:
-        _require_classes(encoded["labels"][[position[row] for row in kept]], tokenizer.task_variable)
+        _require_classes(labels[torch.from_numpy(np.isin(rows, kept))], tokenizer.task_variable)
     others = rows[:0]
     # People without a label train the pretrained tokens, if those are trained at all; never another scan of somebody
     # who is held back for validation.
     if arguments.pseudo_labels != "none":
         subjects = cohort.table["subject_id"]
-        others = np.setdiff1d(rows, rows[labelled])
+        others = np.setdiff1d(rows, rows[has_label])
         others = others[~subjects.iloc[others].isin(subjects.iloc[validation]).to_numpy()]
-    datasets = []
-    for part in (np.concatenate([kept, others]), validation):
-        index = torch.tensor([position[row] for row in part], dtype=torch.long)
-        labels = {name: values[index] for name, values in encoded.items()}
-        datasets.append(make_dataset(cohort, part, labels) if len(part) else None)
-    if arguments.new_tokens == "related" and model.config.num_task_tokens:
-        labels = encoded["labels"][[position[row] for row in kept]]
-        start_from_related_tokens(model, arguments.checkpoint, cohort, kept, labels)
-    if arguments.lora_rank:
-        model = _with_lora(model, arguments.lora_rank)
-    history = Trainer(model, *datasets, arguments, folder).train(after_epoch)
-    return model, LCMProcessor(processor.feature_extractor, tokenizer), history
+    return kept, others, validation
+
+
+def _task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Balanced weights of the task and, where they train, of the pretrained variables."""
+    weights = _class_weights(config.bei_variables, labels["bei_labels"]) if config.bei_loss_weight else {}
+    if config.problem_type == "single_label_classification":
+        weights[config.task_variable] = balanced_class_weights(labels["labels"], config.num_labels)
+    return weights
 
 
 def task_tokenizer(
@@ -243,6 +286,7 @@ def _training_labels(
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     if tokenizer.task_variable.kind == "categorical":
         _require_classes(labels, tokenizer.task_variable)
+        _require_people(labels, records["subject_id"], tokenizer.task_variable)
         if arguments.labels_per_class is not None:
             chosen = few_labels(labels.numpy(), np.arange(len(rows)), arguments.labels_per_class, arguments.seed)
             hidden = np.setdiff1d(np.arange(len(rows)), chosen)
@@ -265,17 +309,60 @@ def _require_classes(labels: Tensor, variable: BEIVariable) -> None:
         raise ValueError(f"No training scan has the label {', '.join(absent)} of {variable.name!r}.")
 
 
-def _with_lora(model: LCMForSequenceClassification, rank: int) -> PeftModel:
-    """LoRA on attention and feed-forward; the task's tokens, read-out and batch norm are trained and saved whole."""
-    whole = ["score", "stem.norm", "bei_layer_choice", "task_layer_choice"]
-    if model.config.num_task_tokens:
-        whole.append("task_embeddings")
-    config = LoraConfig(
-        task_type="SEQ_CLS",
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules=LORA_TARGETS,
-        modules_to_save=whole,
-    )
-    return get_peft_model(model, config)
+def _require_people(labels: Tensor, subjects: pd.Series, variable: BEIVariable) -> None:
+    """Raise `ValueError` naming the labels that a single person has: one person says nothing about a group."""
+    people = subjects.astype(str).groupby(labels.numpy()).nunique()
+    alone = [name for index, name in enumerate(variable.labels) if people[index] == 1]
+    if alone:
+        raise ValueError(
+            f"A single person of the training set has the label {', '.join(alone)} of {variable.name!r}: every label "
+            "needs two people or more. Leave the label out, or join it with another one."
+        )
+
+
+def warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> list[str]:
+    """Warn of columns from which the label can be told for certain, such as a site with patients only.
+
+    What tells the label will be learnt from the connectome in the label's place (a scanner leaves its mark there), or
+    has been learnt already, where it is a pretrained variable.
+
+    Args:
+        records (`pd.DataFrame`): training records.
+        tokenizer (`BEITokenizer`): the vocabulary with the task.
+
+    Returns:
+        Names of the columns. A column counts if every value of it goes with one label, and this would happen by
+        chance less than once in a thousand; for a continuous task, if the two are correlated by 0.999.
+    """
+    task = tokenizer.task_variable
+    pretrained = {variable["name"] for variable in tokenizer.model_variables}
+    known = records[records[task.name].notna()]
+    found = [
+        column
+        for column in records.columns
+        if (is_phenotype(column) or column == "dataset")
+        and column != task.name
+        and _tells(known[column], known[task.name], task.kind)
+    ]
+    for column in found:
+        logger.warning(
+            "Possible leakage: %r of a training scan tells its %r%s. A score will then not say whether brains differ.",
+            column,
+            task.name,
+            ", and the checkpoint was pretrained on it" if column in pretrained else "",
+        )
+    return found
+
+
+def _tells(column: pd.Series, labels: pd.Series, kind: str) -> bool:
+    known = column.notna()
+    column, labels = column[known], labels[known]
+    if kind == "continuous":
+        numbers = pd.to_numeric(column, errors="coerce")
+        if numbers.notna().sum() < 3 or numbers.nunique() < 2 or labels.nunique() < 2:
+            return False
+        return bool(abs(numbers.corr(labels.astype(float))) > 0.999)
+    if labels.nunique() < 2 or (labels.groupby(column).nunique() > 1).any():
+        return False
+    # Scans beyond the first one of each value: chance would have to hit the label of every one.
+    return labels.value_counts(normalize=True).iloc[0] ** (len(labels) - column.nunique()) < 1e-3

@@ -1,0 +1,248 @@
+"""Adapters (PEFT) of a pretrained model, one small folder a cohort: saved, loaded, stacked on one base, switched.
+
+An adapter changes the network, but what its answers mean is not PEFT's business. So its folder also holds
+`config.json` (the task: labels, kind, tokens, read-out), `processor/` (atlas, definition of FC, vocabulary) and
+`adapter_base.json` (which weights it was made for). The processor has a folder of its own because PEFT takes a
+tokenizer beside an adapter for a request to enlarge the base's vocabulary. PEFT itself is imported when needed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import cached_file, logging
+
+from .configuration_lcm import LCMConfig
+from .modeling_lcm import LCMForSequenceClassification
+from .processing_lcm import LCMProcessor
+
+
+ADAPTER_BASE = "adapter_base.json"
+PROCESSOR_FOLDER = "processor"
+# What a base needs to know of a task; everything else in the adapter's configuration is the base's.
+_TASK_FIELDS = ("task_variable", "problem_type", "id2label", "label2id", "supervision", "readout", "bei_loss_weight")
+
+
+def adapter_task(adapter: str | os.PathLike, **hub: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained` with which a base model gets the task of an adapter.
+
+    Args:
+        adapter: Folder or Hub repository of the adapter.
+        **hub: `revision`, `token`, `cache_dir` and the like.
+
+    Returns:
+        Task variable, kind, labels and read-out.
+
+    Example:
+        `AutoPeftModelForSequenceClassification.from_pretrained("me/adapter", **adapter_task("me/adapter"))`
+
+    Raises:
+        ValueError: The folder has no `config.json` of a task.
+    """
+    return _task_of(_adapter_config(adapter, **hub))
+
+
+def load_adapter(
+    adapter: str | os.PathLike, base: str | os.PathLike | None = None, **hub: Any
+) -> tuple[Any, LCMProcessor]:
+    """Load an adapter onto its base model, ready to predict.
+
+    Args:
+        adapter: Folder or Hub repository of the adapter.
+        base: Its base model, if that lies elsewhere than where the adapter says.
+        **hub: `revision`, `token`, `cache_dir` and the like, of the adapter.
+
+    Returns:
+        A `PeftModel` in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: The base has another vocabulary, other regions or other weights than the one that the adapter was
+            made for, or is not there; both are named.
+        ImportError: PEFT is not installed.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = _adapter_config(adapter, **hub)
+    settings = PeftConfig.from_pretrained(str(adapter), **hub)
+    recorded = settings.base_model_name_or_path
+    chosen = str(recorded if base is None else base)
+    revision = {"revision": settings.revision} if chosen == recorded and settings.revision else {}
+    origin = {name: value for name, value in hub.items() if name in ("token", "cache_dir")} | revision
+    try:
+        base_config = LCMConfig.from_pretrained(chosen, **origin)
+    except OSError as error:
+        raise ValueError(
+            f"The base model {chosen} of the adapter {adapter} is not within reach: give its place, as a folder or a "
+            f"repository ({str(error).strip().splitlines()[0]})."
+        ) from error
+    _check_architecture(config, base_config, adapter, recorded, chosen)
+    with _expected_new_weights():
+        model = LCMForSequenceClassification.from_pretrained(chosen, dtype=torch.float32, **_task_of(config), **origin)
+    _check_weights(model, adapter, recorded, chosen, **hub)
+    peft_model = PeftModel.from_pretrained(model, str(adapter), **hub).eval()
+    model.adapter_configs = {"default": config}
+    return peft_model, LCMProcessor.from_pretrained(str(adapter), subfolder=PROCESSOR_FOLDER, **hub)
+
+
+def stack_adapter(model: Any, adapter: str | os.PathLike, name: str, **hub: Any) -> LCMProcessor:
+    """Load one more adapter, of whatever task, onto a base that carries one already; [`use_adapter`] switches.
+
+    Args:
+        model: From [`load_adapter`].
+        adapter: Folder or Hub repository of the other adapter.
+        name: What to call it.
+        **hub: As for [`load_adapter`].
+
+    Returns:
+        The other adapter's processor.
+
+    Raises:
+        ValueError: The name is taken, or the adapter was made for another base.
+    """
+    inner = model.get_base_model()
+    if name in model.peft_config:
+        raise ValueError(f"There is already an adapter {name!r} on this model: choose another name.")
+    config = _adapter_config(adapter, **hub)
+    recorded, chosen = model.peft_config["default"].base_model_name_or_path, inner.name_or_path
+    _check_architecture(config, inner.config, adapter, recorded, chosen)
+    _check_weights(inner, adapter, recorded, chosen, **hub)
+    with _room_for_tokens(inner, config.num_task_tokens):
+        model.load_adapter(str(adapter), adapter_name=name, **hub)
+    inner.adapter_configs[name] = config
+    return LCMProcessor.from_pretrained(str(adapter), subfolder=PROCESSOR_FOLDER, **hub)
+
+
+def use_adapter(model: Any, name: str) -> None:
+    """Switch a model to one of its adapters: weights, tokens, labels and read-out.
+
+    Args:
+        model: From [`load_adapter`], with others stacked on it.
+        name: "default" for the first one.
+
+    Raises:
+        ValueError: There is no adapter of that name.
+    """
+    inner = model.get_base_model()
+    if name not in inner.adapter_configs:
+        raise ValueError(f"There is no adapter {name!r}; there are {', '.join(inner.adapter_configs)}.")
+    for field, value in _task_of(inner.adapter_configs[name]).items():
+        setattr(inner.config, field, value)
+    inner.num_labels = inner.config.num_labels
+    model.set_adapter(name)
+    model.eval()
+
+
+def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike) -> None:
+    """Save the adapter of a `PeftModel` with all that a stranger needs to load and understand it.
+
+    Args:
+        model: A `PeftModel` around [`LCMForSequenceClassification`].
+        processor: The processor with the task.
+        folder: Where to.
+    """
+    model.save_pretrained(str(folder))
+    inner = model.get_base_model()
+    config = LCMConfig.from_dict(inner.config.to_dict())
+    config.architectures = ["LCMForSequenceClassification"]
+    config.save_pretrained(folder)
+    processor.save_pretrained(str(Path(folder) / PROCESSOR_FOLDER))
+    content = json.dumps({"weights_sha256": base_fingerprint(inner)}, indent=2)
+    (Path(folder) / ADAPTER_BASE).write_text(content + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the pretrained weights that an adapter leaves alone, as float32; the same with and without one.
+
+    Args:
+        model: [`LCMForSequenceClassification`], possibly with adapters injected into it.
+    """
+    digest = hashlib.sha256()
+    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
+    for name in sorted(weights):
+        if name.startswith(("model.layers.", "model.stem.proj.", "model.bei_embeddings.")) and "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
+    try:
+        return LCMConfig.from_pretrained(str(adapter), **hub)
+    except OSError as error:
+        raise ValueError(
+            f"{adapter} is no adapter of a Large Connectome Model: it has no config.json with its task. Save adapters "
+            "with modeling_lcm.save_adapter."
+        ) from error
+
+
+def _task_of(config: LCMConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _TASK_FIELDS}
+
+
+def _check_architecture(config: LCMConfig, base: LCMConfig, adapter: Any, recorded: str | None, chosen: str) -> None:
+    for what, ours, theirs in (
+        ("regions", config.num_regions, base.num_regions),
+        ("vocabulary", _vocabulary(config), _vocabulary(base)),
+        ("width", config.hidden_size, base.hidden_size),
+        ("number of layers", config.num_hidden_layers, base.num_hidden_layers),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"The adapter {adapter} was made for the base model {recorded}, not for {chosen}, which has another "
+                f"{what}: {ours} in the adapter, {theirs} in the base."
+            )
+
+
+def _vocabulary(config: LCMConfig) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(variable["name"], variable["kind"], tuple(variable["labels"])) for variable in config.bei_variables]
+
+
+def _check_weights(model: nn.Module, adapter: Any, recorded: str | None, chosen: str, **hub: Any) -> None:
+    path = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
+    if path is None:
+        return  # saved by PEFT alone
+    expected = json.loads(Path(path).read_text(encoding="utf-8"))["weights_sha256"]
+    found = base_fingerprint(model)
+    if found != expected:
+        raise ValueError(
+            f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
+            f"{chosen} has other weights ({found[:12]})."
+        )
+
+
+@contextmanager
+def _room_for_tokens(inner: Any, tokens: int) -> Iterator[None]:
+    """Let PEFT copy its next adapter's task tokens from an embedding of their number, not of the first adapter's."""
+    if not tokens:
+        yield
+        return
+    fresh = nn.Embedding(tokens, inner.config.hidden_size, device=inner.model.bei_embeddings.weight.device)
+    if not hasattr(inner, "task_embeddings"):
+        inner.task_embeddings = fresh
+        yield
+        return
+    # Kept by PEFT beside the adapters' own copies.
+    wrapper = inner.task_embeddings
+    original, wrapper.original_module = wrapper.original_module, fresh
+    try:
+        yield
+    finally:
+        wrapper.original_module = original
+
+
+@contextmanager
+def _expected_new_weights() -> Iterator[None]:
+    """Silence Transformers' report of the task's new weights, which the adapter brings along."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

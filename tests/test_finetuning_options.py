@@ -1,0 +1,291 @@
+"""Options for small cohorts: class weights, what is frozen, learning rates by depth, random windows, leakage."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.loss_lcm import TargetLayout, balanced_class_weights, multitask_loss, supervised_losses
+from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
+from training.arguments import FinetuneArguments, PretrainArguments
+from training.augment import WindowDataset, training_dataset
+from training.data import Cohort
+from training.engine import Trainer
+from training.optimizers import freeze, parameter_groups, set_training_mode
+from training.predict import predict_logits
+from training.stages import finetune, pretrain
+
+
+pytest_plugins = ["tests.training_fixtures"]
+
+EVERYBODY = np.arange(PEOPLE)
+
+
+# --- class weights ---
+
+
+def test_balanced_weights_equal_scikit_learns() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = torch.tensor([0, 0, 0, 1, 2, 2, -100, -100])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=[0, 0, 0, 1, 2, 2])
+    assert balanced_class_weights(labels, 3) == pytest.approx(expected)
+    # A label that nobody has takes nothing from the others.
+    assert balanced_class_weights(labels.float(), 4) == pytest.approx([*expected, 1])
+
+
+def test_class_weights_in_the_loss_equal_torchs() -> None:
+    logits, labels = torch.randn(12, 3, 5), torch.tensor([0.0, 1, 2] * 4)
+    layout = TargetLayout(("categorical", "continuous"), (3, 1), (1.0, 1.0), ((0.5, 1.0, 3.0), ()))
+    targets = torch.stack([labels, torch.randn(12)], dim=1)
+    losses = supervised_losses(logits, targets, layout, "momentum")
+    mean = logits.mean(1)
+    expected = torch.nn.functional.cross_entropy(
+        mean[:, :3], labels.long(), weight=torch.tensor([0.5, 1.0, 3.0]), reduction="none"
+    )
+    torch.testing.assert_close(losses[:, 0], expected)
+    torch.testing.assert_close(losses[:, 1], (mean[:, 3] - targets[:, 1]) ** 2)
+    # Parts of a batch, with the counts of the whole one, add up to its loss.
+    counts = torch.tensor([12, 12])
+    parts = [multitask_loss(losses[rows], targets[rows], layout, counts) for rows in (slice(0, 5), slice(5, 12))]
+    torch.testing.assert_close(sum(parts), multitask_loss(losses, targets, layout))
+
+
+def test_finetuning_takes_class_weights_from_training_labels(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]
+) -> None:
+    cohort.table.loc[18:, "group"] = "A"
+    settings = finetune_arguments(class_weights="balanced", epochs=1, pseudo_labels="recorded")
+    model, _, _ = finetune(cohort, EVERYBODY, settings)
+    groups, sexes = cohort.table["group"].value_counts(), cohort.table["sex"].value_counts()
+    assert model.config.class_weights["group"] == pytest.approx([12 / groups["A"], 12 / groups["B"]])
+    assert model.config.class_weights["sex"] == pytest.approx([12 / sexes["F"], 12 / sexes["M"]])
+    assert model.target_layout.class_weights == (tuple(model.config.class_weights["group"]),)
+    assert "sex" not in finetune(cohort, EVERYBODY, replace(settings, pseudo_labels="none"))[0].config.class_weights
+    assert finetune(cohort, EVERYBODY, replace(settings, class_weights="none"))[0].config.class_weights is None
+
+
+def test_weighted_steps_do_not_depend_on_accumulation(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]
+) -> None:
+    cohort.table.loc[16:, "group"] = "A"
+    settings = finetune_arguments(
+        class_weights="balanced", epochs=1, input_noise=0.0, batch_size=24, frozen_layers=1, warmup_fraction=0.0
+    )
+    states = [
+        finetune(cohort, EVERYBODY, replace(settings, batch_size=size, gradient_accumulation_steps=24 // size))[0]
+        for size in (24, 6)
+    ]
+    for name, value in states[0].named_parameters():
+        if "k_proj.bias" in name:
+            continue  # its gradient is rounding noise, since it cancels in the softmax
+        torch.testing.assert_close(value, dict(states[1].named_parameters())[name], rtol=0, atol=2e-5, msg=name)
+
+
+def test_pretraining_weighs_every_categorical_variable(
+    cohort: Cohort, pretrain_arguments: Callable[..., PretrainArguments]
+) -> None:
+    cohort.table.loc[4:, "site"] = "y"
+    settings = pretrain_arguments(class_weights="balanced", categorical=["sex", "site"], epochs=1)
+    config = pretrain(cohort, EVERYBODY, settings)[0].config
+    assert config.class_weights["site"] == pytest.approx([3.0, 0.6])
+    assert set(config.class_weights) == {"sex", "site"}
+
+
+# --- what trains ---
+
+
+def changed(cohort: Cohort, settings: FinetuneArguments, pretrained: Path) -> set[str]:
+    """Names of the tensors that fine-tuning changed, of those that the checkpoint has."""
+    after = finetune(cohort, EVERYBODY, settings)[0].state_dict()
+    before = LCMForMultitaskPretraining.from_pretrained(pretrained).state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_tokens_only_leaves_the_pretrained_network_alone(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
+) -> None:
+    settings = finetune_arguments(trainable="tokens")
+    assert changed(cohort, settings, pretrained) == {"score.weight", "score.bias"}
+    with_tokens = changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained)
+    assert with_tokens - {"bei_layer_choice.running_loss", "bei_layer_choice.best_layer"} == {
+        "score.weight",
+        "score.bias",
+        "model.bei_embeddings.weight",
+    }
+
+
+def test_frozen_layers_and_stem_stay(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
+) -> None:
+    names = changed(cohort, finetune_arguments(frozen_layers=1), pretrained)
+    assert not [name for name in names if name.startswith(("model.stem.", "model.layers.0."))]
+    assert "model.layers.1.fc1.weight" in names
+
+
+def test_frozen_batch_norm_uses_its_own_statistics(pretrained: Path) -> None:
+    model = LCMForSequenceClassification.from_pretrained(pretrained, num_labels=2, task_variable="new")
+    freeze(model, frozen_layers=1)
+    set_training_mode(model)
+    assert model.training
+    assert not model.model.stem.norm.training
+    connectivity = torch.randn(4, REGIONS, REGIONS)
+    memory = model.model.stem(connectivity)
+    torch.testing.assert_close(memory, model.eval().model.stem(connectivity))
+
+
+def test_layer_decay_by_depth(pretrained: Path, finetune_arguments: Callable[..., FinetuneArguments]) -> None:
+    model = LCMForSequenceClassification.from_pretrained(pretrained, num_labels=2, task_variable="new")
+    settings = finetune_arguments(layer_decay=0.5, learning_rate=1.0)
+    groups = parameter_groups(model, settings)
+    rates = {
+        id(parameter): group.get("lr", settings.learning_rate) for group in groups for parameter in group["params"]
+    }
+    named = dict(model.named_parameters())
+    assert len(rates) == len(named)
+    for name, rate in (
+        ("score.weight", 1.0),
+        ("task_embeddings.weight", 1.0),
+        ("model.norm.weight", 1.0),
+        ("model.layers.1.fc1.bias", 0.5),
+        ("model.layers.0.cross_attn.q_proj.weight", 0.25),
+        ("model.stem.proj.weight", 0.125),
+        ("model.bei_embeddings.weight", 0.125),
+    ):
+        assert rates[id(named[name])] == rate, name
+    assert groups[0].get("lr", 1.0) == 1.0  # the rate that is logged
+    assert all(group["weight_decay"] == 0 for group in groups if any(p.ndim == 1 for p in group["params"]))
+
+
+# --- windows ---
+
+
+@pytest.fixture
+def with_series(cohort: Cohort, study: Study) -> Cohort:
+    """The cohort with its time series, standardised as training.prepare stores them; one scan has none."""
+
+    class Series:
+        def __init__(self, scans: list) -> None:
+            self.scans = scans
+
+        def __getitem__(self, rows: np.ndarray) -> list:
+            return [self.scans[row] for row in rows]
+
+    scans: list[Any] = [
+        ((scan - scan.mean(0)) / scan.std(0)).astype(np.float16) for scan in study.time_series.astype(float)
+    ]
+    scans[3] = None
+
+    class WithSeries(Cohort):
+        def volumes(self) -> list[int]:
+            return [0 if scan is None else len(scan) for scan in scans]
+
+    return WithSeries(cohort.table, cohort.triangles, cohort.feature_extractor, Series(scans))
+
+
+def test_windows_are_the_fc_of_a_contiguous_part(with_series: Cohort, study: Study) -> None:
+    data = WindowDataset(with_series, EVERYBODY, {"labels": torch.arange(PEOPLE)}, 20, 0.0, seed=1)
+    data.set_epoch(2)
+    batch = data.__getitems__([5, 3, 7])
+    assert batch["labels"].tolist() == [5, 3, 7]
+    for place, row in ((0, 5), (2, 7)):
+        start = data.window_starts[row]
+        assert 0 <= start <= VOLUMES - 20
+        expected = np.corrcoef(study.time_series[row, start : start + 20].T)
+        np.testing.assert_allclose(batch["connectivity"][place], expected, atol=2e-3)
+    # A scan without a time series is used whole.
+    np.testing.assert_allclose(batch["connectivity"][1], with_series.connectivity(np.array([3]))[0])
+
+
+def test_windows_hang_on_seed_epoch_and_scan_alone(with_series: Cohort) -> None:
+    labels = {"labels": torch.zeros(PEOPLE)}
+    one, two = (WindowDataset(with_series, EVERYBODY, labels, 0, 0.5, seed=1) for _ in range(2))
+    for data in (one, two):
+        data.set_epoch(4)
+    together = one.__getitems__([0, 1, 2])["connectivity"]
+    torch.rand(3)  # nothing that is drawn elsewhere matters
+    apart = torch.stack([two[row]["connectivity"] for row in (0, 1, 2)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+    two.set_epoch(5)
+    assert not torch.allclose(together, two.__getitems__([0, 1, 2])["connectivity"], atol=1e-3)
+    has_series = one.lengths > 0
+    assert one.window_lengths[has_series].min() >= VOLUMES / 2
+    assert one.window_lengths.max() <= VOLUMES
+    assert len(set(one.window_lengths[has_series])) > 5
+    assert (one.window_starts + one.window_lengths <= VOLUMES).all()
+
+
+def test_a_window_longer_than_the_scan_is_the_whole_scan(with_series: Cohort) -> None:
+    data = WindowDataset(with_series, EVERYBODY, {}, 10 * VOLUMES, 0.0, seed=0)
+    np.testing.assert_array_equal(data.__getitems__([2])["connectivity"], with_series.connectivity(np.array([2])))
+
+
+def test_only_training_sees_windows(
+    with_series: Cohort, finetune_arguments: Callable[..., FinetuneArguments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = Trainer.__init__
+
+    def spy(self: Any, model: Any, train: Any, validation: Any, *rest: Any) -> None:
+        seen.extend([type(train).__name__, type(validation).__name__])
+        original(self, model, train, validation, *rest)
+
+    monkeypatch.setattr(Trainer, "__init__", spy)
+    settings = finetune_arguments(window_fraction=0.5, validation_fraction=0.25, epochs=1)
+    model, _, history = finetune(with_series, EVERYBODY, settings)
+    assert seen == ["WindowDataset", "ConnectomeDataset"]
+    assert np.isfinite(history[0]["train_loss"])
+    assert predict_logits(model, with_series, EVERYBODY)["logits"].isfinite().all()
+
+
+def test_resuming_with_windows_is_bit_identical(
+    with_series: Cohort, finetune_arguments: Callable[..., FinetuneArguments], tmp_path: Path
+) -> None:
+    settings = finetune_arguments(epochs=3, window_volumes=25, checkpoint_every=1)
+    whole, _, history = finetune(with_series, EVERYBODY, settings, tmp_path / "a")
+    stopped = RuntimeError("stopped")
+
+    def stop(model: Any, count: list[int] = [0]) -> None:  # noqa: B006 (counts the calls)
+        count[0] += 1
+        if count[0] == 2:
+            raise stopped
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        finetune(with_series, EVERYBODY, settings, tmp_path / "b", stop)
+    again, _, repeated = finetune(with_series, EVERYBODY, replace(settings, resume=True), tmp_path / "b")
+    assert repeated == history
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_without_windows_nothing_changes(cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]) -> None:
+    data = training_dataset(cohort, EVERYBODY, {}, finetune_arguments())
+    assert type(data).__name__ == "ConnectomeDataset"
+
+
+# --- leakage ---
+
+
+def test_a_column_that_tells_the_label_is_warned_of(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort.table["scanner"] = np.where(cohort.table["group"] == "A", "p", "q")
+    cohort.table["ward"] = np.where(cohort.table["group"] == "A", ["p1", "p2", "p3"] * 8, "q")
+    cohort.table["mostly"] = cohort.table["scanner"]
+    cohort.table.loc[0, "mostly"] = "q"
+    finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
+    warned = [record.getMessage() for record in caplog.records if "leakage" in record.getMessage()]
+    assert [message.split("'")[1] for message in warned] == ["scanner", "ward"]
+    caplog.clear()
+    cohort.table["sex"] = np.where(cohort.table["group"] == "A", "F", "M")
+    finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
+    assert "'sex' of a training scan tells its 'group', and the checkpoint was pretrained on it" in caplog.text
+    caplog.clear()
+    cohort.table["points"] = 3 * cohort.table["score"] - 1
+    finetune(cohort, EVERYBODY, finetune_arguments(task="score", kind="continuous", epochs=1))
+    assert "'points' of a training scan tells its 'score'" in caplog.text

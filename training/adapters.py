@@ -1,0 +1,63 @@
+"""Which weights a fine-tuning with adapters trains; saving and loading them is `modeling_lcm.adapters_lcm`."""
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.utils import find_adapter_config_file
+
+from modeling_lcm import LCMForSequenceClassification
+
+from .arguments import FinetuneArguments
+
+
+RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at all ranks
+
+
+def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArguments) -> PeftModel:
+    """Put low-rank updates on attention and feed-forward; the task's tokens and what they need train whole.
+
+    Whole are the new tokens, the shared read-out, the choice of layers, and the stem's batch norm with its running
+    statistics, which follow the cohort (not with frozen layers, which include the stem).
+
+    Args:
+        model (`LCMForSequenceClassification`): changed in place.
+        arguments (`FinetuneArguments`): `adapter`, `lora_rank` and `frozen_layers` are used.
+
+    Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
+    """
+    whole = ["score", "bei_layer_choice", "task_layer_choice"]
+    if not arguments.frozen_layers:
+        whole.append("stem.norm")
+    if model.config.num_task_tokens:
+        whole.append("task_embeddings")
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=arguments.lora_rank,
+        lora_alpha=RSLORA_ALPHA if arguments.adapter == "rslora" else 2 * arguments.lora_rank,
+        lora_dropout=0.0,
+        use_dora=arguments.adapter == "dora",
+        use_rslora=arguments.adapter == "rslora",
+        target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
+        modules_to_save=whole,
+    )
+    return get_peft_model(model, config)
+
+
+def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:
+    """Pattern of every projection of attention and feed-forward above the frozen layers.
+
+    The first layer's self-attention is left out, because the token state is zero there: its queries and keys never
+    receive a gradient.
+
+    Raises:
+        ValueError: all layers are frozen.
+    """
+    layers = range(frozen_layers, num_layers)
+    if not layers:
+        raise ValueError(f"frozen_layers is {frozen_layers}: no layer of {num_layers} is left for an adapter.")
+    every = "|".join(map(str, layers))
+    later = "|".join(str(layer) for layer in layers if layer) or "none"
+    return rf".*layers\.(?:(?:{every})\.(?:cross_attn\.[qkvo]_proj|fc[12])|(?:{later})\.self_attn\.[qkvo]_proj)"
+
+
+def is_adapter(checkpoint: str) -> bool:
+    """Whether a name stands for an adapter: a folder or a Hub repository with `adapter_config.json`."""
+    return find_adapter_config_file(checkpoint) is not None
