@@ -17,7 +17,6 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_names
 from tests.cohort_layouts import signals_of
 from training.data import load_cohort
-from training.harmonise import harmonise
 from training.merge import MergeArguments, merge
 from training.prepare import PrepareArguments, prepare
 from training.quality import Rules, Statistics, find_duplicates, homotopic_pairs, measure, shift_against
@@ -292,28 +291,3 @@ def test_splits_by_column_and_their_errors(dataset: Path, tmp_path: Path, capsys
     folds = Folds.load(tmp_path / "splits.json")
     assert (len(folds.test_subjects), folds.stratified_by) == (2, "site")
     assert folds.checksum in capsys.readouterr().out
-
-
-def test_harmonisation_is_fitted_on_training_scans_only(dataset: Path) -> None:
-    pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
-    cohort = load_cohort(dataset)
-    is_y = (cohort.table["site"] == "y").to_numpy()
-    shifted = cohort.triangles[:].astype(np.float32)
-    shifted[is_y] = np.clip(shifted[is_y] * 0.5 + 0.3, -1, 1)
-    cohort = replace(cohort, triangles=shifted.astype(np.float16))
-    train = np.r_[0:8, 12:20]
-    found = harmonise(cohort, train)
-
-    def gap(data) -> float:
-        values = data.triangles.astype(float)
-        return abs(values[train][is_y[train]].mean() - values[train][~is_y[train]].mean())
-
-    assert gap(found) < 0.2 * gap(cohort)
-    # Test scans shape nothing: with other test scans the training scans come out the same.
-    changed = cohort.triangles.copy()
-    test = np.setdiff1d(np.arange(24), train)
-    changed[test] = 0.5 * changed[test][::-1]
-    again = harmonise(replace(cohort, triangles=changed), train)
-    np.testing.assert_array_equal(again.triangles[train], found.triangles[train])
-    with pytest.raises(ValueError, match="needs two sites"):
-        harmonise(cohort, np.arange(8))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from modeling_lcm.atlases import region_labels
 from modeling_lcm.bei_vocabulary import BEIVariable
-from tests.cohort_layouts import signals_of
+from tests.cohort_layouts import signals_of, write_image, write_label_image
+from training.assemble import summary_of
 from training.data import load_cohort
 from training.phenotypes import Column, clean_columns, infer_columns, parse_number
 from training.prepare import PrepareArguments, prepare
@@ -210,3 +211,62 @@ def test_recipe_on_a_folder_in_the_cohorts_layout(tmp_path: Path, rng: np.random
     assert (cohort.table["state"] == "rest").all()
     first = next(iter(scans.values()))
     np.testing.assert_allclose(cohort.connectivity()[0], np.corrcoef(first.T), atol=1e-3)
+
+
+HCP_SCANS = {
+    "hcp_ya": {"EMOTION": "emotion", "WM": "working memory"},
+    "hcp_aging": {"rfMRI_REST1_AP": "rest", "tfMRI_CARIT_PA": "inhibition"},
+}
+
+
+def write_hcp(folder: Path, name: str, scans: dict[str, np.ndarray], labels_img: Path) -> None:
+    """The archive's table and minimally preprocessed images, with `SUBJECT@SCAN` as keys."""
+    subjects = sorted({key.split("@")[0] for key in scans})
+    if name == "hcp_ya":
+        rows = [f"{subject},S900,Q01,{'MF'[n % 2]},{('22-25', '36+')[n % 2]},26" for n, subject in enumerate(subjects)]
+        (folder / "unrestricted.csv").write_text(
+            "Subject,Release,Acquisition,Gender,Age,MMSE_Score\n" + "\n".join(rows)
+        )
+        place = "{0}/MNINonLinear/Results/tfMRI_{1}_LR/tfMRI_{1}_LR.nii.gz"
+    else:
+        # The NIMH Data Archive quotes everything and explains its columns in a second line.
+        header = ["subjectkey", "src_subject_id", "interview_date", "interview_age", "sex"]
+        told = ["The NDAR Global Unique Identifier", "Subject ID how it's defined in lab", "Date", "Months", "Sex"]
+        rows = [
+            ["NDAR1", subject, "01/01/2016", str(12 * (40 + 20 * n)), "MF"[n % 2]]
+            for n, subject in enumerate(subjects)
+        ]
+        text = "\n".join("\t".join(f'"{cell}"' for cell in row) for row in (header, told, *rows))
+        (folder / "ndar_subject01.txt").write_text(text)
+        place = "{0}_V1_MR/MNINonLinear/Results/{1}/{1}_hp0_clean.nii.gz"
+    for key, values in scans.items():
+        path = folder / place.format(*key.split("@"))
+        path.parent.mkdir(parents=True)
+        write_image(path, labels_img, values)
+
+
+@pytest.mark.parametrize("name", ["hcp_ya", "hcp_aging"])
+def test_hcp_recipe_on_images_in_the_archives_layout(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+    people = {"hcp_ya": ["100307", "100408"], "hcp_aging": ["HCA6002236", "HCA6010538"]}[name]
+    states = HCP_SCANS[name]
+    first, second = states
+    # The second person did not do the second task.
+    keys = [f"{people[0]}@{first}", f"{people[0]}@{second}", f"{people[1]}@{first}"]
+    scans = {key: signals_of(number, 30, rng) for number, key in enumerate(keys)}
+    labels_img = write_label_image(tmp_path / "aal.nii.gz")
+    write_hcp(tmp_path, name, scans, labels_img)
+    settings = PrepareArguments(
+        output=str(tmp_path / "out"), recipe=name, data_dir=str(tmp_path), labels_img=str(labels_img), parquet=False
+    )
+    folder = prepare(settings)
+    cohort = load_cohort(folder)
+    found = cohort.table.set_index(cohort.table["subject_id"] + "@" + cohort.table["session"])
+    assert sorted(found.index) == sorted(keys)
+    assert found.loc[keys, "state"].tolist() == [states[first], states[second], states[first]]
+    assert found.loc[keys, "sex"].tolist() == ["M", "M", "F"]
+    assert found.loc[keys, "age"].tolist() == {"hcp_ya": [23.5, 23.5, 36], "hcp_aging": [40, 40, 60]}[name]
+    order = [list(found.index).index(key) for key in keys]
+    expected = np.stack([np.corrcoef(scans[key].T) for key in keys])
+    np.testing.assert_allclose(cohort.connectivity(np.array(order)), expected, atol=2e-3)
+    text, dropped = summary_of(folder)
+    assert dropped == 0, text  # tasks that somebody did not do are no mistake

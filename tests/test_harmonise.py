@@ -1,0 +1,101 @@
+"""Harmonisation inside a cross-validation: fitted on each fold's training scans, and what the models are given."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import training.evaluate
+import training.fold
+from tests.training_fixtures import PEOPLE, SHORT, TINY
+from training.data import Cohort
+from training.harmonise import harmonise
+from training.splits import Folds
+
+
+pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
+pytest_plugins = ["tests.training_fixtures"]
+
+
+@pytest.fixture
+def two_scanners(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> Cohort:
+    """The study whose second site measures weaker and higher FC; the evaluation loads it."""
+    is_y = (cohort.table["site"] == "y").to_numpy()
+    triangles = cohort.triangles[:].astype(np.float32)
+    triangles[is_y] = np.clip(triangles[is_y] * 0.5 + 0.3, -1, 1)
+    shifted = replace(cohort, triangles=triangles.astype(np.float16))
+    monkeypatch.setattr(training.evaluate, "load_cohort", lambda folder: shifted)
+    return shifted
+
+
+def site_gap(cohort: Cohort, rows: np.ndarray) -> float:
+    """Difference of the two sites' mean FC over some scans."""
+    is_y = (cohort.table["site"].iloc[rows] == "y").to_numpy()
+    means = cohort.triangles[rows].astype(float).mean(axis=1)
+    return abs(means[is_y].mean() - means[~is_y].mean())
+
+
+def test_every_fold_is_harmonised_by_its_training_scans(
+    two_scanners: Cohort, dataset: Path, write_config: Callable[..., str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls = []
+
+    def watched(cohort: Cohort, train: np.ndarray, column: str) -> Cohort:
+        calls.append((cohort, train, harmonise(cohort, train, column)))
+        return calls[-1][2]
+
+    given = []
+
+    def watched_prediction(model, cohort: Cohort, rows: np.ndarray, batch_size: int = 64) -> dict:
+        given.append((cohort, rows))
+        return predict(model, cohort, rows, batch_size)
+
+    predict = training.fold.predict_logits
+    monkeypatch.setattr(training.fold, "harmonise", watched)
+    monkeypatch.setattr(training.fold, "predict_logits", watched_prediction)
+    config = write_config("pretrain", **{**TINY, **SHORT, "epochs": 1, "categorical": ["sex", "group"]})
+    settings = f"--data {dataset} --output {tmp_path / 'folds'} --pretrain {config} --stratify group --n_folds 2"
+    training.evaluate.main([*settings.split(), "--harmonise", "site", "--finetune", ""])
+    folds = Folds.load(tmp_path / "folds" / "splits.json")
+    subjects = two_scanners.table["subject_id"].astype(str)
+    assert len(calls) == len(given) == len(folds.test_subjects) == 2
+    for fold, ((raw, train, corrected), (shown, tested)) in enumerate(zip(calls, given, strict=True)):
+        expected_train, expected_test = folds.rows(subjects, fold)
+        np.testing.assert_array_equal(np.sort(train), np.sort(expected_train))
+        np.testing.assert_array_equal(np.sort(tested), np.sort(expected_test))
+        np.testing.assert_array_equal(raw.triangles, two_scanners.triangles)  # never the last fold's result
+        assert shown.triangles is corrected.triangles
+        assert site_gap(corrected, train) < 0.2 * site_gap(raw, train)
+        assert site_gap(corrected, tested) < 0.5 * site_gap(raw, tested)
+    metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
+    assert metrics["protocol"]["harmonised"] == "across site, fitted on training scans"
+
+
+def test_other_test_scans_change_nothing_of_the_training_scans(two_scanners: Cohort) -> None:
+    train = np.r_[0:8, 12:20]
+    test = np.setdiff1d(np.arange(PEOPLE), train)
+    found = harmonise(two_scanners, train)
+    changed = two_scanners.triangles.copy()
+    changed[test] = 0.5 * changed[test][::-1]
+    again = harmonise(replace(two_scanners, triangles=changed), train)
+    np.testing.assert_array_equal(again.triangles[train], found.triangles[train])
+    assert not np.array_equal(again.triangles[test], found.triangles[test])
+
+
+def test_a_site_without_training_scans_stays_as_it_is(two_scanners: Cohort) -> None:
+    two_scanners.table["site"] = ["x", "y", "z"] * (PEOPLE // 3)
+    is_z = (two_scanners.table["site"] == "z").to_numpy()
+    found = harmonise(two_scanners, np.flatnonzero(~is_z))
+    np.testing.assert_array_equal(found.triangles[is_z], two_scanners.triangles[is_z])
+    assert not np.array_equal(found.triangles[~is_z], two_scanners.triangles[~is_z])
+
+
+def test_what_harmonisation_needs(two_scanners: Cohort) -> None:
+    with pytest.raises(ValueError, match="needs two sites"):
+        harmonise(two_scanners, np.arange(8))
+    with pytest.raises(ValueError, match="needs 'centre' for every scan"):
+        harmonise(two_scanners, np.arange(PEOPLE), "centre")
