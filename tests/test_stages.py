@@ -508,7 +508,7 @@ def test_new_tokens_start_at_the_pretrained_tokens_that_follow_the_labels(cohort
     task = LCMForSequenceClassification.from_pretrained(
         pretrained, id2label={0: "low", 1: "high"}, label2id={"low": 0, "high": 1}, task_variable="new"
     )
-    names = start_from_related_tokens(task, str(pretrained), cohort, rows, labels)
+    names = start_from_related_tokens(task, cohort, rows, labels)
     tokens = BEITokenizer.from_pretrained(pretrained).convert_ids_to_tokens(range(model.config.num_bei_tokens))
     assert names[1] == tokens[token]
     start = task.model.bei_embeddings.weight[token]

@@ -358,7 +358,8 @@ class Trainer:
         """Leave the model unwrapped, in evaluation mode, at the chosen epoch."""
         weights = self._best
         if self._whole is not None:
-            weights = self._best or self.accelerator.get_state_dict(self.model)
+            # Gathering takes all processes; a best epoch's weights are only in the main one.
+            weights = self.accelerator.get_state_dict(self.model) if weights is None else weights
             self.trained = self._whole
         else:
             # The mixed-precision wrapper goes too: what comes after training decides on its own precision.

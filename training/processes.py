@@ -11,8 +11,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed import DistError
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed import DistError, group
+from torch.distributed import _functional_collectives as collectives
 
 
 def start_processes(timeout: int) -> PartialState:
@@ -51,13 +51,13 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         """Normalise `(rows, channels)`; rows are regions of scans, their number may differ between processes."""
         if not self.training:
             return super().forward(rows)
-        values = rows.float()
-        totals = all_reduce(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
+        values = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        totals = _total(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
         centred = values - mean
         # Two passes: the mean of squares minus the square of the mean would lose digits.
-        variance = all_reduce(centred.square().sum(0)) / count
+        variance = _total(centred.square().sum(0)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
 
@@ -66,6 +66,11 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum over all processes; its gradient is summed over them, too."""
+    return collectives.all_reduce(values, "sum", group.WORLD)
 
 
 def share_batch_norm(model: nn.Module, shared: bool) -> None:

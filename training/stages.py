@@ -198,7 +198,7 @@ def finetune(
         make_dataset(cohort, validation, labels_of(validation)) if len(validation) else None,
     ]
     if arguments.new_tokens == "related" and model.config.num_task_tokens:
-        start_from_related_tokens(model, arguments.checkpoint, cohort, kept, labels_of(kept)["labels"])
+        start_from_related_tokens(model, cohort, kept, labels_of(kept)["labels"])
     freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
     if arguments.adapter != "none":
         model = with_adapter(model, arguments)

@@ -45,7 +45,7 @@ def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, thres
 
 @torch.no_grad()
 def start_from_related_tokens(
-    model: LCMForSequenceClassification, checkpoint: str, cohort: Cohort, rows: np.ndarray, labels: Tensor
+    model: LCMForSequenceClassification, cohort: Cohort, rows: np.ndarray, labels: Tensor
 ) -> list[str]:
     """Start a new token at the pretrained token whose logit follows its label most closely, if one does.
 
@@ -53,8 +53,8 @@ def start_from_related_tokens(
     while the best pretrained one (age, for young or elderly) often asks nearly the right question already.
 
     Args:
-        model (`LCMForSequenceClassification`): its `task_embeddings` are changed in place.
-        checkpoint (`str`): the pretrained checkpoint that the model was made from.
+        model (`LCMForSequenceClassification`): as loaded from the pretrained checkpoint; its `task_embeddings` are
+            changed in place.
         cohort (`Cohort`): the prepared data.
         rows (`np.ndarray`): labelled training scans; validation and test scans must not be among them.
         labels (`Tensor` of shape `(scans,)`): class index, or scaled value of a continuous task.
@@ -63,9 +63,7 @@ def start_from_related_tokens(
         Per new token the pretrained token it starts from, as "variable=label" or "variable"; "random" where no
         pretrained token correlates with the label by at least 0.5.
     """
-    with expected_new_weights():
-        pretrained = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
-    logits = predict_logits(pretrained, cohort, rows)["logits"]
+    logits = predict_logits(_pretrained_part(model), cohort, rows)["logits"]
     tokens = model.config.num_task_tokens
     targets = labels.float()[:, None]
     if model.config.problem_type != "regression":
@@ -82,6 +80,15 @@ def start_from_related_tokens(
         for label in variable["labels"] or [""]
     ]
     return [names[index] if close else "random" for index, close in zip(best.tolist(), follows.tolist(), strict=True)]
+
+
+def _pretrained_part(model: LCMForSequenceClassification) -> LCMForMultitaskPretraining:
+    """The pretrained model that a task model was loaded from, sharing its tensors: a second copy may not fit."""
+    with torch.device("meta"):
+        pretrained = LCMForMultitaskPretraining(model.config)
+    pretrained.model, pretrained.score = model.model, model.score
+    pretrained.bei_layer_choice = model.bei_layer_choice
+    return pretrained
 
 
 def _standardise(columns: Tensor) -> Tensor:
