@@ -244,13 +244,15 @@ def _known_labels(atlas_id: str, values: set[int]) -> dict[int, str]:
 
 def _read_labels(labels: Mapping[int, str] | str | os.PathLike) -> dict[int, str]:
     if not isinstance(labels, Mapping):
-        with open(labels, encoding="utf-8", newline="") as file:
+        with open(labels, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        if not rows or not {"index", "name"} <= rows[0].keys():
+        try:
+            labels = {int(row["index"]): row["name"] for row in rows}
+        except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f"{labels} must be a tab-separated table with columns index (value in the image) and name."
-            )
-        labels = {int(row["index"]): row["name"] for row in rows}
+                f"{labels} must be a tab-separated table with columns index (a whole number, the value in the image) "
+                "and name."
+            ) from None
     named = {int(value): str(name) for value, name in labels.items()}
     # A table numbered from 0 would shift every name by one region, so only a named background may be 0.
     if named.get(0, "background").lower() not in ("background", "unknown"):

@@ -72,11 +72,18 @@ def test_files_on_disk(atlas, scan, signals, tmp_path):
     nib.save(atlas.image, tmp_path / "atlas.nii.gz")
     nib.save(scan, tmp_path / "bold.nii.gz")
     rows = ["index\tname", "0\tBackground", *(f"{value}\t{name}" for value, name in LABELS.items())]
-    (tmp_path / "dseg.tsv").write_text("\n".join(rows))
+    (tmp_path / "dseg.tsv").write_text("\n".join(rows), encoding="utf-8-sig")  # as spreadsheets save it
     local = load_label_atlas("three", tmp_path / "atlas.nii.gz", tmp_path / "dseg.tsv")
     assert local.labels == LABELS
     result = extract_time_series(tmp_path / "bold.nii.gz", local)
     np.testing.assert_allclose(result.time_series[:, 0], signals[300], rtol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["value\tname\n1\tInsula", "index,name\n1,Insula", "index\tname\none\tInsula"])
+def test_a_table_that_names_no_values(atlas, tmp_path, content):
+    (tmp_path / "labels.tsv").write_text(content)
+    with pytest.raises(ValueError, match="must be a tab-separated table with columns index"):
+        load_label_atlas("three", atlas.image, tmp_path / "labels.tsv")
 
 
 def test_masker_options_and_confounds_reach_nilearn(atlas, scan, signals):
