@@ -10,8 +10,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
+from training.report import results_table_markdown
 
-from . import results as card_results
+from .results import eval_results
 
 
 CITATION = """@inproceedings{wei2026lcm,
@@ -213,7 +214,7 @@ def model_card(
             library_name="peft" if base_model else "transformers",
             base_model=base_model,
             model_name=repo_id.split("/")[-1] if results else None,
-            eval_results=card_results.eval_results(results, names) if results else None,
+            eval_results=eval_results(results, names) if results else None,
         )
     )
     body = _render(
@@ -229,7 +230,7 @@ def model_card(
         training=_training_rows(record or {}),
         conversion=conversion,
         results=results,
-        results_table=card_results.table(results) if results else None,
+        results_table=results_table_markdown(results) if results else None,
         task=config.task_variable,
         base_model=base_model,
         base_revision=base_revision,
@@ -277,7 +278,9 @@ def dataset_card(
         The text of `README.md`.
     """
     scans, people = len(table), int(table["subject_id"].nunique())
-    size = "n<1K" if scans < 1000 else "1K<n<10K" if scans < 10_000 else "10K<n<100K"
+    size = (
+        "n<1K" if scans < 1000 else "1K<n<10K" if scans < 10_000 else "10K<n<100K" if scans < 100_000 else "100K<n<1M"
+    )
     data = DatasetCardData(
         **_metadata(
             facts,

@@ -1,4 +1,4 @@
-"""Measured results for a card: the table with baselines, and the `model-index` entries that the Hub shows."""
+"""Measured results for a card: checked, and as the `model-index` entries that the Hub shows."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from training.report import METRIC_TITLES, results_table_markdown
+from training.report import METRIC_TITLES
 
 
 MODEL = "LCM"  # how training.evaluate calls the model
@@ -45,11 +45,6 @@ def load_results(path: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: results are only shown beside baselines.")
     return results
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown table of all models, mean ± standard deviation over folds."""
-    return results_table_markdown(results)
 
 
 def eval_results(results: dict[str, Any], dataset_name: str) -> list[EvalResult]:
