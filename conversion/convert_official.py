@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.dynamic_module_utils import custom_object_save
@@ -341,13 +340,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     given = parse_arguments(ConvertArguments, argv, positional="run_dir")
     run = find_run(given.run_dir, given.fold, given.dataset, given.metric, given.head)
-    try:
-        report = convert(run, given.output, given)
-    except (OSError, SafetensorError) as error:
-        # The writer of safetensors files has only the system's text to tell a full disk by.
-        if "No space left" not in str(error):
-            raise
-        raise ValueError(f"The disk is full: {given.output} was not written, and nothing was left behind.") from error
+    report = convert(run, given.output, given)
     shape = report["architecture"]
     print(
         f"{report['parameters']:,} parameters: {shape['num_layers']} layers of width {shape['hidden_size']}, "

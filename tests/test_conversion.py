@@ -522,5 +522,5 @@ class TestBadInput:
         monkeypatch.setattr(convert_official, "save_file", write)
         (tmp_path / "disk").mkdir()
         message = refused(capsys, RUN, "--output", tmp_path / "disk" / "out", "--max-shard-size", "20KB")
-        assert "disk is full" in message
+        assert "No space left on device" in message
         assert list((tmp_path / "disk").iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -315,7 +316,7 @@ def command_line(main: Callable[[list[str] | None], None]) -> Callable[..., None
         _hide_bars_of_files()
         try:
             main(argv)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
         except KeyboardInterrupt as interrupt:
