@@ -18,13 +18,14 @@ from tests.training_fixtures import ATLAS, PEOPLE, SHORT, TINY, Study
 from training import evaluate
 from training.arguments import FinetuneArguments
 from training.checkpoints import read_record, save_checkpoint
+from training.comparison import FITTED, SCRATCH
 from training.data import Cohort
 from training.evaluate import EvaluateArguments
-from training.fold import as_predictions, few_labelled
+from training.fold import OPTIMISTIC, as_predictions, few_labelled
 from training.metrics import classification_metrics
 from training.pooling import pool
 from training.prepare import PrepareArguments, prepare
-from training.protocol import Task
+from training.protocol import Design, Rows, Task
 from training.runs import record_of
 from training.splits import Folds, make_folds
 from training.stages import finetune
@@ -49,6 +50,7 @@ def evaluate_arguments(
                 "finetune", **{**SHORT, "task": "group", "labels_per_class": 4, **(finetuning or {})}
             ),
             "n_folds": 2,
+            "resamples": 0,
         }
         return EvaluateArguments(**{**settings, **overrides})
 
@@ -92,18 +94,18 @@ def test_evaluate_end_to_end(
     arguments = evaluate_arguments(finetuning={"epochs": 20, "learning_rate": 5e-3, "pseudo_labels": "recorded"})
     fitted: list[list[str]] = []
     tuned: list[list[str]] = []
-    linear, finetune_once = training.fold.linear_baseline, training.fold.finetune
+    linear = FITTED["linear"][1]
 
     def record_subjects(*args: Any, groups: list[str], **rest: Any) -> np.ndarray:
         fitted.append(groups)
         return linear(*args, groups=groups, **rest)
 
-    def record_labels(shown: Cohort, rows: np.ndarray, *rest: Any) -> Any:
+    def record_labels(shown: Cohort, rows: np.ndarray, *args: Any, **rest: Any) -> Any:
         table = shown.table.iloc[rows]
         tuned.append(table["subject_id"][table["group"].notna()].tolist())
-        return finetune_once(shown, rows, *rest)
+        return finetune(shown, rows, *args, **rest)
 
-    monkeypatch.setattr(training.fold, "linear_baseline", record_subjects)
+    monkeypatch.setitem(FITTED, "linear", ("linear", record_subjects))
     monkeypatch.setattr(training.fold, "finetune", record_labels)
     flags = [f"--{name}={getattr(arguments, name)}" for name in ("data", "output", "pretrain", "finetune", "n_folds")]
     evaluate.main(flags)
@@ -148,9 +150,9 @@ def test_few_labels_are_the_same_for_every_member(
     assert not np.array_equal(chosen, few_labelled(design, np.arange(4, PEOPLE), repeat=1))
     labelled = []
 
-    def record_labels(shown: Cohort, rows: np.ndarray, tuning: FinetuneArguments, *rest: Any) -> Any:
+    def record_labels(shown: Cohort, rows: np.ndarray, tuning: FinetuneArguments, **rest: Any) -> Any:
         labelled.append((tuning.seed, shown.table["group"].iloc[rows].notna().tolist()))
-        return finetune(shown, rows, tuning, *rest)
+        return finetune(shown, rows, tuning, **rest)
 
     monkeypatch.setattr(training.fold, "finetune", record_labels)
     training.evaluate.evaluate(evaluate_arguments(ensemble=2))
@@ -190,11 +192,11 @@ def test_evaluate_resume_keeps_finished_folds(
 ) -> None:
     arguments, run_fold, started = evaluate_arguments(), training.evaluate.run_fold, []
 
-    def count(design: Any, folds: Folds, fold: int, *rest: Any) -> dict:
+    def count(design: Design, rows: Rows, folder: Path, fold: int, repeat: int) -> dict:
         started.append(fold)
         if started == [0, 1]:
             raise KeyboardInterrupt
-        return run_fold(design, folds, fold, *rest)
+        return run_fold(design, rows, folder, fold, repeat)
 
     monkeypatch.setattr(training.evaluate, "run_fold", count)
     with pytest.raises(KeyboardInterrupt):
@@ -249,6 +251,129 @@ def test_evaluate_with_two_precisions(evaluate_arguments: Callable[..., Evaluate
         evaluate_arguments(pretraining={"mixed_precision": "bf16", "epochs": 1}, finetuning={"epochs": 1})
     )
     assert np.isfinite(metrics["models"]["LCM"]["roc_auc"]["mean"])
+
+
+def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
+    evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
+) -> None:
+    finetuning = {"labels_per_class": None, "lora_rank": 2, "pseudo_labels": "model", "epochs": 3}
+    every = ["majority", "linear", "svm", "scratch"]  # the perceptron takes longer, and has tests of its own
+    metrics = training.evaluate.evaluate(
+        evaluate_arguments(finetuning, baselines=every, optimistic=True, resamples=50, title="All | of <them>")
+    )
+    models = metrics["models"]
+    assert list(models) == ["LCM", SCRATCH, "linear", "linear SVM", "majority", OPTIMISTIC]
+    for name in ("linear", "linear SVM"):
+        assert models[name]["roc_auc"]["mean"] > 0.8
+    best, honest = models[OPTIMISTIC]["accuracy"]["per_fold"], models["LCM"]["accuracy"]["per_fold"]
+    assert all(optimistic >= last for optimistic, last in zip(best, honest, strict=True))
+    # A model from random weights has no adapter and has learnt from nothing but the fold's labels.
+    result = json.loads((tmp_path / "folds" / "fold_0" / "result.json").read_text())
+    assert set(result["histories"]) == {"pretraining", "fine-tuning", f"fine-tuning, {SCRATCH}"}
+    auc = models["linear"]["roc_auc"]
+    assert auc["interval"][0] <= auc["pooled"] <= auc["interval"][1]
+    assert auc["p_value"] < 0.1
+    assert metrics["chance"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
+    assert list(metrics["groups"]["site"]) == ["x", "y", "(mean, weighted by people)"]
+    assert metrics["groups"]["sex"]["F"]["n_subjects"] == PEOPLE // 2
+    # Files for people.
+    text = (tmp_path / "folds" / "results.md").read_text()
+    assert text.startswith("# All | of <them>\n")
+    assert f"| {OPTIMISTIC} |" in text
+    assert "**ROC AUC by site**" in text
+    page = (tmp_path / "folds" / "report.html").read_text()
+    assert "All | of &lt;them&gt;" in page
+    for caption in (
+        "ROC over folds",
+        "Confusion matrix",
+        "Calibration",
+        "in every fold",
+        "Learning curves, fine-tuning",
+    ):
+        assert caption in page
+
+
+def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
+    pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path
+) -> None:
+    settings = {"tasks": ["group", "age"], "baselines": ["majority"]}
+    honest, watched = (
+        by_task(
+            training.evaluate.evaluate(
+                pretraining_only({"epochs": 3}, optimistic=watch, output=str(tmp_path / str(watch)), **settings)
+            )
+        )
+        for watch in (False, True)
+    )
+    for task, metric in (("group", "brier"), ("age", "mae")):
+        assert honest[task]["models"]["LCM"] == watched[task]["models"]["LCM"]
+        assert OPTIMISTIC not in honest[task]["models"]
+        assert len(watched[task]["models"][OPTIMISTIC][metric]["per_fold"]) == 2
+    best = watched["age"]["models"]
+    assert best[OPTIMISTIC]["mae"]["mean"] <= best["LCM"]["mae"]["mean"]
+    assert "no estimate for new people" in watched["age"]["protocol"]["optimistic"]
+
+
+def test_external_data_are_predicted_by_models_of_the_whole_cohort(
+    evaluate_arguments: Callable[..., EvaluateArguments],
+    use_table: Callable[..., Cohort],
+    other_cohort: Path,
+    tmp_path: Path,
+) -> None:
+    use_table(same_person_in_other=[None, None, "p0", None, None, None, "p2", *[None] * (PEOPLE - 7)])
+    metrics = training.evaluate.evaluate(
+        evaluate_arguments(
+            {"epochs": 15, "learning_rate": 5e-3, "labels_per_class": None}, external=[str(other_cohort)]
+        )
+    )
+    found = metrics["external"]["other"]
+    assert (found["n_subjects"], found["protocol"]["folds"]) == (PEOPLE, 1)
+    assert set(found["models"]) == {"LCM", "linear", "majority"}
+    assert found["models"]["linear"]["roc_auc"]["per_fold"][0] > 0.8
+    record = read_record(tmp_path / "folds" / "external_other_0" / "checkpoint")
+    assert not {"0003", "0007"} & set(record["training_subjects"])
+    assert len(record["training_subjects"]) == PEOPLE - 2
+    table = pd.read_csv(tmp_path / "folds" / "external_other_predictions.tsv", sep="\t")
+    assert len(table) == PEOPLE
+    assert "External test on other" in (tmp_path / "folds" / "report.html").read_text()
+
+
+def test_external_data_without_the_task(
+    evaluate_arguments: Callable[..., EvaluateArguments], other_cohort: Path
+) -> None:
+    arguments = evaluate_arguments({"task": "score", "kind": "continuous", "epochs": 1}, external=[str(other_cohort)])
+    with pytest.raises(ValueError, match="has no value of score that the tested cohort knows"):
+        training.evaluate.evaluate(arguments)
+
+
+def test_shuffled_labels_score_at_chance(
+    evaluate_arguments: Callable[..., EvaluateArguments], use_table: Callable[..., Cohort], cohort: Cohort
+) -> None:
+    """No path from test labels to training: with labels that mean nothing, no model is better than chance."""
+    rng = np.random.default_rng(0)
+    use_table(noise=rng.permutation(["p", "q"] * (PEOPLE // 2)), group=rng.permutation(cohort.table["group"]))
+    metrics = training.evaluate.evaluate(
+        evaluate_arguments(
+            {"task": "noise", "epochs": 8, "learning_rate": 5e-3, "labels_per_class": None}, repeats=3, resamples=100
+        )
+    )
+    for name in ("LCM", "linear"):
+        auc = metrics["models"][name]["roc_auc"]
+        assert auc["p_value"] > 0.05, name
+        assert auc["interval"][0] < 0.55 and auc["pooled"] < 0.7, name
+
+
+def test_seen_subjects_may_be_allowed_and_are_reported(
+    pretrained: Path, evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
+) -> None:
+    metrics = training.evaluate.evaluate(
+        evaluate_arguments({"checkpoint": str(pretrained)}, pretrain=None, allow_seen_subjects=True)
+    )
+    assert "The column 'score' alone tells 'group'" in metrics["notes"][0]
+    assert metrics["notes"][1:] == [
+        "The checkpoint was trained on 24 of the test subjects: these scores are optimistic."
+    ]
+    assert metrics["notes"][1] in (tmp_path / "folds" / "results.md").read_text()
 
 
 # --- pretrained variables ---
@@ -340,7 +465,7 @@ def test_a_person_with_two_ids_stays_on_one_side(
     for seed in range(5):
         folds = make_folds(design.table, 2, seed, "group")
         for fold in range(2):
-            _, train, test = design.rows(folds, fold)
+            _, train, test = design.fold_rows(folds, fold)
             known = [{family[row] for row in rows} - {None} for rows in (train, test)]
             assert not known[0] & known[1]
             assert len(train) + len(test) == PEOPLE
@@ -401,7 +526,8 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
 
 
 def test_the_same_cohort_as_training_data_adds_nobody_who_is_tested(cohort: Cohort, dataset: Path) -> None:
-    pooled = pool(cohort, str(dataset), [str(dataset)])
+    pooled, (rows,) = pool(cohort, str(dataset), [str(dataset)])
+    assert rows.tolist() == list(range(PEOPLE, 2 * PEOPLE))
     assert pooled.table["subject_id"].tolist() == 2 * cohort.table["subject_id"].tolist()
     np.testing.assert_array_equal(pooled.triangles[:PEOPLE], pooled.triangles[PEOPLE:])
 
@@ -436,7 +562,9 @@ def test_cohorts_that_do_not_fit(
         ({"repeats": 2, "splits": "x.json"}, r"which splits \(a split file\) cannot: use ensemble"),
         ({"finetune": "x.yaml", "tasks": ["sex"]}, "with finetune its task is scored"),
         ({"finetune": "x.yaml", "train_data": ["b"]}, "train_data joins the pretraining of every fold"),
-        ({"baselines": ["svn"]}, "Unknown baselines svn; there are majority, linear"),
+        ({"baselines": ["svn"]}, "Unknown baselines svn; there are majority, linear, svm"),
+        ({"pretrain": "x.yaml", "baselines": ["scratch"]}, "it needs finetune"),
+        ({"resamples": -1}, "resamples must be at least 0"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], message: str) -> None:

@@ -11,18 +11,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from .arguments import FinetuneArguments, PretrainArguments, command_line, parse_arguments
-from .checkpoints import check_same_regions, load_processor, read_record
+from .checkpoints import check_same_regions, load_processor
 from .data import load_cohort
+from .evaluation_report import write_reports
 from .files import require_new, write_json, write_text
 from .fold import run_fold
+from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
 from .protocol import Design, EvaluateArguments, Task, draw_folds, make_task, pretrained_tasks
 from .report import results_table_text
 from .splits import Folds
-from .summary import by_task, prediction_table, summary
+from .summary import by_task, prediction_tables, summary
 
 
 __all__ = ["EvaluateArguments", "Task", "evaluate", "main", "make_task"]
@@ -35,7 +38,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         arguments (`EvaluateArguments`): data, recipe and folds.
 
     Returns:
-        What `metrics.json` holds: see `training.summary.summary`.
+        What `metrics.json` holds: see `training.summary.summary`. Beside it, the output gets `results.md`,
+        `report.html`, tables of predictions, the split files and a folder per fold.
 
     Raises:
         ValueError: folds that cannot be made, or a checkpoint that has seen test subjects.
@@ -46,17 +50,35 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     design = make_design(arguments)
     _same_settings(output / "settings.json", design)
     folds = draw_folds(design.table, design.tasks, arguments, output)
-    if design.pretraining is None:
-        _refuse_seen_subjects(design.tuning.checkpoint, folds)
+    remarks = _remarks(design)
+    for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
+        print(line, flush=True)
     results = _all_folds(design, folds, output)
-    metrics = summary(design, folds, results)
+    external = _external(design, output)
+    metrics = summary(design, folds, results, external, remarks)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     write_json(output / "metrics.json", metrics)
-    for task in design.tasks:
-        name = "predictions.tsv" if design.tuning else f"predictions_{task.name}.tsv"
-        table = prediction_table(results, task.name)
+    for name, table in prediction_tables(design, results, external).items():
         write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
+    write_reports(output, design, metrics, results)
     return metrics
+
+
+def _remarks(design: Design) -> dict[str, list[str]]:
+    """What a reader of a task's scores has to know: columns that tell the label, people who were seen before.
+
+    Raises:
+        ValueError: the checkpoint was trained on test subjects, and that is not allowed.
+    """
+    pretraining = design.pretraining
+    pretrained = [*pretraining.categorical, *pretraining.continuous] if pretraining else []
+    remarks = {task.name: leaking_columns(design.table, task, pretrained) for task in design.tasks}
+    if design.tuning is not None and pretraining is None:
+        tested = np.concatenate([np.arange(design.num_tested), *design.external.values()])
+        table = design.cohort.table.iloc[tested]
+        seen = refuse_seen_subjects(design.tuning.checkpoint, table, design.arguments.allow_seen_subjects)
+        remarks[design.tasks[0].name] += [seen] if seen else []
+    return remarks
 
 
 def make_design(arguments: EvaluateArguments) -> Design:
@@ -82,11 +104,39 @@ def make_design(arguments: EvaluateArguments) -> Design:
         check_same_regions(load_processor(tuning.checkpoint), cohort)
     if arguments.same_person is not None:
         cohort = join_people(cohort, arguments.same_person)
-    num_tested = len(cohort.table)
+    num_tested, external = len(cohort.table), {}
     tasks = (make_task(cohort, tuning),) if tuning else pretrained_tasks(cohort.table, pretraining, arguments.tasks)
-    if arguments.train_data:
-        cohort = pool(cohort, arguments.data, arguments.train_data)
-    return Design(cohort, num_tested, tasks, pretraining, tuning, arguments)
+    if arguments.train_data or arguments.external:
+        cohort, parts = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
+        external = dict(zip(arguments.external, parts[len(arguments.train_data) :], strict=True))
+        for rows in external.values():
+            table = cohort.table.iloc[rows]
+            tasks = tuple(task.extended(table, rows, len(cohort.table)) for task in tasks)
+    return Design(cohort, num_tested, external, tasks, pretraining, tuning, arguments)
+
+
+def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Train on the whole tested cohort (and those that join it), once per repeat, and predict the external data.
+
+    Raises:
+        ValueError: nobody in an external data set has a value of any task.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder, every in design.external.items():
+        if not any(task.recorded[every].any() for task in design.tasks):
+            raise ValueError(
+                f"The external data set {folder} has no value of {', '.join(task.name for task in design.tasks)} "
+                "that the tested cohort knows: it cannot be scored."
+            )
+        name = Path(folder).name
+        for repeat in range(design.arguments.repeats):
+            place = output / f"external_{name}_{repeat}"
+            if not (place / "result.json").is_file():
+                print(f"External data set {name}", flush=True)
+                result = run_fold(design, design.external_rows(folder), place, 0, repeat)
+                write_json(place / "result.json", result)
+            found.setdefault(name, []).append(json.loads((place / "result.json").read_text(encoding="utf-8")))
+    return found
 
 
 def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dict[str, Any]]:
@@ -100,7 +150,8 @@ def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dic
             minutes = (time.monotonic() - started) / max(1, done) * (len(places) - number) / 60
             left = f", about {minutes:.0f} min left" if done else ""
             print(f"Fold {number + 1} of {len(places)}{left}", flush=True)
-            write_json(path, run_fold(design, folds[repeat], fold, path.parent, repeat))
+            rows = design.fold_rows(folds[repeat], fold)
+            write_json(path, run_fold(design, rows, path.parent, fold, repeat))
             done += 1
         results.append(json.loads(path.read_text(encoding="utf-8")))
     return results
@@ -108,7 +159,7 @@ def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dic
 
 def _same_settings(path: Path, design: Design) -> None:
     """Record the settings, or refuse to go on with folds that were trained under others."""
-    free = {"output", "resume", "title", "keep_checkpoints"}
+    free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
     settings = {
         **{name: value for name, value in asdict(design.arguments).items() if name not in free},
         "pretraining": None if design.pretraining is None else asdict(design.pretraining),
@@ -123,16 +174,6 @@ def _same_settings(path: Path, design: Design) -> None:
         raise ValueError(
             f"The folds in {path.parent} were made with other settings of {', '.join(changed)} ({path}): use "
             "those, or another output."
-        )
-
-
-def _refuse_seen_subjects(checkpoint: str, folds: Sequence[Folds]) -> None:
-    seen = set(read_record(checkpoint).get("training_subjects", []))
-    shared = seen & {subject for each in folds for subjects in each.test_subjects for subject in subjects}
-    if shared:
-        raise ValueError(
-            f"The checkpoint {checkpoint} was trained on {len(shared)} of the test subjects, {sorted(shared)[0]} "
-            "among them. Give a pretraining configuration instead, which is then run per fold."
         )
 
 

@@ -2,67 +2,81 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from modeling_lcm import BEIVariable
+from modeling_lcm import BEITokenizer, BEIVariable
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
-from .baselines import linear_baseline, majority_baseline
+from .arguments import FinetuneArguments
 from .checkpoints import save_checkpoint
+from .comparison import SCRATCH, baseline_predictions, scratch_start
 from .data import Cohort
 from .harmonise import harmonise
 from .predict import predict_logits
-from .protocol import Design, EvaluateArguments, Task
+from .protocol import Design, EvaluateArguments, Rows, Task
 from .runs import record_of
-from .splits import Folds, few_labels
+from .splits import few_labels
 from .stages import finetune, pretrain
 
 
 MODEL = "LCM"
 SINGLE = "LCM, one seed"  # mean over the members of an ensemble
+OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
 
 
-def run_fold(design: Design, folds: Folds, fold: int, folder: Path, repeat: int = 0) -> dict[str, Any]:
+@dataclass
+class Member:
+    """What one training seed gives.
+
+    Args:
+        predictions (`dict[str, dict[str, np.ndarray]]`): per model and task, for all test rows.
+        histories (`dict[str, list]`): the epochs' records per stage.
+        best_epochs (`dict[str, dict[str, float]]`): per task the metrics at the best epoch on the test rows.
+    """
+
+    predictions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    best_epochs: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run_fold(design: Design, rows: Rows, folder: Path, fold: int = 0, repeat: int = 0) -> dict[str, Any]:
     """Train and test in one fold; leaves `pretrained/` and `checkpoint/` in its folder, if they are to be kept.
 
     Args:
         design (`Design`): data, tasks and settings.
-        folds (`Folds`): test subjects.
-        fold (`int`): which of them.
+        rows (`Rows`): who trains and who is tested.
         folder (`Path`): the fold's folder.
+        fold (`int`): its number, for the tables.
         repeat (`int`): number of the repeat, which shifts the training seed.
 
     Returns:
-        `histories` per stage, and per task the `metrics` of every model, those of every `member` of an ensemble, and
-        the `predictions` per test scan.
+        `histories` per stage, and per task the `metrics` of every model, those of every `member` of an ensemble, the
+        `rows` that were tested and the `predictions` for them.
     """
-    pretraining_rows, train, test = design.rows(folds, fold)
     if design.arguments.harmonise is not None:
-        design = replace(design, cohort=harmonise(design.cohort, pretraining_rows, design.arguments.harmonise))
-    labelled = few_labelled(design, train, repeat)
-    histories: dict[str, Any] = {}
-    members: list[dict[str, np.ndarray]] = []
-    for member in range(design.arguments.ensemble):
-        shift = repeat * design.arguments.ensemble + member
-        with _place(folder, member, design.arguments) as place:
-            predictions, stages = _train_member(design, pretraining_rows, train, test, labelled, shift, place)
-        members.append(predictions)
-        suffix = f", seed {member + 1}" if member else ""
-        histories |= {f"{stage}{suffix}": history for stage, history in stages.items()}
+        design = replace(design, cohort=harmonise(design.cohort, rows.pretraining, design.arguments.harmonise))
+    labelled = few_labelled(design, rows.training, repeat)
+    members = []
+    for number in range(design.arguments.ensemble):
+        shift = repeat * design.arguments.ensemble + number
+        with _place(folder, number, design.arguments) as place:
+            members.append(_train_member(design, rows, labelled, shift, place))
     results = {}
     for task in design.tasks:
-        rows = task.known(test)
-        if len(rows):
-            values = [member[task.name][task.recorded[test]] for member in members]
-            others = baseline_predictions(design, task, pretraining_rows, rows, labelled)
-            results[task.name] = _score(design, task, rows, values, others, fold, repeat)
+        tested = task.known(rows.test)
+        if len(tested):
+            others = baseline_predictions(design, task, rows.training, tested, labelled)
+            results[task.name] = _score(design, task, rows.test, members, others, {"repeat": repeat, "fold": fold})
+    histories = dict(members[0].histories)
+    for number, member in enumerate(members[1:], start=2):
+        histories |= {f"{stage}, seed {number}": history for stage, history in member.histories.items()}
     return {"fold": fold, "repeat": repeat, "histories": histories, "tasks": results}
 
 
@@ -89,53 +103,105 @@ def _place(folder: Path, member: int, arguments: EvaluateArguments) -> Iterator[
         shutil.rmtree(temporary)
 
 
-def _train_member(
-    design: Design,
-    pretraining_rows: np.ndarray,
-    train: np.ndarray,
-    test: np.ndarray,
-    labelled: np.ndarray | None,
-    seed_shift: int,
-    place: Path,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Train one model; its predictions per task for all test rows, and the epochs' records per stage."""
+def _train_member(design: Design, rows: Rows, labelled: np.ndarray | None, seed_shift: int, place: Path) -> Member:
+    """Train one model (and the one from random weights, if asked for), and predict the test rows."""
+    member, keep = Member(), design.arguments.keep_checkpoints
     cohort, pretraining, tuning = design.cohort, design.pretraining, design.tuning
-    histories = {}
     if pretraining is not None:
         pretraining = replace(pretraining, seed=pretraining.seed + seed_shift)
-        model, processor, histories["pretraining"] = pretrain(cohort, pretraining_rows, pretraining)
-        if design.arguments.keep_checkpoints or tuning is not None:
-            record = record_of(cohort, pretraining_rows, histories["pretraining"])
+        watcher = EpochWatcher(design, rows.test) if design.arguments.optimistic and tuning is None else None
+        model, processor, history = pretrain(cohort, rows.pretraining, pretraining, after_epoch=watcher)
+        member.histories["pretraining"] = history
+        if keep or tuning is not None:
+            record = record_of(cohort, rows.pretraining, history)
             save_checkpoint(place / "pretrained", model, processor, pretraining, record)
-    if tuning is None:
-        logits = predict_logits(model, cohort, test)["logits"]
-        slices = processor.tokenizer.token_slices
-        found = {
-            variable.name: as_predictions(logits[:, slices[variable.name]], variable, task)
-            for variable in processor.tokenizer.variables
-            for task in design.tasks
-            if task.name == variable.name
-        }
-        return found, histories
-    task = design.tasks[0]
-    tuning = replace(tuning, seed=tuning.seed + seed_shift)
-    if pretraining is not None:
+        if tuning is None:
+            logits = predict_logits(model, cohort, rows.test)["logits"]
+            member.predictions[MODEL] = predictions_of(logits, processor.tokenizer, design.tasks)
+            member.best_epochs = watcher.best(processor.tokenizer) if watcher is not None else {}
+            return member
         tuning = replace(tuning, checkpoint=str(place / "pretrained"))
-    shown = _hide_labels(cohort, task, np.setdiff1d(train, labelled)) if labelled is not None else cohort
-    tuned, processor, histories["fine-tuning"] = finetune(shown, train, replace(tuning, labels_per_class=None))
-    logits = predict_logits(tuned, cohort, test)["logits"]
-    if design.arguments.keep_checkpoints:
-        record = record_of(cohort, train, histories["fine-tuning"], tuning.checkpoint)
-        save_checkpoint(place / "checkpoint", tuned, processor, tuning, record)
-    return {task.name: as_predictions(logits, processor.tokenizer.task_variable, task)}, histories
+    tuning = replace(tuning, seed=tuning.seed + seed_shift)
+    model, processor = _tune(design, rows, labelled, tuning, member, MODEL)
+    if keep:
+        record = record_of(cohort, rows.training, member.histories["fine-tuning"], tuning.checkpoint)
+        save_checkpoint(place / "checkpoint", model, processor, tuning, record)
+    if "scratch" in design.arguments.baselines:
+        with tempfile.TemporaryDirectory() as start:
+            _tune(design, rows, labelled, scratch_start(tuning, Path(start)), member, SCRATCH)
+    return member
 
 
-def _hide_labels(cohort: Cohort, task: Task, rows: np.ndarray) -> Cohort:
+def _tune(
+    design: Design, rows: Rows, labelled: np.ndarray | None, tuning: FinetuneArguments, member: Member, name: str
+) -> tuple[nn.Module, Any]:
+    """Fine-tune; the predictions, the history and the best epoch go into `member` under the model's name."""
+    shown = design.cohort
+    if labelled is not None:
+        shown = _hide_labels(design, np.setdiff1d(rows.training, labelled))
+        tuning = replace(tuning, labels_per_class=None)
+    watcher = EpochWatcher(design, rows.test) if design.arguments.optimistic and name == MODEL else None
+    model, processor, history = finetune(shown, rows.training, tuning, after_epoch=watcher)
+    member.histories["fine-tuning" if name == MODEL else f"fine-tuning, {name}"] = history
+    logits = predict_logits(model, design.cohort, rows.test)["logits"]
+    member.predictions[name] = predictions_of(logits, processor.tokenizer, design.tasks)
+    if watcher is not None:
+        member.best_epochs = watcher.best(processor.tokenizer)
+    return model, processor
+
+
+def _hide_labels(design: Design, rows: np.ndarray) -> Cohort:
     """The cohort without the task's label in some rows."""
-    table = cohort.table.copy()
-    values = table[task.name].astype(object)
+    table, name = design.cohort.table.copy(), design.tasks[0].name
+    values = table[name].astype(object)
     values.iloc[rows] = None
-    return replace(cohort, table=table.assign(**{task.name: values}))
+    return replace(design.cohort, table=table.assign(**{name: values}))
+
+
+class EpochWatcher:
+    """Predicts the test rows after every epoch: the field's usual protocol, optimistic and reported only as such.
+
+    Args:
+        design (`Design`): data and tasks.
+        rows (`np.ndarray`): test rows.
+    """
+
+    def __init__(self, design: Design, rows: np.ndarray) -> None:
+        self.design = design
+        self.rows = rows
+        self.logits: list[Tensor] = []
+
+    def __call__(self, model: nn.Module) -> None:
+        """Predict with the model as it is now."""
+        self.logits.append(predict_logits(model, self.design.cohort, self.rows)["logits"])
+
+    def best(self, tokenizer: BEITokenizer) -> dict[str, dict[str, float]]:
+        """Per task all metrics at the epoch with the highest accuracy, or the lowest mean absolute error."""
+        found = {}
+        for task in self.design.tasks:
+            known = task.recorded[self.rows]
+            if known.any():
+                scores = [
+                    task.score(self.rows[known], predictions_of(logits, tokenizer, (task,))[task.name][known])
+                    for logits in self.logits
+                ]
+                found[task.name] = max(scores, key=lambda score: score.get("accuracy", -score.get("mae", 0.0)))
+        return found
+
+
+def predictions_of(logits: Tensor, tokenizer: BEITokenizer, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Predictions of every task from the read-out logits of a pretrained or fine-tuned model.
+
+    Args:
+        logits (`Tensor` of shape `(scans, tokens)`): of all pretrained tokens, or of the downstream task alone.
+        tokenizer (`BEITokenizer`): the model's.
+        tasks (`Sequence[Task]`): what is predicted.
+    """
+    if tokenizer.task_variable is not None:
+        return {task.name: as_predictions(logits, tokenizer.task_variable, task) for task in tasks}
+    variables = {variable.name: variable for variable in tokenizer.variables}
+    slices = tokenizer.token_slices
+    return {task.name: as_predictions(logits[:, slices[task.name]], variables[task.name], task) for task in tasks}
 
 
 def as_predictions(logits: Tensor, variable: BEIVariable, task: Task) -> np.ndarray:
@@ -158,65 +224,44 @@ def as_predictions(logits: Tensor, variable: BEIVariable, task: Task) -> np.ndar
     return probabilities
 
 
-def baseline_predictions(
-    design: Design, task: Task, rows: np.ndarray, test: np.ndarray, labelled: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """Predictions of the models that LCM has to beat, trained on the labels that LCM had.
-
-    Args:
-        design (`Design`): data and settings.
-        task (`Task`): what is predicted.
-        rows (`np.ndarray`): all training rows of the fold, those of other cohorts included.
-        test (`np.ndarray`): test rows that have a value.
-        labelled (`np.ndarray`, *optional*): training rows with a label, if they are not all: the linear model is then
-            fitted on them, and once more on all labels of the fold.
-    """
-    cohort, seed = design.cohort, (design.tuning or design.pretraining).seed
-    train = task.known(rows[rows < design.num_tested])
-    found: dict[str, np.ndarray] = {}
-    if "linear" in design.arguments.baselines:
-        subsets = {"linear": train} if labelled is None else {"linear": labelled, "linear, all labels": train}
-        test_fc = cohort.connectivity(test)
-        for name, subset in subsets.items():
-            groups = cohort.table["subject_id"].iloc[subset].tolist()
-            found[name] = linear_baseline(
-                cohort.connectivity(subset), task.truth(subset), test_fc, task.kind, seed, groups=groups
-            )
-    if "majority" in design.arguments.baselines:
-        name = "majority" if task.is_classification else "mean"
-        found[name] = majority_baseline(task.truth(train), len(test), task.kind)
-    return found
-
-
 def _score(
     design: Design,
     task: Task,
-    rows: np.ndarray,
-    members: list[np.ndarray],
+    test: np.ndarray,
+    members: Sequence[Member],
     others: dict[str, np.ndarray],
-    fold: int,
-    repeat: int,
+    place: dict[str, int],
 ) -> dict[str, Any]:
     """Metrics of the averaged members, of each, and of the baselines; and the predictions by scan."""
-    predictions = {MODEL: np.mean(members, axis=0), **others}
+    known = task.recorded[test]
+    rows = test[known]
+    predictions = {
+        name: np.mean([member.predictions[name][task.name][known] for member in members], axis=0)
+        for name in members[0].predictions
+    }
+    predictions |= others
     metrics = {name: task.score(rows, values) for name, values in predictions.items()}
-    result = {"metrics": metrics, "predictions": _columns(design, task, fold, repeat, rows, predictions)}
+    result = {"rows": rows.tolist(), "predictions": _columns(design, task, place, rows, predictions)}
     if len(members) > 1:
-        result["members"] = [task.score(rows, values) for values in members]
-        alone = {name: float(np.mean([score[name] for score in result["members"]])) for name in metrics[MODEL]}
-        result["metrics"] = {MODEL: metrics[MODEL], SINGLE: alone, **metrics}
-    return result
+        result["members"] = [task.score(rows, member.predictions[MODEL][task.name][known]) for member in members]
+        metrics = {MODEL: metrics[MODEL], SINGLE: _mean(result["members"]), **metrics}
+    if design.arguments.optimistic:
+        metrics[OPTIMISTIC] = _mean([member.best_epochs[task.name] for member in members])
+    return {"metrics": metrics, **result}
+
+
+def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
 def _columns(
-    design: Design, task: Task, fold: int, repeat: int, rows: np.ndarray, predictions: dict[str, np.ndarray]
+    design: Design, task: Task, place: dict[str, int], rows: np.ndarray, predictions: dict[str, np.ndarray]
 ) -> dict[str, list]:
     """The predictions as columns of a table, one row per test scan."""
     table = design.cohort.table.iloc[rows]
     columns = {"subject_id": table["subject_id"].astype(str).tolist(), "session": table["session"].tolist()}
-    columns |= {"repeat": [repeat] * len(rows)} if design.arguments.repeats > 1 else {}
-    columns["fold"] = [fold] * len(rows)
-    columns[task.name] = task.targets[rows].tolist()
+    columns |= {name: [number] * len(rows) for name, number in place.items()}
+    columns[task.name] = task.truth(rows).tolist()
     if task.is_classification:
         columns[task.name] = [task.labels[index] for index in task.truth(rows)]
     for model, values in predictions.items():

@@ -1,14 +1,17 @@
 """Who is the same person in an evaluation, and the scans of other cohorts that join its pretraining."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .assemble import COHORTS_FILE
 from .data import Cohort, join_scans, load_cohort
-from .merge import SAME_PERSON
+from .identity import other_names, scan_names
 
 
 class _People:
@@ -63,7 +66,7 @@ def join_people(cohort: Cohort, column: str) -> Cohort:
     return replace(cohort, table=table)
 
 
-def pool(tested: Cohort, folder: str, others: list[str]) -> Cohort:
+def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, list[np.ndarray]]:
     """The tested cohort with the scans of other cohorts behind its own.
 
     The tested people keep their ids; others get `COHORT/ID`. Whom `same_person_in_COHORT` columns of either side
@@ -73,45 +76,45 @@ def pool(tested: Cohort, folder: str, others: list[str]) -> Cohort:
     Args:
         tested (`Cohort`): the cohort that is split.
         folder (`str`): where it was loaded from.
-        others (`list[str]`): data set folders.
+        others (`Sequence[str]`): data set folders.
+
+    Returns:
+        All scans, with the cohorts' own ids as `recorded_subject_id`; and the rows of every other cohort.
 
     Raises:
         ValueError: a cohort with other regions or another FC definition, or a column of numbers here and text there.
     """
     cohorts = [tested, *(load_cohort(other) for other in others)]
-    people, keys, shown = _People(), [], []
+    people = _People()
+    keys: list[str] = []
+    tables, shown = [], []
     for index, (cohort, path) in enumerate(zip(cohorts, [folder, *others], strict=True)):
         _check_fits(tested, folder, cohort, path)
-        names = _names(cohort.table, path)
-        ids = cohort.table["subject_id"].astype(str)
+        names, ids = scan_names(cohort.table, _cohort_name(path)), cohort.table["subject_id"].astype(str)
         own = [f"id {index} {subject}" for subject in ids]
         for key, name in zip(own, names, strict=True):
             people.join(key, f"name {name}")
-        for column in [column for column in cohort.table if str(column).startswith(SAME_PERSON)]:
-            other = str(column).removeprefix(SAME_PERSON)
-            for key, value in zip(own, cohort.table[column], strict=True):
-                if pd.notna(value):
-                    people.join(key, f"name {other}/{value}")
+        for row, name in other_names(cohort.table).itertuples(index=False):
+            people.join(own[int(row)], f"name {name}")
         keys += own
         shown += (names if index else ids).tolist()
+        recorded = cohort.table.get("recorded_subject_id", ids)
+        tables.append(cohort.table.assign(recorded_subject_id=recorded))
     first_id: dict[str, str] = {}
     joined = [first_id.setdefault(people.find(key), name) for key, name in zip(keys, shown, strict=True)]
-    table = pd.concat([cohort.table for cohort in cohorts], ignore_index=True)
-    table["subject_id"] = joined
+    table = pd.concat(tables, ignore_index=True).assign(subject_id=joined)
     triangles, series = join_scans(cohorts)
-    return replace(tested, table=table, triangles=triangles, series=series)
+    ends = np.cumsum([len(cohort.table) for cohort in cohorts])
+    rows = [np.arange(start, end) for start, end in pairwise(ends)]
+    return replace(tested, table=table, triangles=triangles, series=series), rows
 
 
-def _names(table: pd.DataFrame, folder: str) -> pd.Series:
-    """`COHORT/ID` of every scan, as training.merge writes it."""
-    if {"dataset", "cohort_subject_id"} <= set(table):
-        return table["dataset"].astype(str) + "/" + table["cohort_subject_id"].astype(str)
+def _cohort_name(folder: str) -> str:
+    """The cohort's name, as training.prepare recorded it."""
     records = Path(folder) / COHORTS_FILE
-    name = Path(folder).name
-    if records.is_file():
-        name = json.loads(records.read_text(encoding="utf-8"))[0]["dataset"]
-    recorded = table["recorded_subject_id" if "recorded_subject_id" in table else "subject_id"]
-    return name + "/" + recorded.astype(str)
+    if not records.is_file():
+        return Path(folder).name
+    return json.loads(records.read_text(encoding="utf-8"))[0]["dataset"]
 
 
 def _check_fits(tested: Cohort, folder: str, other: Cohort, path: str) -> None:

@@ -1,11 +1,14 @@
 """What an evaluation does: its settings, the variables that are predicted, and the folds."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import UndefinedMetricWarning
 
 from modeling_lcm import BEITokenizer, BEIVariable
 from modeling_lcm.loss_lcm import IGNORE_INDEX
@@ -18,6 +21,7 @@ from .stages import infer_variable
 
 
 SPLITS = ("kfold", "leave_site_out")
+BASELINES = ("majority", "linear", "svm", "mlp", "scratch")
 
 
 @dataclass
@@ -59,8 +63,21 @@ class EvaluateArguments:
     )
     baselines: list[str] = field(
         default_factory=lambda: ["majority", "linear"],
-        metadata={"help": "Models to score beside LCM on the same folds: majority, linear."},
+        metadata={
+            "help": "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
+            "regression), svm (linear), mlp, scratch (fine-tuning alone, from random weights)."
+        },
     )
+    external: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets that are only predicted, by models trained on the whole tested cohort."},
+    )
+    optimistic: bool = setting(
+        False,
+        "Also score the test fold after every epoch and report the best, as optimistic, beside the honest score.",
+    )
+    resamples: int = setting(1000, "Bootstrap resamples and permutations for intervals and p-values; 0: none.")
+    allow_seen_subjects: bool = setting(False, "Go on although a checkpoint was trained on test subjects.")
     harmonise: str | None = setting(
         None, "Column with the site: FC is harmonised across sites (ComBat), fitted on each fold's training scans."
     )
@@ -70,9 +87,9 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before any data are read."""
-        for name in ("repeats", "ensemble"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, least in (("repeats", 1), ("ensemble", 1), ("resamples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
         fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"
@@ -82,17 +99,16 @@ class EvaluateArguments:
             raise ValueError("tasks chooses pretrained variables to score; with finetune its task is scored.")
         if self.train_data and self.pretrain is None:
             raise ValueError("train_data joins the pretraining of every fold: give its settings with --pretrain.")
+        if "scratch" in self.baselines and not self.finetune:
+            raise ValueError("The baseline scratch is fine-tuning without pretrained weights: it needs finetune.")
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ValueError(f"Unknown baselines {', '.join(unknown)}; there are {', '.join(BASELINES)}.")
 
 
-BASELINES = ("majority", "linear")
-
-
 @dataclass(frozen=True)
 class Task:
-    """A variable that is predicted, and its value for every scan of the tested cohort.
+    """A variable that is predicted, and its value for every scan that may be tested.
 
     Args:
         name (`str`): phenotype column.
@@ -127,11 +143,48 @@ class Task:
         """Class indices (int) or values of some rows that have one."""
         return self.targets[rows].astype(int) if self.is_classification else self.targets[rows]
 
+    def extended(self, table: pd.DataFrame, rows: np.ndarray, total: int) -> "Task":
+        """The task with the values of further rows: those of a table whose labels it knows; others stay without.
+
+        Args:
+            table (`pd.DataFrame`): one row per scan of an external data set.
+            rows (`np.ndarray`): where these scans stand.
+            total (`int`): scans in all.
+        """
+        targets = np.full(total, np.nan)
+        targets[: len(self.targets)] = self.targets
+        if self.name in table:
+            values = table[self.name]
+            if self.is_classification:
+                numbers = {label: index for index, label in enumerate(self.labels)}
+                values = values.map(lambda value: numbers.get(str(value).strip(), np.nan))
+            targets[rows] = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
+        return replace(self, targets=targets)
+
     def score(self, rows: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-        """Metrics of predictions (probabilities or values) for some scans."""
+        """Metrics of predictions (probabilities or values) for some scans; undefined ones are NaN."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            return self._score(rows, predictions)
+
+    def _score(self, rows: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
         if self.is_classification:
             return classification_metrics(self.truth(rows), predictions, self.labels)
         return regression_metrics(self.truth(rows), predictions)
+
+
+class Rows(NamedTuple):
+    """Row numbers of a fold, or of an external test.
+
+    Args:
+        pretraining (`np.ndarray`): scans that the pretraining may see, of all cohorts.
+        training (`np.ndarray`): those of the tested cohort: for fine-tuning and the baselines.
+        test (`np.ndarray`): scans that are predicted.
+    """
+
+    pretraining: np.ndarray
+    training: np.ndarray
+    test: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -139,8 +192,9 @@ class Design:
     """Everything that a fold needs to know.
 
     Args:
-        cohort (`Cohort`): the tested scans, then those of other cohorts that only join the pretraining.
+        cohort (`Cohort`): the tested scans, then those of other cohorts that join the pretraining, then external ones.
         num_tested (`int`): scans of the tested cohort.
+        external (`dict[str, np.ndarray]`): rows of every external data set.
         tasks (`tuple[Task, ...]`): what is predicted.
         pretraining (`PretrainArguments`, *optional*): stage one of every fold.
         tuning (`FinetuneArguments`, *optional*): stage two; without it the pretrained variables are scored.
@@ -149,6 +203,7 @@ class Design:
 
     cohort: Cohort
     num_tested: int
+    external: dict[str, np.ndarray]
     tasks: tuple[Task, ...]
     pretraining: PretrainArguments | None
     tuning: FinetuneArguments | None
@@ -159,13 +214,23 @@ class Design:
         """One row per scan of the tested cohort."""
         return self.cohort.table.iloc[: self.num_tested]
 
-    def rows(self, folds: Folds, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of a fold: for pretraining (all cohorts), for training on the tested cohort, and for the test.
+    @property
+    def num_joining(self) -> int:
+        """Scans of other cohorts that join the pretraining."""
+        return len(self.cohort.table) - self.num_tested - sum(map(len, self.external.values()))
 
-        Nobody who is tested has a scan in the first two, in whatever cohort.
-        """
-        pretraining, test = folds.rows(self.cohort.table["subject_id"].astype(str), fold)
-        return pretraining, pretraining[pretraining < self.num_tested], test[test < self.num_tested]
+    def fold_rows(self, folds: Folds, fold: int) -> Rows:
+        """Rows of a fold: nobody who is tested has a scan among the others, in whatever cohort."""
+        others, test = folds.rows(self.cohort.table["subject_id"].astype(str), fold)
+        others = others[others < self.num_tested + self.num_joining]
+        return Rows(others, others[others < self.num_tested], test[test < self.num_tested])
+
+    def external_rows(self, name: str) -> Rows:
+        """Rows of an external test: all others train, except scans of the people in it."""
+        subjects, test = self.cohort.table["subject_id"].astype(str), self.external[name]
+        others = np.arange(self.num_tested + self.num_joining)
+        others = others[~subjects.iloc[others].isin(set(subjects.iloc[test])).to_numpy()]
+        return Rows(others, others[others < self.num_tested], test)
 
 
 def make_task(cohort: Cohort, arguments: FinetuneArguments) -> Task:
@@ -267,7 +332,8 @@ def _check_folds(table: pd.DataFrame, task: Task, folds: Folds) -> None:
     """Raise `ValueError` when the training subjects of a fold lack a class, or nobody is tested at all."""
     subjects = table["subject_id"].astype(str)
     if task.is_classification:
-        people = [subjects[task.targets == index].nunique() for index in range(len(task.labels))]
+        targets = task.targets[: len(table)]
+        people = [subjects[targets == index].nunique() for index in range(len(task.labels))]
         alone = [label for label, count in zip(task.labels, people, strict=True) if count == 1]
         if alone:
             raise ValueError(

@@ -43,6 +43,7 @@ METRIC_TITLES = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "brier": "Brier score",
+    "ece": "expected calibration error",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "r2": "R²",
@@ -58,7 +59,12 @@ REQUIRED_KEYS = ("title", "protocol", "n_subjects", "models")
 DOTS_PER_INCH = 140
 
 
-def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:
+def write_report(
+    path: str | Path,
+    results: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> Path:
     """Write results and pictures as one HTML file that needs nothing else: it can be mailed, printed, opened offline.
 
     The file appears complete or not at all.
@@ -67,6 +73,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         path: the HTML file; a previous one is replaced.
         results: see the top of this module.
         figures: pictures by caption, shown in this order.
+        tables: further tables by caption, the first row being the header; shown below the main one.
 
     Returns:
         The path.
@@ -80,9 +87,10 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html").render(
         title=results["title"],
-        summary=_summary_sentence(results),
+        summary=summary_sentence(results),
         header=_header(_headline(results)),
         rows=_rows(results, _headline(results)),
+        tables=dict(tables or {}),
         figures={caption: _as_base64_png(figure) for caption, figure in figures.items()},
         protocol=_flat(results["protocol"]),
         settings=_flat(results.get("settings") or {}),
@@ -90,7 +98,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], figures: Mapping[
         num_folds=_num_folds(results),
         folds={
             METRIC_TITLES.get(metric, metric): {
-                model: [_number(metric, value) for value in summaries[metric]["per_fold"]]
+                model: [number_text(metric, value) for value in summaries[metric]["per_fold"]]
                 for model, summaries in results["models"].items()
                 if metric in summaries
             }
@@ -129,9 +137,13 @@ def results_table_markdown(results: Mapping[str, Any], metrics: Sequence[str] | 
     Raises:
         ValueError: results without one of their required parts, or without a model.
     """
-    table = _table(results, metrics)
-    table.insert(1, ["---"] * len(table[0]))
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table)
+    return table_markdown(_table(results, metrics))
+
+
+def table_markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its header."""
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def _check(results: Mapping[str, Any]) -> None:
@@ -167,7 +179,10 @@ def _rows(results: Mapping[str, Any], metrics: Sequence[str]) -> list[list[str]]
     chance = results.get("chance") or {}
     if chance:
         rows.append(
-            ["chance", *(_number(metric, chance[metric]) if metric in chance else NOT_MEASURED for metric in metrics)]
+            [
+                "chance",
+                *(number_text(metric, chance[metric]) if metric in chance else NOT_MEASURED for metric in metrics),
+            ]
         )
     return rows
 
@@ -184,15 +199,16 @@ def _cell(metric: str, summary: Mapping[str, Any] | None) -> str:
         return NOT_MEASURED
     if _is_undefined(summary["mean"]):
         return UNDEFINED
-    text = _number(metric, summary["mean"])
+    text = number_text(metric, summary["mean"])
     if not _is_undefined(summary.get("std")):
-        text += f" ± {_number(metric, summary['std'])}"
+        text += f" ± {number_text(metric, summary['std'])}"
     per_fold = summary.get("per_fold") or []
     defined = sum(not _is_undefined(value) for value in per_fold)
     return text if defined == len(per_fold) else f"{text} ({defined} of {len(per_fold)} folds)"
 
 
-def _number(metric: str, value: float | None) -> str:
+def number_text(metric: str, value: float | None) -> str:
+    """A score with as many decimals as make sense for the metric."""
     if value is None or math.isnan(value):
         return UNDEFINED
     return f"{value:.2f}" if metric in METRICS_WITH_UNIT else f"{value:.3f}"
@@ -208,7 +224,7 @@ def _num_folds(results: Mapping[str, Any]) -> int:
     return max((len(summary.get("per_fold") or []) for summary in summaries), default=0)
 
 
-def _summary_sentence(results: Mapping[str, Any]) -> str:
+def summary_sentence(results: Mapping[str, Any]) -> str:
     """The result in one sentence: the first headline metric of every model."""
     metric = _headline(results)[0]
     values = [
@@ -218,7 +234,7 @@ def _summary_sentence(results: Mapping[str, Any]) -> str:
     ]
     chance = (results.get("chance") or {}).get(metric)
     if chance is not None:
-        values.append(f"chance {_number(metric, chance)}")
+        values.append(f"chance {number_text(metric, chance)}")
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
     return f"{results['n_subjects']} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."

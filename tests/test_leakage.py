@@ -1,0 +1,97 @@
+"""Leakage: columns that tell the label are named, and people seen by a checkpoint are found under any of their ids."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hub_cards.bundle import public_record
+from training.data import Cohort
+from training.identity import hash_names, scan_names, seen_people
+from training.leakage import leaking_columns, refuse_seen_subjects
+from training.protocol import Task
+from training.runs import record_of
+
+
+pytest_plugins = ["tests.training_fixtures"]
+
+
+def people(**columns: list) -> pd.DataFrame:
+    """A table of six people."""
+    return pd.DataFrame({"subject_id": list("abcdef"), "session": 1, **columns})
+
+
+@pytest.fixture
+def diagnosis() -> Task:
+    """Three patients, three controls."""
+    return Task("diagnosis", ("control", "patient"), np.array([0, 0, 0, 1, 1, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("site", ["x", "x", "x", "y", "y", "y"], True),
+        ("site", ["x", "x", "z", "y", "y", "w"], True),  # every site has one group
+        ("severity", [None, None, None, 3, 5, 4], True),  # recorded for patients only
+        ("dose", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),
+        ("site", ["x", "x", "x", "x", "y", "y"], False),
+        ("constant", ["x"] * 6, False),
+        ("qc_mean_fd", [0.1, 0.1, 0.1, 0.5, 0.5, 0.5], False),  # no phenotype: quality is another report's subject
+    ],
+)
+def test_columns_that_tell_the_label(name: str, values: list, told: bool, diagnosis: Task) -> None:
+    found = leaking_columns(people(**{name: values}, diagnosis=["n", "n", "n", "p", "p", "p"]), diagnosis, ["site"])
+    assert bool(found) == told
+    if told:
+        assert f"The column {name!r} alone tells 'diagnosis'" in found[0]
+        assert ("the pretraining learns it" in found[0]) == (name == "site")
+
+
+def test_columns_of_numbers_that_tell_a_number_or_a_class() -> None:
+    age = Task("age", (), np.array([20.0, 30, 40, 50, 60, np.nan]))
+    table = people(birth_year=[2000, 1990, 1980, 1970, 1960, 1950], score=[3, 1, 2, 3, 1, 2])
+    assert [line.split("'")[1] for line in leaking_columns(table, age)] == ["birth_year"]
+    many = pd.DataFrame({"subject_id": range(200), "score": np.arange(200.0)})
+    task = Task("group", ("a", "b"), (np.arange(200) >= 80).astype(float))
+    assert "strength 1.00" in leaking_columns(many, task)[0]
+
+
+def test_names_hold_across_merging_pooling_and_joining() -> None:
+    table = people(dataset=["abide"] * 6)
+    assert scan_names(table).tolist()[:2] == ["abide/a", "abide/b"]
+    merged = table.assign(cohort_subject_id=table["subject_id"], subject_id="abide/" + table["subject_id"])
+    assert scan_names(merged).tolist() == scan_names(table).tolist()
+    joined = table.assign(recorded_subject_id=table["subject_id"], subject_id="a")
+    assert scan_names(joined).tolist() == scan_names(table).tolist()
+    assert scan_names(people(), "lemon").tolist()[0] == "lemon/a"
+    assert scan_names(people()).tolist()[0] == "a"
+
+
+def test_hashes_find_people_and_do_not_name_them() -> None:
+    record = {"training_subject_hashes": [hash_names(["abide/a", "abide/c"]), hash_names(["other/77"])]}
+    table = people(dataset=["abide"] * 6, same_person_in_other=[None, "77", None, "78", None, None])
+    assert seen_people(record, table) == ["a", "b", "c"]
+    assert seen_people(record, table.assign(dataset="elsewhere").drop(columns="same_person_in_other")) == []
+    assert "abide" not in json.dumps(record)
+    assert hash_names(["x"])["hashes"] != hash_names(["x"])["hashes"]  # every record has its own salt
+    assert seen_people({"training_subjects": ["b", "z"]}, table) == ["b"]  # a record of an older version
+    assert seen_people({}, table) == []
+
+
+def test_a_shared_checkpoint_still_knows_whom_it_saw(cohort: Cohort, tmp_path: Path) -> None:
+    rows = np.arange(4)
+    record = public_record(record_of(cohort, rows, []) | {"arguments": {}})
+    assert "training_subjects" not in record
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "training_record.json").write_text(json.dumps(record))
+    later = record_of(cohort, np.arange(6, 8), [], str(tmp_path / "shared"))  # fine-tuned after the download
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "training_record.json").write_text(json.dumps(later))
+    for name, count in (("shared", 4), ("tuned", 6)):
+        with pytest.raises(ValueError, match=f"was trained on {count} of the test subjects, 0001 among them"):
+            refuse_seen_subjects(str(tmp_path / name), cohort.table, False)
+        assert refuse_seen_subjects(str(tmp_path / name), cohort.table.iloc[8:], False) is None
+    (tmp_path / "unknown").mkdir()
+    assert "is not known" in (refuse_seen_subjects(str(tmp_path / "unknown"), cohort.table, False) or "")
