@@ -1,6 +1,7 @@
 """What a repository will hold: the right files of a folder, private things taken out, and the card."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,16 +20,15 @@ from .render import dataset_card, model_card
 from .results import load_results
 
 
-# Files of a checkpoint folder that are published; everything else stays here.
+# Files of a checkpoint folder that are published, with the code that they name; everything else stays here.
 MODEL_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "official_unused.safetensors",
     "conversion_report.json",
-    "*.py",
 )
-PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", "*.py")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
 # Settings that hold paths on the machine of whoever trained.
 LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")
@@ -66,6 +66,29 @@ def _select(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path | bytes]:
     return {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
 
 
+def code_files(folder: Path) -> set[str]:
+    """Names of the code that a checkpoint's Auto classes need, and of what that code imports from beside it."""
+    maps = [
+        (_read_json(folder / name) or {}).get("auto_map") or {}
+        for name in ("config.json", "processor_config.json", "tokenizer_config.json")
+    ]
+    targets = [
+        target
+        for entry in maps
+        for value in entry.values()
+        for target in ([value] if isinstance(value, str) else value)
+    ]
+    waiting = {f"{target.split('.')[0]}.py" for target in targets if target}
+    needed: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        if (folder / name).is_file():
+            siblings = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+            waiting |= {f"{sibling}.py" for sibling in siblings} - needed
+    return needed
+
+
 def _as_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -89,9 +112,13 @@ def public_results(results: dict[str, Any]) -> dict[str, Any]:
         for name, stage in (results.get("settings") or {}).items()
     }
     protocol = dict(results["protocol"])
-    if protocol.get("pretraining") and Path(protocol["pretraining"]).exists():
-        protocol["pretraining"] = f"an existing checkpoint ({Path(protocol['pretraining']).name})"
-    return {**results, "settings": settings, "protocol": protocol}
+    checkpoint = Path(protocol.get("pretraining") or "")
+    if checkpoint.name and (checkpoint.is_absolute() or checkpoint.exists()):
+        protocol["pretraining"] = f"an existing checkpoint ({checkpoint.name})"
+    public = {**results, "settings": settings, "protocol": protocol}
+    if "external" in results:
+        public["external"] = {name: public_results(entry) for name, entry in results["external"].items()}
+    return public
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +156,7 @@ def model_bundle(
         FileNotFoundError: it is not a checkpoint folder.
         ValueError: weights that are not safetensors, or something that the card needs is missing.
     """
-    files = _select(folder, (*MODEL_FILES, *PROCESSOR_FILES))
+    files = _select(folder, (*MODEL_FILES, *PROCESSOR_FILES, *sorted(code_files(folder))))
     for name in ("config.json", "processor_config.json", "bei_vocab.json"):
         if name not in files:
             raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {name}.")
@@ -194,7 +221,7 @@ def adapter_bundle(
     """
     files = _select(folder, ADAPTER_FILES)
     settings = _read_json(folder / "adapter_config.json")
-    if settings is None or not files:
+    if settings is None or "adapter_model.safetensors" not in files:
         raise FileNotFoundError(
             f"{folder} is not an adapter: adapter_config.json or adapter_model.safetensors is missing."
         )
@@ -203,7 +230,8 @@ def adapter_bundle(
         raise FileNotFoundError(f"Beside {folder} the merged checkpoint is missing, which knows labels and processor.")
     settings |= {"base_model_name_or_path": base_model, "revision": base_revision}
     files["adapter_config.json"] = _as_bytes(settings)
-    files |= {f"processor/{name}": path for name, path in _select(whole, PROCESSOR_FILES).items()}
+    beside = _select(whole, (*PROCESSOR_FILES, *sorted(code_files(whole))))
+    files |= {f"processor/{name}": path for name, path in beside.items()}
     record, results = _add_records(whole, files, metrics)
     card = model_card(
         facts,

@@ -10,9 +10,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
-from training.report import results_table_markdown
 
-from .results import eval_results
+from .results import eval_results, results_table
 
 
 CITATION = """@inproceedings{wei2026lcm,
@@ -230,7 +229,7 @@ def model_card(
         training=_training_rows(record or {}),
         conversion=conversion,
         results=results,
-        results_table=results_table_markdown(results) if results else None,
+        results_table=results_table(results) if results else None,
         task=config.task_variable,
         base_model=base_model,
         base_revision=base_revision,

@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from training.report import METRIC_TITLES
+from training.report import METRIC_TITLES, results_table_markdown
+from training.summary import by_task
 
 
 MODEL = "LCM"  # how training.evaluate calls the model
@@ -34,21 +35,38 @@ def load_results(path: str | Path) -> dict[str, Any]:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as the metrics of training.evaluate: {error}") from error
-    missing = [name for name in ("title", "protocol", "n_subjects", "models") if not results.get(name)]
-    models = results.get("models") or {}
-    if MODEL not in models:
-        missing.append(f"the model {MODEL!r}")
-    if not any(name.startswith("linear") for name in models):
-        missing.append("a linear baseline")
-    if not any(name in models for name in CHANCE_MODELS):
-        missing.append("chance (the majority class, or the mean)")
+    missing = [name for name in ("title", "protocol", "n_subjects") if not results.get(name)]
+    for task, found in by_task(results).items() if not missing else ():
+        models = found.get("models") or {}
+        of = f" of {task!r}" if "tasks" in results else ""
+        if MODEL not in models:
+            missing.append(f"the model {MODEL!r}{of}")
+        if not any(name.startswith("linear") for name in models):
+            missing.append(f"a linear baseline{of}")
+        if not any(name in models for name in CHANCE_MODELS):
+            missing.append(f"chance (the majority class, or the mean){of}")
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: results are only shown beside baselines.")
     return results
 
 
+def results_table(results: dict[str, Any]) -> str:
+    """The table of all models in Markdown; of a pretrained checkpoint, one per variable with its name above."""
+    if "tasks" not in results:
+        return results_table_markdown(results)
+    return "\n\n".join(f"**{task}**\n\n{results_table_markdown(found)}" for task, found in results["tasks"].items())
+
+
 def eval_results(results: dict[str, Any], dataset_name: str) -> list[EvalResult]:
     """Every defined metric of the model; its name carries folds, spread and baselines: the Hub shows one number."""
+    found = [entry for task in by_task(results).values() for entry in _entries(task, dataset_name)]
+    if not found:
+        raise ValueError(f"None of the metrics {', '.join(HUB_METRICS)} is defined for {MODEL}: nothing to show.")
+    return found
+
+
+def _entries(results: dict[str, Any], dataset_name: str) -> list[EvalResult]:
+    """The entries of one task."""
     protocol = results["protocol"]
     found = []
     for metric, hub_name in HUB_METRICS.items():
@@ -74,6 +92,4 @@ def eval_results(results: dict[str, Any], dataset_name: str) -> list[EvalResult]
                 metric_name=f"{METRIC_TITLES[metric]}, mean of {folds} folds{spread} ({'; '.join(others)})",
             )
         )
-    if not found:
-        raise ValueError(f"None of the metrics {', '.join(HUB_METRICS)} is defined for {MODEL}: nothing to show.")
     return found

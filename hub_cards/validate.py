@@ -1,7 +1,6 @@
 """Checks before anything is uploaded: the folder loads strictly, computes, and its metadata are what the Hub reads."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceCl
 from modeling_lcm.configuration_lcm import SIZES
 from training.data import load_cohort
 
-from .bundle import Bundle
+from .bundle import Bundle, code_files
 
 
 CLASSES = {kind.__name__: kind for kind in (LCMModel, LCMForMultitaskPretraining, LCMForSequenceClassification)}
@@ -40,7 +39,7 @@ def check_model(folder: Path, size: str | None = None) -> None:
     name = (config.architectures or [""])[0]
     if name not in CLASSES:
         raise ValueError(f"config.json names the class {name!r}; needed is one of {', '.join(CLASSES)}.")
-    missing = [file for file in _code_files(folder, config) if not (folder / file).is_file()]
+    missing = [file for file in code_files(folder) if not (folder / file).is_file()]
     if missing:
         raise ValueError(
             f"{folder} lacks the code {', '.join(sorted(missing))}, so that it would not load without the package: "
@@ -48,29 +47,6 @@ def check_model(folder: Path, size: str | None = None) -> None:
         )
     model = CLASSES[name].from_pretrained(folder).eval()
     _run_once(model, folder, config)
-
-
-def _code_files(folder: Path, config: LCMConfig) -> set[str]:
-    """The code that the folder's Auto classes need, and what that code imports from beside it."""
-    maps = [config.auto_map or {}]
-    for name in ("processor_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            maps.append(json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {})
-    targets = [
-        target
-        for entry in maps
-        for value in entry.values()
-        for target in ([value] if isinstance(value, str) else value)
-    ]
-    waiting = {f"{target.split('.')[0]}.py" for target in targets if target}
-    needed: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        needed.add(name)
-        if (folder / name).is_file():
-            siblings = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
-            waiting |= {f"{sibling}.py" for sibling in siblings} - needed
-    return needed
 
 
 @torch.no_grad()

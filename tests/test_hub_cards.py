@@ -121,16 +121,22 @@ class TestDemoAdapterAndDataset:
         assert "training subjects | 2 |" in text
         assert "Dry run: nothing was uploaded" in out
 
-    def test_nothing_private_is_published(self, finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_nothing_private_is_published(
+        self, finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         record = json.loads((finetuned.checkpoint / "training_record.json").read_text())
         assert record["training_subjects"] == ["sub-001", "sub-002"]
-        public = json.dumps([public_record(record), public_results(make_metrics())])
+        metrics = make_metrics()
+        elsewhere = {"protocol": {**metrics["protocol"], "pretraining": "/home/somebody/checkpoint"}}
+        public = json.dumps([public_record(record), public_results({**metrics, "external": {"abide": elsewhere}})])
         assert "sub-001" not in public
         assert "/home/somebody" not in public
         assert json.loads(public)[0]["num_training_subjects"] == 2
-        (finetuned.checkpoint / "optimizer.bin").write_bytes(b"x")
-        out = dry_run(capsys, finetuned.checkpoint, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
-        assert "not published: adapter, optimizer.bin" in out
+        folder = Path(shutil.copytree(finetuned.checkpoint, tmp_path / "copy"))
+        (folder / "optimizer.bin").write_bytes(b"x")
+        (folder / "my_notes.py").write_text("password = 'x'")
+        out = dry_run(capsys, folder, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
+        assert "not published: adapter, my_notes.py, optimizer.bin" in out
 
     def test_adapter(self, finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
         given = ("--entry", "lcm-demo-adapter", "--base-model", "org/base", "--base-revision", "v2")
