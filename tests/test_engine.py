@@ -1,9 +1,6 @@
 """The training loop: accumulation, resuming, best epoch, stages, precision, several processes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import pytest
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from tests.conftest import REPOSITORY
 from tests.training_fixtures import REGIONS, SHORT
 from training.arguments import LoopArguments
 from training.data import Cohort, ConnectomeDataset, make_dataset
@@ -284,67 +280,6 @@ def test_records_of_a_run(cohort: Cohort, tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(setting: str, value: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         arguments(**{setting: value})
-
-
-TWO_PROCESSES = """
-import json, sys
-from pathlib import Path
-import torch
-from tests.test_engine import arguments, freeze_statistics, make_data, make_model
-from training.data import load_cohort
-from training.engine import Trainer
-
-torch.set_num_threads(1)
-cohort, folder = load_cohort(sys.argv[1]), Path(sys.argv[2])
-train, validation = make_data(cohort, range(18)), make_data(cohort, range(18, 24))
-# What one process does with twice the batch, two have to do as well.
-frozen = freeze_statistics(make_model())
-trainer = Trainer(frozen, train, None, arguments(batch_size=3, gradient_accumulation_steps=2))
-rank = trainer.accelerator.process_index
-assert trainer.accelerator.num_processes == 2, trainer.accelerator.num_processes
-trainer.accelerator.end_training = lambda: None  # keeps the process group for the second training
-history = trainer.train()
-# Batch norm in training mode, validation of 6 scans in batches that do not come out even, checkpoints.
-model = make_model()
-settings = arguments(batch_size=1, checkpoint_every=1)
-other = Trainer(model, train, validation, settings, folder / "run").train()
-torch.save({"frozen": frozen.state_dict(), "model": model.state_dict()}, folder / f"weights_{rank}.pt")
-(folder / f"history_{rank}.json").write_text(json.dumps([history, other]))
-"""
-
-
-def test_two_processes_train_like_one(cohort: Cohort, dataset: Path, tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(script), str(dataset), str(tmp_path)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (frozen, trained), on_second = (json.loads((tmp_path / f"history_{rank}.json").read_text()) for rank in (0, 1))
-    assert [frozen, trained] == on_second
-    assert all(np.isfinite(record["validation_loss"]) for record in trained)
-    weights = [torch.load(tmp_path / f"weights_{rank}.pt") for rank in (0, 1)]
-    for part in ("frozen", "model"):
-        for name, value in weights[0][part].items():
-            assert torch.equal(value, weights[1][part][name]), f"{part} {name} differs between the processes"
-    alone = freeze_statistics(make_model())
-    history = Trainer(
-        alone, make_data(cohort, range(18)), None, arguments(batch_size=6, gradient_accumulation_steps=2)
-    ).train()
-    for one, two in zip(history, frozen, strict=True):
-        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
-        assert one["lr"] == two["lr"]
-    reference = make_model()
-    reference.load_state_dict(weights[0]["frozen"])
-    assert_same_weights(alone, reference, tolerance=1e-5)
 
 
 def test_settings_of_the_scripts_are_checked_like_those_of_the_loop(

@@ -3,6 +3,7 @@
 import copy
 import signal
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any
@@ -83,13 +84,15 @@ def share_batch_norm(model: nn.Module, shared: bool) -> None:
 
 def without_weights(model: nn.Module) -> nn.Module:
     """A copy of the model that takes no memory: its tensors have a shape, but no content."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _empty(tensor) for tensor in tensors})
+    return copy_with_tensors(model, lambda tensor: tensor.detach().to("meta"))
 
 
-def _empty(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def copy_with_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the model in which `make` has replaced every parameter and buffer; none of them is copied."""
+    replaced: dict[int, Any] = {id(buffer): make(buffer) for buffer in model.buffers()}
+    for parameter in model.parameters():
+        replaced[id(parameter)] = nn.Parameter(make(parameter), parameter.requires_grad)
+    return copy.deepcopy(model, replaced)
 
 
 def is_lost_process(error: RuntimeError) -> bool:
