@@ -93,6 +93,12 @@ class LCMConfig(PreTrainedConfig):
         normalize_rows (`bool`, *optional*, defaults to `False`):
             Beyond the paper: centre and scale every FC row to mean 0 and deviation 1 before the stem, which takes away
             how strongly a person's whole brain correlates. The published models do not; the nano size does.
+        edge_readout (`bool`, *optional*, defaults to `False`):
+            Beyond the paper: every token also has a weight for every edge of the FC matrix's logarithm, and the sum is
+            added to its logits after each layer. With a few hundred people this carries most of what can be learnt.
+            The published models do not have it; the nano size does.
+        edge_shrinkage (`float`, *optional*, defaults to 0.2):
+            Share of the identity in the matrix before its logarithm, which FC of short scans needs to have full rank.
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
@@ -141,6 +147,8 @@ class LCMConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.1
     normalize_rows: bool = False
+    edge_readout: bool = False
+    edge_shrinkage: float = 0.2
     supervision: str = "momentum"
     readout: str = "auto"
     layer_loss_momentum: float = 0.95
@@ -194,6 +202,11 @@ class LCMConfig(PreTrainedConfig):
         return sum(max(1, len(variable["labels"])) for variable in self.bei_variables)
 
     @property
+    def num_edges(self) -> int:
+        """Pairs of different regions."""
+        return self.num_regions * (self.num_regions - 1) // 2
+
+    @property
     def num_task_tokens(self) -> int:
         """New tokens of the downstream task; 0 when the task re-uses a pretrained variable's tokens."""
         return 0 if self.task_is_pretrained else cast(int, self.num_labels)
@@ -223,6 +236,8 @@ class LCMConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "layer_loss_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if not 0 < self.edge_shrinkage < 1:
+            raise ValueError(f"edge_shrinkage must lie between 0 and 1, got {self.edge_shrinkage}.")
         if self.bei_loss_weight < 0:
             raise ValueError(f"bei_loss_weight must not be negative, got {self.bei_loss_weight}.")
         _check_choice("supervision", self.supervision, SUPERVISIONS)

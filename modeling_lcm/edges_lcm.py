@@ -1,0 +1,75 @@
+"""A linear read-out of all edges beside the decoder, from the matrix logarithm of FC (beyond the paper)."""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_lcm import LCMConfig
+
+
+
+class LCMEdgeFeatures(nn.Module):
+    """Edges of a connectome as a linear model reads them best: matrix logarithm, centred with a running mean.
+
+    The logarithm of a correlation matrix spreads its small eigenvalues, in which people differ, as far as its large
+    ones, which they share. It needs full rank, which a shrinkage towards the identity gives. Noise on the matrix ends
+    up in the small eigenvalues: train without `input_noise`.
+
+    The mean over people is learnt from the training batches and saved with the weights; all processes of a distributed
+    run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
+
+    Attributes:
+        mean (`Tensor` of shape `(edges,)`): running mean of the logarithm's upper triangle.
+        batches (`Tensor`): scalar, how many batches it has seen.
+
+    Source:
+        Log-Euclidean metric: Arsigny et al. 2006.
+    """
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__()
+        self.num_regions = config.num_regions
+        self.shrinkage = config.edge_shrinkage
+        self.momentum = config.batch_norm_momentum
+        self.register_buffer("mean", torch.zeros(config.num_edges))
+        self.register_buffer("batches", torch.tensor(0))
+
+    def forward(self, connectivity: Tensor) -> Tensor:
+        """Connectivity `(batch, regions, regions)` -> centred edges `(batch, regions * (regions - 1) / 2)`, float32."""
+        with torch.autocast(connectivity.device.type, enabled=False):
+            edges = self._logarithm(connectivity.to(torch.promote_types(connectivity.dtype, torch.float32)))
+            if self.training:
+                self._observe(edges.detach())
+            return edges - self.mean.to(edges.dtype)
+
+    def _logarithm(self, connectivity: Tensor) -> Tensor:
+        """Upper triangles of log((1 - shrinkage) FC + shrinkage I)."""
+        identity = torch.eye(self.num_regions, dtype=connectivity.dtype, device=connectivity.device)
+        values, vectors = torch.linalg.eigh((1 - self.shrinkage) * connectivity + self.shrinkage * identity)
+        # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
+        logarithm = (vectors * values.clamp_min(self.shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
+        rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
+        return logarithm[:, rows, columns]
+
+    @torch.no_grad()
+    def _observe(self, edges: Tensor) -> None:
+        total = torch.cat([edges.sum(0), edges.new_tensor([len(edges)])])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        self.batches += 1
+        # The plain mean of the first batches, then an exponential one.
+        weight = (1 / self.batches).clamp_min(self.momentum).to(self.mean.dtype)
+        self.mean.lerp_((total[:-1] / total[-1]).to(self.mean.dtype), weight)
+
+
+class LCMEdgeScore(nn.Linear):
+    """Centred edges -> one logit per token; starts at zero, so that an untrained one changes nothing."""
+
+    def __init__(self, config: LCMConfig, num_tokens: int) -> None:
+        super().__init__(config.num_edges, num_tokens, bias=False)
+
+    def forward(self, edges: Tensor) -> Tensor:
+        """`(batch, edges)` -> `(batch, 1, tokens)`, to be added to the logits of every layer."""
+        return super().forward(edges.to(self.weight.dtype))[:, None]
