@@ -133,6 +133,7 @@ def _architecture(config: LCMConfig, parameters: int) -> list[tuple[str, str]]:
         ("supervision in the last stage", config.supervision),
         ("read-out", readout[config.effective_readout]),
         ("rows of FC normalised", "yes (beyond the paper)" if config.normalize_rows else "no"),
+        ("edge read-out", "yes (beyond the paper)" if config.edge_readout else "no"),
     ]
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from training.report import METRIC_TITLES, results_table_markdown
-from training.summary import by_task
+from training.report import METRIC_TITLES, by_task, results_table_markdown
 
 
 MODEL = "LCM"  # how training.evaluate calls the model

@@ -13,6 +13,7 @@ import torch
 
 import training.evaluate
 import training.fold
+from hub_cards.results import eval_results, load_results, results_table
 from modeling_lcm import BEIVariable
 from tests.training_fixtures import ATLAS, PEOPLE, SHORT, TINY, Study
 from training import evaluate
@@ -26,10 +27,10 @@ from training.metrics import classification_metrics
 from training.pooling import pool
 from training.prepare import PrepareArguments, prepare
 from training.protocol import Design, Rows, Task
+from training.report import by_task
 from training.runs import record_of
 from training.splits import Folds, make_folds
 from training.stages import finetune
-from training.summary import by_task
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -397,6 +398,13 @@ def test_pretrained_variables_are_scored_beside_baselines(
     np.testing.assert_allclose(table["age"], ages.loc[table["subject_id"]], rtol=1e-5)
     assert table["LCM"].between(0, 120).all()  # in years
     assert (tmp_path / "folds" / "fold_1" / "pretrained" / "config.json").is_file()
+    # The file feeds the model card: a table per variable, and an entry per variable and metric.
+    loaded = load_results(tmp_path / "folds" / "metrics.json")
+    assert results_table(loaded).count("| LCM |") == 4
+    entries = eval_results(loaded, "a study")
+    assert {"sex", "age"} <= {entry.task_name.split()[0] for entry in entries}
+    age = next(entry for entry in entries if entry.task_name.startswith("age") and entry.metric_type == "mae")
+    assert age.metric_value == tasks["age"]["models"]["LCM"]["mae"]["mean"]
 
 
 def test_tasks_restrict_what_is_scored_and_no_checkpoint_stays(

@@ -67,4 +67,14 @@ def scratch_start(tuning: FinetuneArguments, folder: Path) -> FinetuneArguments:
     LCMForMultitaskPretraining(AutoConfig.from_pretrained(tuning.checkpoint)).save_pretrained(folder)
     load_processor(tuning.checkpoint).save_pretrained(folder)
     pseudo_labels = "recorded" if tuning.pseudo_labels == "model" else tuning.pseudo_labels
-    return replace(tuning, checkpoint=str(folder), lora_rank=0, new_tokens="random", pseudo_labels=pseudo_labels)
+    return replace(
+        tuning,
+        checkpoint=str(folder),
+        adapter="none",
+        lora_rank=0,
+        trainable="all",
+        frozen_layers=0,
+        layer_decay=1.0,
+        new_tokens="random",
+        pseudo_labels=pseudo_labels,
+    )

@@ -23,9 +23,9 @@ from .fold import run_fold
 from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
 from .protocol import Design, EvaluateArguments, Task, draw_folds, make_task, pretrained_tasks
-from .report import results_table_text
+from .report import by_task, results_table_text
 from .splits import Folds
-from .summary import by_task, prediction_tables, summary
+from .summary import prediction_tables, summary
 
 
 __all__ = ["EvaluateArguments", "Task", "evaluate", "main", "make_task"]

@@ -15,6 +15,7 @@ from .protocol import Design, Task
 from .report import (
     HEADLINE_METRICS,
     METRIC_TITLES,
+    by_task,
     number_text,
     results_table_markdown,
     summary_sentence,
@@ -23,7 +24,7 @@ from .report import (
 )
 from .resampling import Predictions
 from .result_figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
-from .summary import by_task, pooled_predictions
+from .summary import pooled_predictions
 
 
 Table = list[list[str]]

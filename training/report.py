@@ -109,6 +109,13 @@ def write_report(
     return Path(path)
 
 
+def by_task(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of every task in a `metrics.json`, whether it has one or several."""
+    if "tasks" in results:
+        return dict(results["tasks"])
+    return {results["protocol"].get("task", ""): results}
+
+
 def results_table_text(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
     """Table of models and metrics for the terminal, mean ± standard deviation over folds.
 

@@ -68,13 +68,6 @@ def summary(
     }
 
 
-def by_task(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The results of every task in a `metrics.json`, whether it has one or several."""
-    if "tasks" in metrics:
-        return metrics["tasks"]
-    return {metrics["protocol"]["task"]: metrics}
-
-
 def prediction_tables(
     design: Design, results: Sequence[dict[str, Any]], external: dict[str, list[dict[str, Any]]]
 ) -> dict[str, pd.DataFrame]:
