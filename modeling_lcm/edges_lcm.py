@@ -6,6 +6,13 @@ from torch import Tensor, nn
 from .configuration_lcm import LCMConfig
 
 
+def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
+    """log((1 - shrinkage) FC + shrinkage I) of Pearson matrices `(batch, regions, regions)`; same shape."""
+    identity = torch.eye(connectivity.shape[-1], dtype=connectivity.dtype, device=connectivity.device)
+    values, vectors = torch.linalg.eigh((1 - shrinkage) * connectivity + shrinkage * identity)
+    # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
+    return (vectors * values.clamp_min(shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
+
 
 class LCMEdgeFeatures(nn.Module):
     """Edges of a connectome as a linear model reads them best: matrix logarithm, centred with a running mean.
@@ -37,21 +44,14 @@ class LCMEdgeFeatures(nn.Module):
         self.register_buffer("batches", torch.tensor(0))
 
     def forward(self, connectivity: Tensor) -> Tensor:
-        """Connectivity `(batch, regions, regions)` -> centred edges `(batch, regions * (regions - 1) / 2)`, float32."""
+        """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double)."""
         with torch.autocast(connectivity.device.type, enabled=False):
-            edges = self._logarithm(connectivity.to(torch.promote_types(connectivity.dtype, torch.float32)))
+            connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
+            rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
+            edges = matrix_logarithm(connectivity, self.shrinkage)[:, rows, columns]
             if self.training:
                 self._observe(edges.detach())
             return edges - self.mean.to(edges.dtype)
-
-    def _logarithm(self, connectivity: Tensor) -> Tensor:
-        """Upper triangles of log((1 - shrinkage) FC + shrinkage I)."""
-        identity = torch.eye(self.num_regions, dtype=connectivity.dtype, device=connectivity.device)
-        values, vectors = torch.linalg.eigh((1 - self.shrinkage) * connectivity + self.shrinkage * identity)
-        # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
-        logarithm = (vectors * values.clamp_min(self.shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
-        rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
-        return logarithm[:, rows, columns]
 
     @torch.no_grad()
     def _observe(self, edges: Tensor) -> None:

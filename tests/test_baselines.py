@@ -11,11 +11,18 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import training.baselines
-from training.baselines import linear_baseline, majority_baseline, mlp_baseline, svm_baseline, vectorise
+from training.baselines import (
+    linear_baseline,
+    log_linear_baseline,
+    majority_baseline,
+    mlp_baseline,
+    svm_baseline,
+    vectorise,
+)
 from training.metrics import classification_metrics, regression_metrics
 
 
-FITTED = (linear_baseline, svm_baseline, mlp_baseline)
+FITTED = (linear_baseline, log_linear_baseline, svm_baseline, mlp_baseline)
 DATA = Path(training.baselines.__file__).parent / "demo_data" / "lemon-schaefer200"
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
@@ -26,6 +27,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR, LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
+
+from modeling_lcm import LCMConfig
+from modeling_lcm.edges_lcm import matrix_logarithm
 
 
 Kind = Literal["classification", "regression"]
@@ -110,6 +114,35 @@ def linear_baseline(
         ValueError: labels and scans that do not match, an unknown kind, or a class with nobody in the training set.
     """
     return _baseline(_fit_linear, train_fc, train_labels, test_fc, kind, seed, num_classes, groups)
+
+
+def log_linear_baseline(
+    train_fc: ArrayLike,
+    train_labels: ArrayLike,
+    test_fc: ArrayLike,
+    kind: Kind = "classification",
+    seed: int = 0,
+    num_classes: int | None = None,
+    groups: Sequence[Hashable] | None = None,
+) -> NDArray[np.float64]:
+    """[`linear_baseline`] on the matrix logarithm of connectivity, which the model's edge read-out sees, too.
+
+    Args:
+        train_fc, train_labels, test_fc, kind, seed, num_classes, groups: as for [`linear_baseline`].
+
+    Returns:
+        Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
+
+    Raises:
+        ValueError: as for [`linear_baseline`].
+    """
+    logarithms = (
+        matrix_logarithm(torch.as_tensor(np.asarray(fc), dtype=torch.float32), LCMConfig.edge_shrinkage).numpy()
+        for fc in (train_fc, test_fc)
+    )
+    # Undoes the Fisher z that `vectorise` takes of correlations.
+    train_log, test_log = map(np.tanh, logarithms)
+    return linear_baseline(train_log, train_labels, test_log, kind, seed, num_classes, groups)
 
 
 def svm_baseline(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, set_seed
 from modeling_lcm import LCMForMultitaskPretraining
 
 from .arguments import FinetuneArguments
-from .baselines import linear_baseline, majority_baseline, mlp_baseline, svm_baseline
+from .baselines import linear_baseline, log_linear_baseline, majority_baseline, mlp_baseline, svm_baseline
 from .checkpoints import load_processor
 from .protocol import Design, Task
 
@@ -19,6 +19,7 @@ from .protocol import Design, Task
 SCRATCH = "LCM from scratch"
 FITTED: dict[str, tuple[str, Callable[..., NDArray[np.float64]]]] = {
     "linear": ("linear", linear_baseline),
+    "linear_log": ("linear, log FC", log_linear_baseline),
     "svm": ("linear SVM", svm_baseline),
     "mlp": ("MLP", mlp_baseline),
 }

@@ -21,7 +21,7 @@ from .stages import infer_variable
 
 
 SPLITS = ("kfold", "leave_site_out")
-BASELINES = ("majority", "linear", "svm", "mlp", "scratch")
+BASELINES = ("majority", "linear", "linear_log", "svm", "mlp", "scratch")
 
 
 @dataclass
@@ -65,7 +65,8 @@ class EvaluateArguments:
         default_factory=lambda: ["majority", "linear"],
         metadata={
             "help": "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
-            "regression), svm (linear), mlp, scratch (fine-tuning alone, from random weights)."
+            "regression), linear_log (the same on the matrix logarithm of FC), svm (linear), mlp, scratch "
+            "(fine-tuning alone, from random weights)."
         },
     )
     external: list[str] = field(
