@@ -104,8 +104,9 @@ def export(checkpoint: str | Path, output: str | Path, dataset: str | None = Non
     config = LCMConfig.from_pretrained(checkpoint)
     tokenizer = BEITokenizer.from_pretrained(checkpoint)
     tokenizer.check_config(config)
-    if config.normalize_rows:
-        raise ValueError("This network has normalize_rows, which the research code's network does not have.")
+    for name in ("normalize_rows", "edge_readout"):
+        if getattr(config, name):
+            raise ValueError(f"This network has {name}, which the research code's network does not have.")
     order = token_order(tokenizer)
     run, names = _file_names(checkpoint, config, order, dataset, fold)
 

@@ -3,7 +3,6 @@
 Shapes use these names: batch B, regions N, BEI tokens P, hidden size d, decoder layers L.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
+from .edges_lcm import LCMEdgeFeatures, LCMEdgeScore
 from .loss_lcm import (
     LayerChoice,
     TargetLayout,
@@ -35,6 +36,7 @@ class LCMModelOutput(ModelOutput):
     Args:
         last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): token states after the last layer's norm.
         layer_states (`Tensor` of shape `(batch, layers, tokens, hidden_size)`): the same after every layer.
+        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): their read-out, for a head that asks for it.
         hidden_states (`tuple[Tensor]`, *optional*): layers + 1 tensors `(batch, tokens, hidden_size)`: the zeros that
             the tokens start from, then each layer's output, not normed; the last one is `last_hidden_state`.
         attentions (`tuple[Tensor]`, *optional*): self-attention, `(batch, heads, tokens, tokens)` per layer.
@@ -44,6 +46,7 @@ class LCMModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     layer_states: Tensor | None = None
+    layer_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
@@ -89,123 +92,6 @@ class LCMSequenceClassifierOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Plain attention that also returns its weights; query, key, value `(batch, heads, length, head_dim)`."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
-# Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
-# measured, on an accelerator what it computes during the launch of those operations.
-LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
-
-
-class LCMAttention(nn.Module):
-    """Multi-head attention with separate query, key, value and output projections, all with biases."""
-
-    # SDPA would otherwise take the module as causal; LCM has no causal mask anywhere.
-    is_causal = False
-
-    def __init__(self, config: LCMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` `(batch, tokens, d)` to `key` and `value` `(batch, length, d)`.
-
-        Returns:
-            The result `(batch, tokens, d)`, and the weights `(batch, heads, tokens, length)` where the attention
-            implementation makes them (eager), else None.
-        """
-        implementation = self.config._attn_implementation
-        # Adapters, quantised layers and offloading hooks work through a projection's call, not its weight: folding
-        # would pass them by, and an attention implementation of the user's own as well.
-        is_allowed = key is value and implementation in ("eager", "sdpa") and self._has_plain_projections()
-        if is_allowed and self._folding_pays(query, key):
-            output, weights = self._read_folded(query, key)
-            return output, weights if implementation == "eager" else None
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            self._split_heads(self.q_proj(query)),
-            self._split_heads(self.k_proj(key)),
-            self._split_heads(self.v_proj(value)),
-            None,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        return self.o_proj(output.flatten(2)), weights
-
-    def _has_plain_projections(self) -> bool:
-        """Whether calling the key and value projections does nothing but multiply by a weight and add a bias."""
-        return all(
-            type(projection) is nn.Linear
-            and not projection._forward_hooks
-            and not projection._forward_pre_hooks
-            and "_hf_hook" not in projection.__dict__
-            for projection in (self.k_proj, self.v_proj)
-        )
-
-    def _folding_pays(self, query: Tensor, memory: Tensor) -> bool:
-        """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
-        (batch, tokens, width), length = query.shape, memory.shape[1]
-        projected = length * width
-        folded = tokens * (width + (width // self.head_dim - 1) * length)
-        if folded > 0.8 * projected:
-            return False
-        # NOTE: a compiled graph is for any batch size, and does not pay for every small operation.
-        least = LEAST_SAVING.get(query.device.type, LEAST_SAVING["cuda"])
-        return torch.compiler.is_compiling() or 2 * batch * width * (projected - folded) >= least
-
-    def _read_folded(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-attention without projecting the memory: the same result, with the products in another order.
-
-        Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
-        the weighted sum of memory, and its bias once per row, times the row's sum (1 without dropout).
-        """
-        batch, tokens, width = query.shape
-        key_weight, value_weight = (
-            projection.weight.view(-1, self.head_dim, width) for projection in (self.k_proj, self.v_proj)
-        )
-        heads = self.q_proj(query).view(batch * tokens, -1, self.head_dim).transpose(0, 1)
-        folded = (heads * self.scaling) @ key_weight  # (heads, batch * tokens, d)
-        folded = folded.view(-1, batch, tokens, width).transpose(0, 1).reshape(batch, -1, width)
-        weights = (folded @ memory.transpose(1, 2)).softmax(-1)  # (batch, heads * tokens, length)
-        weights = nn.functional.dropout(weights, self.dropout, self.training)
-        context = (weights @ memory).view(batch, -1, tokens, width).transpose(0, 1).reshape(-1, batch * tokens, width)
-        output = (context @ value_weight.transpose(1, 2)).view(-1, batch, tokens, self.head_dim)
-        output = output.permute(1, 2, 0, 3)  # (batch, tokens, heads, head_dim)
-        weights = weights.view(batch, -1, tokens, memory.shape[1])
-        row_sums = weights.sum(-1).transpose(1, 2)[..., None] if self.training and self.dropout else 1.0
-        # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
-        bias = self.v_proj.bias + 0 * self.k_proj.bias
-        output = output + row_sums * bias.view(-1, self.head_dim)
-        return self.o_proj(output.flatten(2)), weights
-
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """`(batch, length, d)` -> `(batch, heads, length, head_dim)`."""
-        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)
-
-
 class LCMStem(nn.Module):
     """Each region's FC row becomes its memory vector: Linear, batch norm over batch x regions, LeakyReLU(0.01)."""
 
@@ -221,8 +107,53 @@ class LCMStem(nn.Module):
         # CODEPATH: off in the published checkpoints, on in the nano size.
         if self.normalize_rows:
             connectivity = nn.functional.layer_norm(connectivity, connectivity.shape[-1:])
-        rows = self.proj(connectivity.to(self.proj.weight.dtype))
+        connectivity = connectivity.to(self.proj.weight.dtype)
+        if self._norm_folds(connectivity):
+            return self._folded(connectivity)
+        rows = self.proj(connectivity)
         return self.activation(self.norm(rows.flatten(0, 1)).view_as(rows))
+
+    def _norm_folds(self, connectivity: Tensor) -> bool:
+        """Whether [`_folded`] is exact here: nothing hangs on Linear or norm, and all is done in one precision."""
+        if self.norm.training:
+            is_possible = self.norm.momentum is not None and connectivity[..., 0].numel() > 1
+        else:
+            # Scaled weights round differently; gradients in evaluation mode are for looking at, so they stay plain.
+            is_possible = not torch.is_grad_enabled()
+        return (
+            is_possible
+            and is_plain(self.proj)
+            and is_plain(self.norm, kind=nn.BatchNorm1d)
+            and connectivity.dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled(connectivity.device.type)
+        )
+
+    def _folded(self, connectivity: Tensor) -> Tensor:
+        """Linear and batch norm as one product: the norm scales and shifts the Linear's rows.
+
+        In training, mean and variance of the Linear's output follow from mean and covariance of its input, W m + b and
+        diag(W C W^T), so that the output before the norm is never made, nor kept for the backward pass.
+        """
+        proj, norm = self.proj, self.norm
+        if norm.training:
+            inputs = connectivity.flatten(0, 1)
+            input_mean = inputs.mean(0)
+            centred = inputs - input_mean
+            mean = proj(input_mean)
+            var = ((proj.weight @ (centred.T @ centred / len(inputs))) * proj.weight).sum(1)
+            self._update_statistics(mean.detach(), var.detach() * (len(inputs) / (len(inputs) - 1)))
+        else:
+            mean, var = norm.running_mean, norm.running_var
+        scale = norm.weight * (var + norm.eps).rsqrt()
+        rows = nn.functional.linear(connectivity, proj.weight * scale[:, None], (proj.bias - mean) * scale + norm.bias)
+        return nn.functional.leaky_relu_(rows, self.activation.negative_slope)
+
+    @torch.no_grad()
+    def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
+        """The norm's own update of its running statistics."""
+        self.norm.running_mean.lerp_(mean, self.norm.momentum)
+        self.norm.running_var.lerp_(var, self.norm.momentum)
+        self.norm.num_batches_tracked += 1
 
 
 class LCMDecoderLayer(GradientCheckpointingLayer):
@@ -246,11 +177,15 @@ class LCMDecoderLayer(GradientCheckpointingLayer):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
-        """States `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states."""
-        positioned = hidden_states + query_embeds
-        attended, _ = self.self_attn(positioned, positioned, hidden_states)
-        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
+    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor, is_first: bool = False) -> Tensor:
+        """States `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states.
+
+        In the first layer the states are zero: what people have in common there is computed once for all of them.
+        """
+        positioned = query_embeds[None] if is_first else hidden_states + query_embeds
+        attended, _ = self.self_attn(positioned, positioned, hidden_states, from_zero=is_first)
+        attended = self.dropout(attended)
+        hidden_states = self.self_attn_layer_norm(attended if is_first else hidden_states + attended)
         attended, _ = self.cross_attn(hidden_states + query_embeds, memory, memory)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
         expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(hidden_states))))
@@ -273,7 +208,9 @@ class LCMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, LCMEdgeScore):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -286,6 +223,9 @@ class LCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffers["running_mean"])
                 init.ones_(buffers["running_var"])
                 init.zeros_(buffers["num_batches_tracked"])
+        elif isinstance(module, LCMEdgeFeatures):
+            init.zeros_(module.mean)
+            init.zeros_(module.batches)
         elif isinstance(module, LayerChoice):
             init.constant_(module.running_loss, float("inf"))
             init.constant_(module.best_layer, module.running_loss.shape[1] - 1)
@@ -337,8 +277,16 @@ class LCMPreTrainedModel(PreTrainedModel):
 # Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
 _HEAD_MODULES = {
     "LCMModel": set(),
-    "LCMForMultitaskPretraining": {"score", "bei_layer_choice"},
-    "LCMForSequenceClassification": {"score", "bei_layer_choice", "task_embeddings", "task_layer_choice"},
+    "LCMForMultitaskPretraining": {"score", "bei_layer_choice", "edge_features", "edge_score"},
+    "LCMForSequenceClassification": {
+        "score",
+        "bei_layer_choice",
+        "edge_features",
+        "edge_score",
+        "task_embeddings",
+        "task_edge_score",
+        "task_layer_choice",
+    },
 }
 
 
@@ -400,13 +348,21 @@ class LCMModel(LCMPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, connectivity: Tensor, query_embeds: Tensor | None = None, **kwargs: Any) -> LCMModelOutput:
+    def forward(
+        self,
+        connectivity: Tensor,
+        query_embeds: Tensor | None = None,
+        score: nn.Linear | None = None,
+        **kwargs: Any,
+    ) -> LCMModelOutput:
         """Read the connectomes with BEI tokens.
 
         Args:
             connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
             query_embeds (`Tensor` of shape `(tokens, hidden_size)`, *optional*): token embeddings; defaults to all
                 pretrained tokens.
+            score (`nn.Linear`, *optional*): a head's read-out, `hidden_size` -> 1. With it, `layer_logits` are
+                returned in place of `layer_states`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
@@ -421,13 +377,29 @@ class LCMModel(LCMPreTrainedModel):
         memory = self.stem(connectivity)
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
-        states = memory.new_zeros(memory.shape[0], *query_embeds.shape)
+        states = memory.new_zeros(1).expand(memory.shape[0], *query_embeds.shape)
         layer_states = []
-        for layer in self.layers:
-            states = layer(states, query_embeds, memory)
+        for index, layer in enumerate(self.layers):
+            states = layer(states, query_embeds, memory, is_first=index == 0)
             layer_states.append(states)
+        if score is not None:
+            layer_logits = torch.stack([_read(state, self.norm, score) for state in layer_states], dim=1)
+            return LCMModelOutput(last_hidden_state=self.norm(states), layer_logits=layer_logits)
         normed = self.norm(torch.stack(layer_states, dim=1))
         return LCMModelOutput(last_hidden_state=normed[:, -1], layer_states=normed)
+
+
+def _read(states: Tensor, norm: nn.LayerNorm, score: nn.Linear) -> Tensor:
+    """Layer norm and read-out of states `(batch, tokens, d)` -> `(batch, tokens)`.
+
+    Where it is exact, as one weighted sum, a mean and a variance, which keeps no normed copy for the backward pass.
+    """
+    is_exact = states.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(states.device.type)
+    if not (is_exact and is_plain(score) and is_plain(norm, kind=nn.LayerNorm)):
+        return score(norm(states))[..., 0]
+    weight = norm.weight * score.weight[0]
+    var, mean = torch.var_mean(states, -1, correction=0)
+    return (states @ weight - mean * weight.sum()) * (var + norm.eps).rsqrt() + score(norm.bias)
 
 
 class LCMForMultitaskPretraining(LCMPreTrainedModel):
@@ -437,6 +409,9 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         super().__init__(config)
         self.model = LCMModel(config)
         self.score = nn.Linear(config.hidden_size, 1)
+        if config.edge_readout:
+            self.edge_features = LCMEdgeFeatures(config)
+            self.edge_score = LCMEdgeScore(config, config.num_bei_tokens)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         self.post_init()
 
@@ -462,8 +437,10 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         Raises:
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
-        outputs = self.model(connectivity, **kwargs)
-        layer_logits = self.score(outputs.layer_states)[..., 0]
+        outputs = self.model(connectivity, score=self.score, **kwargs)
+        layer_logits = outputs.layer_logits
+        if self.config.edge_readout:
+            layer_logits = layer_logits + self.edge_score(self.edge_features(connectivity))
         readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
         return LCMMultitaskOutput(
             loss=None if labels is None else self.compute_loss(layer_logits, labels, target_counts),
@@ -496,9 +473,14 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self.num_labels = cast(int, config.num_labels)
         self.model = LCMModel(config)
         self.score = nn.Linear(config.hidden_size, 1)
+        if config.edge_readout:
+            self.edge_features = LCMEdgeFeatures(config)
+            self.edge_score = LCMEdgeScore(config, config.num_bei_tokens)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         if config.num_task_tokens:
             self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
+            if config.edge_readout:
+                self.task_edge_score = LCMEdgeScore(config, config.num_task_tokens)
         self.task_layer_choice = _layer_choice(config, len(self.target_layout.kinds))
         self.post_init()
 
@@ -547,8 +529,10 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if self.config.num_task_tokens:
             new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=connectivity.device))
             queries = torch.cat([queries, new])
-        outputs = self.model(connectivity, query_embeds=queries, **kwargs)
-        layer_logits = self.score(outputs.layer_states)[..., 0]
+        outputs = self.model(connectivity, query_embeds=queries, score=self.score, **kwargs)
+        layer_logits = outputs.layer_logits
+        if self.config.edge_readout:
+            layer_logits = layer_logits + self._edge_logits(connectivity)
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         return LCMSequenceClassifierOutput(
@@ -560,6 +544,12 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def _edge_logits(self, connectivity: Tensor) -> Tensor:
+        """Edge read-out of all tokens, `(batch, 1, tokens)`."""
+        edges = self.edge_features(connectivity)
+        logits = self.edge_score(edges)
+        return torch.cat([logits, self.task_edge_score(edges)], -1) if self.config.num_task_tokens else logits
 
     def compute_loss(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
-from modeling_lcm.modeling_lcm import LCMAttention
+from modeling_lcm.attention_lcm import LCMAttention
 
 
 MakeConfig = Callable[..., LCMConfig]
@@ -87,7 +87,7 @@ class TestEquivalence:
         attention = LCMAttention(make_config(attn_implementation="sdpa"))
         calls = []
         monkeypatch.setattr(attention, "_folding_pays", lambda *_: True)
-        monkeypatch.setattr(attention, "_read_folded", lambda query, memory: (calls.append("folded"), None))
+        monkeypatch.setattr(attention, "_read_folded", lambda query, memory, **_: (calls.append("folded"), None))
         if obstacle == "hook":
             attention.v_proj.register_forward_hook(lambda *_: calls.append("hook"))
         if obstacle == "own attention":

@@ -26,8 +26,12 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
     whole = ["score", "bei_layer_choice", "task_layer_choice"]
     if not arguments.frozen_layers:
         whole.append("stem.norm")
+    if model.config.edge_readout:
+        whole += ["edge_features", "edge_score"]
     if model.config.num_task_tokens:
         whole.append("task_embeddings")
+        if model.config.edge_readout:
+            whole.append("task_edge_score")
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=arguments.lora_rank,

@@ -74,6 +74,9 @@ def start_from_related_tokens(
     start = model.model.bei_embeddings.weight[best]
     start = start + JITTER * torch.randn_like(start)
     model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
+    if model.config.edge_readout:
+        edges = model.edge_score.weight[best]
+        model.task_edge_score.weight.copy_(torch.where(follows[:, None], edges, model.task_edge_score.weight))
     names = [
         f"{variable['name']}={label}" if label else variable["name"]
         for variable in model.config.bei_variables
@@ -88,6 +91,8 @@ def _pretrained_part(model: LCMForSequenceClassification) -> LCMForMultitaskPret
         pretrained = LCMForMultitaskPretraining(model.config)
     pretrained.model, pretrained.score = model.model, model.score
     pretrained.bei_layer_choice = model.bei_layer_choice
+    if model.config.edge_readout:
+        pretrained.edge_features, pretrained.edge_score = model.edge_features, model.edge_score
     return pretrained
 
 

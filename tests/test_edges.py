@@ -1,0 +1,106 @@
+"""The edge read-out: matrix logarithm, running mean, and its place in both heads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import logm
+from torch import Tensor
+
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.edges_lcm import LCMEdgeFeatures
+from training.checkpoints import expected_new_weights
+
+
+@pytest.fixture
+def config(make_config: Callable[..., LCMConfig]) -> LCMConfig:
+    """A tiny configuration with the edge read-out."""
+    return make_config(edge_readout=True)
+
+
+def correlations(batch: int, regions: int, volumes: int = 40, seed: int = 0) -> Tensor:
+    """Pearson matrices of noise."""
+    signals = np.random.default_rng(seed).normal(size=(batch, regions, volumes))
+    return torch.tensor(np.stack([np.corrcoef(each) for each in signals]), dtype=torch.float32)
+
+
+def test_features_are_scipys_logarithm(config: LCMConfig) -> None:
+    """Above the diagonal of log((1 - s) FC + s I)."""
+    matrices = correlations(3, config.num_regions)
+    features = LCMEdgeFeatures(config).eval()(matrices)
+    rows, columns = np.triu_indices(config.num_regions, 1)
+    for matrix, edges in zip(matrices.double().numpy(), features, strict=True):
+        shrunk = (1 - config.edge_shrinkage) * matrix + config.edge_shrinkage * np.eye(config.num_regions)
+        np.testing.assert_allclose(edges, logm(shrunk)[rows, columns], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [torch.ones(12, 12), torch.eye(12), correlations(1, 12, volumes=4)[0]],
+    ids=["all alike", "no connectivity", "rank 3"],
+)
+def test_features_of_matrices_without_full_rank_are_finite(config: LCMConfig, matrix: Tensor) -> None:
+    """Shrinkage gives every correlation matrix a logarithm."""
+    assert LCMEdgeFeatures(config).eval()(matrix[None]).isfinite().all()
+
+
+def test_running_mean_learns_in_training_only(config: LCMConfig) -> None:
+    """Plain mean of the first batches; evaluation leaves it alone, and is not changed by who else is in the batch."""
+    features = LCMEdgeFeatures(config).eval()
+    batches = [correlations(5, config.num_regions, seed=seed) for seed in range(4)]
+    expected = torch.cat([features(batch) for batch in batches]).mean(0)
+    features.train()
+    for batch in batches:
+        features(batch)
+    torch.testing.assert_close(features.mean, expected)
+    features.eval()
+    together = features(torch.cat(batches))
+    torch.testing.assert_close(features(batches[1]), together[5:10], atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.mean, expected)
+    assert int(features.batches) == 4
+
+
+def test_untrained_edge_readout_changes_nothing(config: LCMConfig, make_config: Callable[..., LCMConfig]) -> None:
+    """It starts at zero, on top of the same weights."""
+    with_edges = LCMForMultitaskPretraining(config).eval()
+    without = LCMForMultitaskPretraining(make_config()).eval()
+    without.load_state_dict({k: v for k, v in with_edges.state_dict().items() if not k.startswith("edge_")})
+    matrices = correlations(4, config.num_regions)
+    torch.testing.assert_close(with_edges(matrices).layer_logits, without(matrices).layer_logits, rtol=0, atol=0)
+
+
+def test_logits_are_decoder_plus_edges(config: LCMConfig) -> None:
+    """The edges' logit of a token is added after every layer, in half precision, too."""
+    model = LCMForMultitaskPretraining(config).eval()
+    matrices = correlations(4, config.num_regions)
+    before = model(matrices).layer_logits
+    torch.nn.init.normal_(model.edge_score.weight)
+    edges = model.edge_features(matrices) @ model.edge_score.weight.T
+    torch.testing.assert_close(model(matrices).layer_logits, before + edges[:, None])
+    half = model.to(torch.bfloat16)(matrices).layer_logits
+    torch.testing.assert_close(half.float(), before + edges[:, None], atol=0.15, rtol=0.05)
+
+
+def test_downstream_task_takes_over_the_edges(config: LCMConfig, tmp_path: Path) -> None:
+    """Pretrained tokens keep their weights and mean; a new task's start at zero and learn."""
+    pretrained = LCMForMultitaskPretraining(config).train()
+    torch.nn.init.normal_(pretrained.edge_score.weight)
+    matrices = correlations(4, config.num_regions)
+    pretrained(matrices)
+    pretrained.save_pretrained(tmp_path)
+    with expected_new_weights():
+        model = LCMForSequenceClassification.from_pretrained(tmp_path, num_labels=2, task_variable="diagnosis")
+    assert torch.equal(model.edge_score.weight, pretrained.edge_score.weight)
+    assert torch.equal(model.edge_features.mean, pretrained.edge_features.mean)
+    assert not model.task_edge_score.weight.any()
+    model(matrices, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    assert model.task_edge_score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0, -0.1])
+def test_shrinkage_out_of_range_is_refused(make_config: Callable[..., LCMConfig], shrinkage: float) -> None:
+    """Without shrinkage a singular matrix has no logarithm; with 1 nothing is left."""
+    with pytest.raises(ValueError, match="edge_shrinkage"):
+        make_config(edge_shrinkage=shrinkage)
