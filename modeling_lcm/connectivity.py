@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ CONSTANT_REGIONS = ("zero", "error")
 
 # Scans correlated in one product. All at once is slower: the centred copies no longer fit into the CPU caches.
 SCANS_PER_BLOCK = 8
+# Sums of squares that float32 holds with room to spare.
+_SQUARES = (1e-25, 1e25)
 # A region counts as constant when its deviation is within the rounding of its mean (in multiples of the epsilon).
 _CONSTANT_TOLERANCE = 8
 # atanh(1) is infinite; perfectly correlated regions get atanh of this, 7.25, instead.
@@ -76,41 +79,54 @@ def correlate_scans(
         ValueError: NaN, infinite or absurdly large values; the message names scan and region.
     """
     num_regions = scans[0].shape[1]
+    # Scans of one length lie behind each other, so that products are written where they stay.
+    order = sorted(range(len(scans)), key=lambda number: len(scans[number]))
     matrices = np.empty((len(scans), num_regions, num_regions), dtype=np.float32)
     silent = np.empty((len(scans), num_regions), dtype=bool)
-    of_length: dict[int, list[int]] = {}
-    for number, scan in enumerate(scans):
-        of_length.setdefault(len(scan), []).append(number)
-    for numbers in of_length.values():
+    done = 0
+    for length, same in groupby(order, key=lambda number: len(scans[number])):
+        numbers = list(same)
+        # One buffer for all blocks: fresh memory for each would cost more than the arithmetic on it.
+        kind = np.result_type(*{scans[number].dtype for number in numbers})
+        buffer = np.empty((min(len(numbers), SCANS_PER_BLOCK), length, num_regions), dtype=kind)
         for start in range(0, len(numbers), SCANS_PER_BLOCK):
             chosen = numbers[start : start + SCANS_PER_BLOCK]
-            block = check_signal_values(np.stack([scans[number] for number in chosen]), chosen, region_names)
-            block_matrices, block_silent = _correlate_block(torch.from_numpy(block), estimator)
-            matrices[chosen], silent[chosen] = block_matrices.numpy(), block_silent.numpy()
-    return matrices, silent
+            place = slice(done, done + len(chosen))
+            block = np.stack([scans[number] for number in chosen], out=buffer[: len(chosen)])
+            block = check_signal_values(block, chosen, region_names)
+            silent[place] = _correlate_block(torch.from_numpy(block), torch.from_numpy(matrices[place]), estimator)
+            done += len(chosen)
+    if order == list(range(len(scans))):
+        return matrices, silent
+    position = np.argsort(order)
+    return matrices[position], silent[position]
 
 
-def _correlate_block(series: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
-    """Correlate `(batch, volumes, regions)`: matrices and silent regions as in `correlate_scans`."""
-    mean = series.mean(1, keepdim=True, dtype=torch.float64).to(series.dtype)
+def _correlate_block(series: Tensor, matrices: Tensor, estimator: str) -> Tensor:
+    """Correlate `(batch, volumes, regions)`, which is overwritten, into `matrices`; returns the silent regions."""
+    mean = series.mean(1, keepdim=True)
     # Centred twice: in float32 the first mean is rounded, which matters for signals of mean 10,000 and deviation 1.
-    centred = series - mean
-    centred -= centred.mean(1, keepdim=True)
-    # One factor per scan keeps the products within float32 whatever the scanner's units are.
-    scale = centred.flatten(1).abs().amax(1).clamp(min=torch.finfo(series.dtype).tiny)[:, None]
-    scaled = centred.div_(scale[:, :, None]).float()
-    products = scaled.mT @ scaled
-    # (batch, regions): variance of each region, in units of the scan's largest deviation
-    variances = products.diagonal(dim1=1, dim2=2) / series.shape[1]
+    series -= mean
+    series -= series.mean(1, keepdim=True)
+    scaled, scale = series.float(), torch.ones(1)
+    torch.bmm(scaled.mT, scaled, out=matrices)
+    squares = matrices.diagonal(dim1=1, dim2=2).clone()  # (batch, regions)
+    smallest, largest = torch.aminmax(squares)
+    if not (smallest > _SQUARES[0] and largest < _SQUARES[1]):
+        # Silent regions, or units beyond float32: one factor per scan brings the products back into range.
+        scale = series.flatten(1).abs().amax(1).clamp(min=torch.finfo(series.dtype).tiny)[:, None]
+        scaled = series.div_(scale[:, :, None]).float()
+        torch.bmm(scaled.mT, scaled, out=matrices)
+        squares = matrices.diagonal(dim1=1, dim2=2).clone()
     rounding = _CONSTANT_TOLERANCE * torch.finfo(series.dtype).eps * mean[:, 0].abs()
-    silent = variances.sqrt() * scale <= rounding
+    silent = (squares / series.shape[1]).sqrt() * scale <= rounding
     # 1 / norm of each region's signal; 0 wipes out the rounding noise of silent ones
-    norms = torch.where(silent, 0.0, (variances * series.shape[1]).rsqrt())
-    matrices = products.mul_(norms[:, :, None]).mul_(norms[:, None, :])
+    norms = torch.where(silent, 0.0, squares.rsqrt())
+    matrices.mul_(norms[:, :, None]).mul_(norms[:, None, :])
     if estimator == "ledoit_wolf":
         matrices *= 1 - _ledoit_wolf_shrinkage(matrices, scaled * norms[:, None, :])[:, None, None]
     matrices.clamp_(-1, 1).diagonal(dim1=1, dim2=2).fill_(1)
-    return matrices, silent
+    return silent
 
 
 def _ledoit_wolf_shrinkage(matrices: Tensor, unit_series: Tensor) -> Tensor:
