@@ -276,7 +276,7 @@ def test_plot_network_bars_averages_by_network_and_hemisphere():
 
 
 def test_plot_network_bars_other_names_are_refused():
-    with pytest.raises(ValueError, match="Precentral_L"):
-        plot_network_bars([1.0], ["Precentral_L"])
+    with pytest.raises(ValueError, match="'Area_55b' is named neither"):
+        plot_network_bars([1.0], ["Area_55b"])
     with pytest.raises(ValueError, match="2 region names"):
         plot_network_bars([1.0], ["7Networks_LH_Vis_1", "7Networks_LH_Vis_2"])

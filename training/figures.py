@@ -3,7 +3,6 @@
 Figures are made directly, without pyplot, so that nothing stays open and no backend is switched.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score, roc_curve
 
+from .regions import network_of
+
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SCHAEFER_NAME = re.compile(r"^(?:\d+Networks_)?(?P<hemisphere>LH|RH)_(?P<network>[A-Za-z]+)(?:_|$)")
 NETWORK_TITLES = {
     "Vis": "visual",
     "SomMot": "somato-\nmotor",
@@ -167,11 +167,11 @@ def plot_region_attention(scores: ArrayLike, coordinates: ArrayLike, title: str)
 
 
 def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
-    """Mean score of every functional network, left and right hemisphere side by side; dots are the regions.
+    """Mean score of every functional network or lobe, left and right hemisphere side by side; dots are the regions.
 
     Args:
         scores: one number per region `(regions,)`.
-        region_names: names of the Schaefer atlas, such as "7Networks_LH_Vis_1", which tell hemisphere and network.
+        region_names: names of the Schaefer atlas, such as "7Networks_LH_Vis_1", or of AAL, such as "Precentral_L".
 
     Raises:
         ValueError: scores and names that do not match, or a name of another atlas.
@@ -181,10 +181,13 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
         raise ValueError(f"Scores have shape {values.shape}, but there are {len(region_names)} region names.")
     groups: dict[str, dict[str, list[float]]] = {}
     for name, value in zip(region_names, values, strict=True):
-        match = SCHAEFER_NAME.match(str(name))
-        if match is None:
-            raise ValueError(f"Region {name!r} is not named as in the Schaefer atlas (such as '7Networks_LH_Vis_1').")
-        groups.setdefault(match["network"], {"LH": [], "RH": []})[match["hemisphere"]].append(float(value))
+        found = network_of(str(name))
+        if found is None:
+            raise ValueError(
+                f"Region {name!r} is named neither as in the Schaefer atlas ('7Networks_LH_Vis_1') nor as in AAL "
+                "('Precentral_L')."
+            )
+        groups.setdefault(found[0], {"LH": [], "RH": [], "": []})[found[1]].append(float(value))
     figure = Figure(figsize=(WIDTH_INCHES, 3.4), layout="constrained")
     axes = figure.subplots()
     positions = np.arange(len(groups))
@@ -194,11 +197,40 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
         axes.bar(positions + shift, means, width=0.38, color=colour, alpha=0.75, label=f"{name} hemisphere")
         for position, group in zip(positions, members, strict=True):
             axes.scatter(np.full(len(group), position + shift), group, s=5, color="0.25", alpha=0.6, zorder=3)
+    for position, network in zip(positions, groups.values(), strict=True):  # the vermis has no side
+        axes.scatter(np.full(len(network[""]), position), network[""], s=5, color="0.25", alpha=0.6, zorder=3)
     axes.axhline(values.mean(), color="0.4", linestyle="--", linewidth=1, label="mean of all regions")
-    axes.set_xticks(positions, [NETWORK_TITLES.get(network, network) for network in groups], fontsize=9)
+    titles = [NETWORK_TITLES.get(network, network.replace(" ", "\n")) for network in groups]
+    axes.set_xticks(positions, titles, fontsize=9 if len(groups) < 8 else 8)
     axes.set(ylabel="score per region")
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _tidy(axes)
+    return figure
+
+
+def plot_connections(edges: ArrayLike, coordinates: ArrayLike, title: str, strongest: int = 30) -> Figure:
+    """The strongest connections of a symmetric matrix in a glass brain; red is positive, blue negative.
+
+    Args:
+        edges: `(regions, regions)`; 0 where there is nothing to draw.
+        coordinates: centres of the regions `(regions, 3)`, MNI, in millimetres.
+        title: what is shown.
+        strongest: how many connections are drawn.
+    """
+    from nilearn import plotting
+
+    matrix = np.array(edges, dtype=np.float64)
+    np.fill_diagonal(matrix, 0)
+    strengths = np.sort(np.abs(matrix[np.triu_indices_from(matrix, k=1)]))
+    matrix[np.abs(matrix) < strengths[-min(strongest, len(strengths))]] = 0
+    used = np.flatnonzero(np.abs(matrix).sum(0))
+    figure = Figure(figsize=(WIDTH_INCHES + 1, 3.1))
+    limit = max(float(strengths[-1]), 1e-6)
+    plotting.plot_connectome(
+        matrix[np.ix_(used, used)], np.asarray(coordinates)[used], figure=figure, node_size=18, node_color="0.25",
+        edge_cmap="RdBu_r", edge_vmin=-limit, edge_vmax=limit, colorbar=True, edge_kwargs={"linewidth": 1.6},
+    )  # fmt: skip
+    figure.suptitle(title, fontsize=11, y=1.04)
     return figure
 
 
