@@ -54,7 +54,11 @@ class LoopArguments:
     weight_decay: float = setting(0.1, "Weight decay of weight matrices; biases and norms have none.")
     warmup_fraction: float = setting(0.1, "Part of the steps over which the learning rate rises.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    input_noise: float = setting(0.1, "Standard deviation of symmetric Gaussian noise on training FC; 0 for none.")
+    input_noise: float = setting(
+        0.0,
+        "Standard deviation of symmetric Gaussian noise on training FC; 0 for none. Not for models with edge_readout, "
+        "whose matrix logarithm such noise ruins.",
+    )
     mixup: float = setting(
         0.0,
         "Mix pairs of scans, and their losses, by a share drawn from Beta(mixup, mixup); 0: never. 1 suits cohorts "
@@ -137,6 +141,7 @@ class PretrainArguments(DataArguments, LoopArguments):
     num_attention_heads: int | None = setting(None, "Overrides the size's heads.")
     intermediate_size: int | None = setting(None, "Overrides the size's feed-forward width.")
     dropout: float | None = setting(None, "Overrides all three of the size's dropout rates.")
+    edge_readout: bool | None = setting(None, "Overrides whether the size has an edge read-out (nano has).")
 
 
 ADAPTERS = ("none", "lora", "dora", "rslora")

@@ -63,7 +63,7 @@ def predict_table(
         ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
             another base.
     """
-    if adapter is not None or is_adapter(checkpoint):
+    if adapter is not None or (checkpoint and is_adapter(checkpoint)):
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
         finetuned = True
     else:

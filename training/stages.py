@@ -129,7 +129,7 @@ def infer_variable(records: pd.DataFrame, name: str, kind: str, labels: list[str
 
 
 def _overrides(arguments: PretrainArguments) -> dict[str, Any]:
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "edge_readout")
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.dropout is not None:
         chosen |= dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), arguments.dropout)
@@ -270,6 +270,7 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
             problem_type=problem,
             task_variable=variable.name,
             bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
+            class_weights=None,
             dtype=torch.float32,
         )
 
