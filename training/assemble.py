@@ -1,6 +1,7 @@
 """Finished scans -> the data set folder: exclusion rules, duplicates, statistics, report and card."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from .writing import Scans, write_arrow, write_parquet
 QUALITY = "quality.json"
 COHORTS_FILE = "cohorts.json"
 VOCABULARY = "vocabulary"
+_OTHER_COUNT = re.compile(r"has (\d+ regions \([^)]*\)), but this processor is for")
 SERIES_CHUNK = 32  # scans with time series that are copied at once: 100 kB to 1 MB each
 MEASURES = ("mean_fd", "volumes", "missing_regions", "mean_fc", "homotopic")
 
@@ -270,7 +272,11 @@ def _quality(
         "unusable_values": [
             f"{where}, line {item.line}, column {item.column!r}: {item.reason}" for item in cohort.cleaned.problems
         ],
-        "remarks": [*cohort.cleaned.remarks, *(f"{count} files: {text}" for text, count in remarks.items())],
+        "remarks": [
+            *cohort.cleaned.remarks,
+            *(f"{count} files: {text}" for text, count in remarks.items()),
+            *other_atlases(excluded),
+        ],
         "duplicates": [{"first": first, "second": second, "r": round(r, 4)} for first, second, r in duplicates],
         "regions_without_signal": {
             str(region) if names is None else names[region]: count for region, count in silent.most_common(10)
@@ -279,6 +285,15 @@ def _quality(
         "rules": {name: value for name, value in vars(cohort.rules).items() if value is not None},
         "reading": cohort.source.settings,
     }
+
+
+def other_atlases(excluded: list[Excluded]) -> list[str]:
+    """Scans that were left out because they have the regions of another atlas, counted by number of regions."""
+    found = Counter(match[1] for item in excluded if (match := _OTHER_COUNT.search(item.reason)))
+    return [
+        f"{count} scans have {regions}: the input mixes atlases; prepare them on their own with their --atlas"
+        for regions, count in found.most_common()
+    ]
 
 
 def order_warning(table: pd.DataFrame) -> str | None:

@@ -38,7 +38,9 @@ class MergeArguments:
         "Cohorts of several atlases: one data set per atlas, in OUTPUT/ATLAS, with one vocabulary and the same ids.",
     )
     aliases: str | None = setting(None, "YAML file of labels that mean the same: {variable: {spelling: label}}.")
-    prefix_sites: bool = setting(False, "Put the cohort before the site's name: equal names are different places.")
+    prefix_sites: bool = setting(
+        False, "Put the cohort before the names of sites and scanners: equal names are different ones."
+    )
     reference: str | None = setting(None, "Data set to compare FC with, usually the checkpoint's training data.")
     parquet: bool = setting(True, "Also write Parquet files.")
 
@@ -128,8 +130,8 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
     table["dataset"] = name
     table["cohort_subject_id"] = table["subject_id"].astype(str)
     table["subject_id"] = name + "/" + table["cohort_subject_id"]
-    if prefix_sites and "site" in table:
-        table["site"] = [None if pd.isna(site) else f"{name}/{site}" for site in table["site"]]
+    for column in {"site", "scanner"} & set(table) if prefix_sites else ():
+        table[column] = [None if pd.isna(place) else f"{name}/{place}" for place in table[column]]
     vocabulary = folder / VOCABULARY
     variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
     return Part(name, folder, table, cohort.feature_extractor, variables, cohort)

@@ -84,7 +84,8 @@ class PrepareArguments:
     estimator: str = setting("pearson", '"pearson" or "ledoit_wolf".')
     subject_column: str = setting("participant_id", "Column that identifies the person.")
     session_column: str | None = setting(None, "Column that tells several scans of a person apart.")
-    site_column: str | None = setting(None, "Column with the site or scanner; stored as `site`.")
+    site_column: str | None = setting(None, "Column with the site; stored as `site`.")
+    scanner_column: str | None = setting(None, "Column with the scanner, beside the site; stored as `scanner`.")
     mean_fd_column: str | None = setting(None, "Column with the mean framewise displacement in mm, if files lack it.")
     phenotypes: list[str] = field(
         default_factory=list,
@@ -230,7 +231,7 @@ def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) 
     """
     where = arguments.participants or arguments.bids or "the table"
     identifiers = _identifiers(arguments)
-    extra = [name for name in (arguments.site_column, arguments.mean_fd_column) if name]
+    extra = [name for name in (arguments.site_column, arguments.scanner_column, arguments.mean_fd_column) if name]
     _require_columns(
         raw,
         [*identifiers, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns if item.value is None)],
@@ -268,8 +269,9 @@ def describe(
         table["qc_mean_fd"] = pd.to_numeric(displacement.table["mean_fd"], errors="coerce")
     if recipe.name:
         table["dataset"] = recipe.name
-    if arguments.site_column and "site" not in cleaned.table.columns:
-        table["site"] = raw[arguments.site_column].tolist()
+    for name, column in (("site", arguments.site_column), ("scanner", arguments.scanner_column)):
+        if column and name not in cleaned.table.columns:
+            table[name] = raw[column].tolist()
     for other, column in recipe.same_person.items():
         table[f"same_person_in_{other}"] = raw[column].tolist() if column in raw.columns else None
     left_out = _left_out(recipe, raw, cleaned)
