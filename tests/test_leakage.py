@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from hub_cards.bundle import public_record
+from training.checkpoints import read_record
 from training.data import Cohort
 from training.identity import hash_names, scan_names, seen_people
 from training.leakage import leaking_columns, refuse_seen_subjects
@@ -93,5 +94,6 @@ def test_a_shared_checkpoint_still_knows_whom_it_saw(cohort: Cohort, tmp_path: P
         with pytest.raises(ValueError, match=f"was trained on {count} of the test subjects, 0001 among them"):
             refuse_seen_subjects(str(tmp_path / name), cohort.table, False)
         assert refuse_seen_subjects(str(tmp_path / name), cohort.table.iloc[8:], False) is None
+    assert read_record(tmp_path / "nowhere") == {}
     (tmp_path / "unknown").mkdir()
     assert "is not known" in (refuse_seen_subjects(str(tmp_path / "unknown"), cohort.table, False) or "")

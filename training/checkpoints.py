@@ -54,16 +54,13 @@ def save_checkpoint(
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any]:
-    """The run's record beside a checkpoint, a folder or a Hub repository; empty where there is none."""
+    """The run's record beside a checkpoint, a folder or a Hub repository; empty where none is within reach."""
     path: str | Path | None = Path(checkpoint) / RECORD
     if not Path(checkpoint).is_dir():
-        path = cached_file(
-            str(checkpoint),
-            RECORD,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
+        try:
+            path = cached_file(str(checkpoint), RECORD)
+        except OSError:  # no such repository or file, or none within reach
+            path = None
     return json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
 
 
