@@ -75,8 +75,8 @@ class LCMAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj: nn.Module = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj: nn.Module = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj: Any = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj: Any = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
@@ -176,10 +176,9 @@ class LCMAttention(nn.Module):
         # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
         bias = (self.v_proj.bias + 0 * self.k_proj.bias).view(-1, self.head_dim)
         arguments = (queries, memory, key_weight, value_weight, bias, dropout)
-        if keep_weights or not _can_recompute(queries, memory):
-            output, weights, _ = _folded_attention(*arguments)
-        else:
-            output, weights = FoldedAttention.apply(*arguments), None
+        if not keep_weights and _can_recompute(queries, memory):
+            return self.o_proj(FoldedAttention.apply(*arguments).flatten(2)), None
+        output, weights, _ = _folded_attention(*arguments)
         return self.o_proj(output.flatten(2)), weights if keep_weights else None
 
 

@@ -134,7 +134,7 @@ class LCMStem(nn.Module):
         In training, mean and variance of the Linear's output follow from mean and covariance of its input, W m + b and
         diag(W C W^T), so that the output before the norm is never made, nor kept for the backward pass.
         """
-        proj, norm = self.proj, self.norm
+        proj, norm = self.proj, cast(Any, self.norm)
         if norm.training:
             inputs = connectivity.flatten(0, 1)
             input_mean = inputs.mean(0)
@@ -151,9 +151,10 @@ class LCMStem(nn.Module):
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
         """The norm's own update of its running statistics."""
-        self.norm.running_mean.lerp_(mean, self.norm.momentum)
-        self.norm.running_var.lerp_(var, self.norm.momentum)
-        self.norm.num_batches_tracked += 1
+        norm = cast(Any, self.norm)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var, norm.momentum)
+        norm.num_batches_tracked += 1
 
 
 class LCMDecoderLayer(GradientCheckpointingLayer):
