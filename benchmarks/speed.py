@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferenceLCM
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from modeling_lcm.quantization_lcm import pack
 
 
 MODELS = ("ours", "reference")
@@ -38,6 +42,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20, help="timed pairs of runs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--optimiser",
+        choices=("same", "official"),
+        default="same",
+        help="optimiser of the reference: fused AdamW as ours, or the official code's Adam (default: %(default)s)",
+    )
+    parser.add_argument("--packed", action="store_true", help="also time packed weights, float32 and int8 (CPU)")
+    parser.add_argument("--grid", nargs="+", metavar="BATCH:TOKENS:REGIONS", help="several cases, one short line each")
+    parser.add_argument("--picture", help="with --grid: draw the cases' times and activations to this file (.png)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     parser.add_argument(
         "--no-memory", action="store_true", help="leave out the memory measurement (two new processes)"
@@ -58,7 +71,10 @@ def build(options: argparse.Namespace) -> LCMForMultitaskPretraining:
         {"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0},
         {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1e-4},
     ]
-    layers = {} if options.layers is None else {"num_hidden_layers": options.layers}
+    # The official formulation has no edge read-out.
+    layers: dict[str, Any] = {"edge_readout": False}
+    if options.layers is not None:
+        layers["num_hidden_layers"] = options.layers
     config = LCMConfig.from_size(options.size, num_regions=options.regions, bei_variables=variables, **layers)
     with torch.device(options.device):
         return LCMForMultitaskPretraining(config)
@@ -110,9 +126,10 @@ def make_forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[],
     return run
 
 
-def make_step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """A whole training step as in our recipes: loss, gradients and fused AdamW."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+def make_step(model: nn.Module, batch: tuple[Tensor, Tensor], official: bool = False) -> Callable[[], None]:
+    """A whole training step: loss, gradients and, as in our recipes, fused AdamW; or the `official` code's Adam."""
+    kind = torch.optim.Adam if official else torch.optim.AdamW
+    optimiser = kind(model.parameters(), lr=1e-5, fused=None if official else True)
 
     def run() -> None:
         model.train()
@@ -145,10 +162,43 @@ def compare(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> d
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats):
         # Whoever comes second finds warmer caches, so the order changes.
-        for name in MODELS if repeat % 2 else MODELS[::-1]:
+        for name in runs if repeat % 2 else reversed(runs):
             times[name].append(1000 * seconds(runs[name], device))
     times["ratio"] = [theirs / ours for ours, theirs in zip(times["ours"], times["reference"], strict=True)]
     return {name: np.percentile(values, [25, 50, 75]).tolist() for name, values in times.items()}
+
+
+def saved_activations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+    """MiB per person that a training step keeps for its backward pass, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+    kept = []  # or a freed tensor's address would come back as another one's
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and storage.data_ptr() != batch[0].untyped_storage().data_ptr():
+            storages[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.loss(*batch) if isinstance(model, ReferenceLCM) else model(batch[0], labels=batch[1])
+    return sum(storages.values()) / 2**20 / len(batch[0])
+
+
+def gemm_rate(device: str) -> float:
+    """GFLOP/s of a large float32 product, the best of five."""
+    size = 2048
+    one, other = torch.randn(2, size, size, device=device)
+    return 2e-9 * size**3 / min(seconds(lambda: one @ other, device) for _ in range(5))
+
+
+def floating_point_operations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+    """GFLOP of a forward pass, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        make_forward(model, batch)()
+    return counter.get_total_flops() / 1e9
 
 
 def peak_memory(options: argparse.Namespace) -> float:
@@ -187,18 +237,87 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     # NOTE: first, because on Linux a new process starts with the peak of the one that started it.
     peaks = {} if options.no_memory else {"peak memory": peak_memory_of_both(arguments)}
+    if options.grid:
+        results = run_grid(options)
+        if options.picture:
+            draw(results, options.picture)
+        return
+    result = {**measure(options), **peaks}
+    print(json.dumps(result) if options.json else table(options, result))
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """All numbers of one case."""
     ours = build(options)
     reference = ReferenceLCM(ours).to(options.device)
     batch = make_batch(options)
     models = {"ours": ours, "reference": reference}
+    steps = {n: make_step(m, batch, options.optimiser == "official" and n == "reference") for n, m in models.items()}
     result: dict = {
         "parameters": ours.num_parameters(),
         "difference": largest_difference(ours, reference, batch),
         "forward": compare({n: make_forward(m, batch) for n, m in models.items()}, options.repeats, options.device),
-        "training step": compare({n: make_step(m, batch) for n, m in models.items()}, options.repeats, options.device),
-        **peaks,
+        "training step": compare(steps, options.repeats, options.device),
+        "activations": {n: saved_activations(m, batch) for n, m in models.items()},
+        "GFLOP": {n: floating_point_operations(m, batch) for n, m in models.items()},
+        "GEMM GFLOP/s": gemm_rate(options.device),
     }
-    print(json.dumps(result) if options.json else table(options, result))
+    del steps
+    ours.zero_grad()
+    ours.activation_checkpointing_enable()
+    result["activations"]["checkpointing"] = saved_activations(ours, batch)
+    if options.packed:
+        for weights in ("float32", "int8"):
+            runs = {
+                "ours": make_forward(pack(deepcopy(ours), weights), batch),
+                "reference": make_forward(reference, batch),
+            }
+            result[f"forward, {weights} packed"] = compare(runs, options.repeats, options.device)
+    return result
+
+
+def run_grid(options: argparse.Namespace) -> dict[str, dict]:
+    """Several cases, printed as they are measured; ratios are reference / ours, activations ours / reference."""
+    results: dict[str, dict] = {}
+    columns = "forward, step, packed float32 and int8 if asked for; activations (checkpointed); share of GEMM rate"
+    print(f"{'batch:tokens:regions':22}{columns}")
+    for case in options.grid:
+        options.batch_size, options.tokens, options.regions = (int(part) for part in case.split(":"))
+        result = results[case] = measure(options)
+        parts = ("forward", "training step", "forward, float32 packed", "forward, int8 packed")
+        ratios = "  ".join(_spread(result[part]["ratio"]) for part in parts if part in result)
+        kept = result["activations"]
+        rate = result["GFLOP"]["ours"] / result["forward"]["ours"][1] * 1000
+        print(
+            f"{case:22}{ratios}  {kept['ours'] / kept['reference']:.2f} of {kept['reference']:.1f} MiB "
+            f"({kept['checkpointing'] / kept['reference']:.3f})  {rate / result['GEMM GFLOP/s']:.0%}",
+            flush=True,
+        )
+    return results
+
+
+def _spread(quartiles: list[float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
+
+
+def draw(results: dict[str, dict], path: str) -> None:
+    """Milliseconds of forward pass and training step, and activations, over the cases of a grid."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, part in zip(axes, ("forward", "training step", "activations"), strict=True):
+        for name, marker in (("ours", "o-"), ("reference", "s--")):
+            values = [result[part][name] for result in results.values()]
+            heights = [value if part == "activations" else value[1] for value in values]
+            axis.plot(range(len(results)), heights, marker, label=name)
+        axis.set_xticks(range(len(results)), list(results), rotation=40, ha="right")
+        axis.set_title(part + (", MiB a person" if part == "activations" else ", ms"))
+        axis.set_xlabel("batch:tokens:regions")
+        axis.set_ylim(bottom=0)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
 
 
 def table(options: argparse.Namespace, result: dict) -> str:
