@@ -131,6 +131,8 @@ def test_explain_a_checkpoint(pretrained: Path, dataset: Path, tmp_path: Path, c
     assert [entry["token"] for entry in summary] == ["sex=F", "sex=M", "age"]
     page = (tmp_path / "out" / "explanation.html").read_text()
     assert "Attention says where a token looks" in page
+    reads_edges = LCMForMultitaskPretraining.from_pretrained(pretrained).config.edge_readout
+    assert ("This model also reads every edge" in page) == reads_edges
     assert "http" not in page
 
 

@@ -160,8 +160,10 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
     tokenizer = load_processor(models[0][0]).tokenizer
     variables = _variables(arguments, tokenizer)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
+    reads_edges = False
     for checkpoint, rows in models:
         model, own_tokenizer = _load(checkpoint, cohort)
+        reads_edges |= model.config.edge_readout
         for variable in variables:
             parts[variable.name].append(_part(model, own_tokenizer, cohort, rows, variable.name, arguments))
     found = []
@@ -170,7 +172,7 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
             found.append(
                 explain_token(variable, number, token, parts[variable.name], arguments.permutations, arguments.seed)
             )
-    write_explanation(output, arguments, cohort, found)
+    write_explanation(output, arguments, cohort, found, reads_edges)
     return found
 
 

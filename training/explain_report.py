@@ -29,7 +29,9 @@ METHOD_TITLES = {
 }
 
 
-def write_explanation(output: Path, arguments: Any, cohort: Cohort, found: Sequence[Explained]) -> None:
+def write_explanation(
+    output: Path, arguments: Any, cohort: Cohort, found: Sequence[Explained], reads_edges: bool
+) -> None:
     """Write `regions.tsv`, `networks.tsv` (where regions have networks), `summary.json` and `explanation.html`.
 
     Args:
@@ -37,6 +39,7 @@ def write_explanation(output: Path, arguments: Any, cohort: Cohort, found: Seque
         arguments (`ExplainArguments`): what was asked for.
         cohort (`Cohort`): the data that were shown.
         found (`Sequence[Explained]`): one entry per token.
+        reads_edges (`bool`): whether the model has an edge read-out, which no map shows.
     """
     names = cohort.feature_extractor.region_names
     shown = names or [f"region {index + 1}" for index in range(cohort.feature_extractor.num_regions)]
@@ -57,6 +60,7 @@ def write_explanation(output: Path, arguments: Any, cohort: Cohort, found: Seque
             method=METHOD_TITLES[arguments.method],
             permutations=arguments.permutations,
             stable=STABLE,
+            reads_edges=reads_edges,
             significant=SIGNIFICANT,
             sections=[_section(entry, arguments.method, cohort, regions) for entry in found],
         )

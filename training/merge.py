@@ -17,13 +17,13 @@ from .arguments import command_line, load_yaml, parse_arguments, setting
 from .assemble import COHORTS_FILE, QUALITY, SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
 from .data import Cohort, load_cohort
 from .files import require_new, write_folder
+from .identity import SAME_PERSON
 from .quality import Statistics, find_duplicates, shift_against
 from .quality_report import Pictures
 from .writing import Scans
 
 
 CHUNK = 512
-SAME_PERSON = "same_person_in_"
 DUPLICATE_R = 0.9
 
 
