@@ -7,6 +7,7 @@ The products are PyTorch's own: oneDNN for float32 (weights laid out once instea
 are packed head by head, so that cross-attention still never projects the memory.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from .attention_lcm import HeadProducts, is_plain
 
 METHOD = "lcm_packed"
 WEIGHTS = ("float32", "int8")
+
+
+def has_int8_products() -> bool:
+    """Whether PyTorch brings FBGEMM here, and still has the tensors that it takes (deprecated in PyTorch 2.13)."""
+    return hasattr(torch, "quantize_per_channel") and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class LCMPackedConfig(QuantizationConfigMixin):
@@ -41,10 +47,9 @@ class LCMPackedConfig(QuantizationConfigMixin):
                 f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}. For bfloat16 or float16 pass "
                 "dtype=torch.bfloat16 or dtype=torch.float16 to from_pretrained instead."
             )
-        engines = torch.backends.quantized.supported_engines
-        if weights == "int8" and "fbgemm" not in engines:
+        if weights == "int8" and not has_int8_products():
             raise ValueError(
-                f"PyTorch has no int8 products for this processor (fbgemm is needed, there are {', '.join(engines)}). "
+                "This PyTorch has no int8 products for this processor (fbgemm, for x86, is needed). "
                 "Load the model without quantization_config."
             )
         if weights == "float32" and not torch.backends.mkldnn.is_available():
@@ -67,7 +72,9 @@ class PackedProduct:
         if weights == "int8":
             scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
             zeros = torch.zeros(len(scales), dtype=torch.long)
-            quantised = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel", UserWarning)
+                quantised = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(quantised, self.bias)
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -138,7 +145,8 @@ def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
             )
         if any(linear.weight.device.type != "cpu" for linear in linears):
             raise ValueError("Packed weights are for the CPU: load the model with device_map='cpu', or without it.")
-    model.float().eval().requires_grad_(False)
+    # Transformers forbids a cast of quantised models; here what is not packed has to be float32.
+    nn.Module.float(model).eval().requires_grad_(False)
     for layer in layers:
         cross, heads = layer.cross_attn, layer.cross_attn.q_proj.out_features // layer.cross_attn.head_dim
         cross.k_proj = PackedHeads(cross.k_proj, heads, True, weights)

@@ -1,0 +1,65 @@
+"""Seconds to load a model's weights: safetensors against a pickle of the same tensors, alternating in one process.
+
+    python -m benchmarks.load --size 147m --folder /some/scratch
+
+Both files are read once before, so that they come from memory and not from the disk. What is timed is file to tensors;
+a model also has to be built, which both ways have in common.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+
+
+def measure(folder: Path, size: str, repeats: int) -> dict[str, list[float]]:
+    """Quartiles of milliseconds of both ways to load, and of the ratio pickle / safetensors, pair by pair.
+
+    Args:
+        folder (`Path`): where the two files go; they are deleted afterwards.
+        size (`str`): named size of the model.
+        repeats (`int`): timed pairs.
+    """
+    state = LCMForMultitaskPretraining(LCMConfig.from_size(size)).state_dict()
+    ways = {"safetensors": load_file, "pickle": lambda path: torch.load(path, weights_only=True)}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        paths = {name: Path(scratch) / f"weights.{name}" for name in ways}
+        save_file(state, paths["safetensors"])
+        torch.save(state, paths["pickle"])
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat in range(repeats + 1):
+            for name in sorted(ways, reverse=bool(repeat % 2)):
+                start = time.perf_counter()
+                loaded = ways[name](paths[name])
+                elapsed = 1000 * (time.perf_counter() - start)
+                if repeat:  # the first pair warms up
+                    times[name].append(elapsed)
+                if not all(torch.equal(loaded[key], value) for key, value in state.items()):
+                    raise RuntimeError(f"{name} gave other tensors back.")
+    times["ratio"] = [theirs / ours for ours, theirs in zip(times["safetensors"], times["pickle"], strict=True)]
+    return {name: np.percentile(values, [25, 50, 75]).tolist() for name, values in times.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its result."""
+    parser = argparse.ArgumentParser(description="Loading weights: safetensors against pickle.")
+    parser.add_argument("--size", default="147m", help="named size of the model (default: %(default)s)")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="scratch folder (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed pairs (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if not Path(options.folder).is_dir():
+        parser.error(f"--folder {options.folder} is not a folder: create it, or name another")
+    for name, (low, middle, high) in measure(Path(options.folder), options.size, options.repeats).items():
+        unit = "" if name == "ratio" else " ms"
+        print(f"{name:12} {middle:.2f} [{low:.2f}-{high:.2f}]{unit}")
+
+
+if __name__ == "__main__":
+    main()
