@@ -98,6 +98,21 @@ def test_fmriprep_scrubbing_and_truncated_image(derivatives: Path, labels_img: P
     assert "holds no nuisance signals: 39 of 39 columns" in text
 
 
+def test_people_without_a_row_of_phenotypes_are_kept_and_named(
+    derivatives: Path, labels_img: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fmriprep"
+    shutil.copytree(derivatives, folder)
+    lines = (folder / "participants.tsv").read_text().splitlines(keepends=True)
+    (folder / "participants.tsv").write_text("".join(line for line in lines if "sub-02" not in line))
+    for path in folder.glob("sub-0[3-6]"):
+        shutil.rmtree(path)
+    output = prepare(bids_arguments(folder, labels_img, tmp_path / "out"))
+    table = load_cohort(output).table.set_index("subject_id")
+    assert table["age"].isna().to_dict() == {"sub-01": False, "sub-02": True}
+    assert "1 people have no row in" in summary_of(output)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

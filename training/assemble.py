@@ -273,6 +273,7 @@ def _quality(
             f"{where}, line {item.line}, column {item.column!r}: {item.reason}" for item in cohort.cleaned.problems
         ],
         "remarks": [
+            *cohort.source.remarks,
             *cohort.cleaned.remarks,
             *(f"{count} files: {text}" for text, count in remarks.items()),
             *other_atlases(excluded),

@@ -92,12 +92,12 @@ class Pictures:
         drawn = {"Mean FC of every site": self._mean_matrices()}
         distances = self.distances()
         if distances is not None:
-            drawn["FC and the distance between regions: it falls with distance, alike at every site"] = _by_distance(
+            drawn["FC and the distance between regions: it should fall, alike at every site"] = _by_distance(
                 distances, self.means(), "mean FC (r)"
             )
         if self.table["qc_mean_fd"].notna().sum() >= _FEWEST_FOR_CORRELATION:
             drawn["Motion and mean FC of every scan"] = self._motion_scatter()
-            drawn["Motion and every edge: denoised data centre at 0, at all distances"] = self._motion_edges(distances)
+            drawn["Motion and every edge: well denoised data centre at 0"] = self._motion_edges(distances)
         drawn |= self._people()
         if self.table["qc_homotopic"].notna().any():
             drawn[

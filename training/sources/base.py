@@ -49,12 +49,14 @@ class Source(ABC):
         places (`list[str]`): file, subject and line of every row, for messages.
         absent (`list[Absent]`): scans that were expected and are not there; they have no row.
         settings (`dict[str, str]`): what the data set's record should say about reading, e.g. the confound strategy.
+        remarks (`list[str]`): what the user should look at, such as people without phenotypes.
     """
 
     table: pd.DataFrame
     places: list[str]
     absent: list[Absent] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     kind = "time_series"  # what `read` gives: "time_series" or "connectivity"
     in_memory = False  # everything was read already: worker processes would only copy it
@@ -62,7 +64,11 @@ class Source(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What workers get: they only read, and tables of 100,000 scans take memory."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("table", "places", "absent")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("table", "places", "absent", "remarks")
+        }
 
     @abstractmethod
     def read(self, row: int) -> Scan:

@@ -71,10 +71,12 @@ def bids_source(
     settings = {"confounds strategy": strategy, "space": entities(runs[0])["space"], "phenotypes": str(table_path)}
     if version := fmriprep_version(root):
         settings["preprocessing"] = version
+    remarks = []
     if without:
-        settings["people without a row of phenotypes"] = f"{len(without)}: {', '.join(without[:5])}"
+        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        remarks.append(f"{len(without)} people have no row in {table_path}; their phenotypes are missing: {named}")
     return ImageSource(
-        table=table, places=places, paths=runs, settings=settings,
+        table=table, places=places, paths=runs, settings=settings, remarks=remarks,
         strategy=None if strategy == "none" else strategy, **options,
     )  # fmt: skip
 
