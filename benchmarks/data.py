@@ -1,0 +1,109 @@
+"""Does the loader keep the training step fed? Samples a second, and the part of a training spent waiting for data.
+
+    OMP_NUM_THREADS=2 python -m benchmarks.data --folder /some/scratch
+
+The data set is on the disk, as `training.prepare` writes it, with random connectomes; the loop is the one of the
+training scripts. Waiting is all time between the end of a step and the batch being there, as part of the whole.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from benchmarks.memory import random_cohort, vocabulary
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from training.arguments import LoopArguments
+from training.data import Cohort, StoredTriangles, make_dataset
+from training.engine import Trainer
+
+
+GOAL = 0.02  # of the step's time
+
+
+def stored_cohort(folder: Path, scans: int, regions: int) -> Cohort:
+    """Random connectomes, written to the disk and read from there row by row."""
+    cohort = random_cohort(scans, regions)
+    edges = cohort.triangles.shape[1]
+    features = datasets.Features({"connectivity": datasets.List(datasets.Value("float16"), length=edges)})
+    shutil.rmtree(folder, ignore_errors=True)
+    datasets.Dataset.from_dict({"connectivity": list(cohort.triangles)}, features=features).save_to_disk(str(folder))
+    stored = StoredTriangles(datasets.load_from_disk(str(folder)), edges)
+    return Cohort(cohort.table, stored, cohort.feature_extractor)
+
+
+class TimedLoader:
+    """A loader that adds up how long its batches take."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.seconds, self.batches = loader, 0.0, 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        start = time.perf_counter()
+        for batch in self.loader:
+            self.seconds += time.perf_counter() - start
+            self.batches += 1
+            yield batch
+            start = time.perf_counter()
+
+
+def make_trainer(cohort: Cohort, size: str, batch_size: int, scans: int) -> Trainer:
+    """The training loop of the scripts on the first scans."""
+    tokenizer = vocabulary()
+    torch.manual_seed(0)
+    config = LCMConfig.from_size(
+        size, num_regions=cohort.feature_extractor.num_regions, bei_variables=tokenizer.model_variables
+    )
+    rows = np.arange(scans)
+    labels = dict(tokenizer(cohort.table.iloc[rows], return_tensors="pt"))
+    settings = LoopArguments(epochs=1, batch_size=batch_size, progress=False, checkpoint_every=0)
+    return Trainer(LCMForMultitaskPretraining(config), make_dataset(cohort, rows, labels), None, settings)
+
+
+def measure(cohort: Cohort, size: str, batch_size: int, steps: int) -> dict[str, float]:
+    """Samples a second of the loader alone, milliseconds of a step, and the part of it that is waiting."""
+    make_trainer(cohort, size, batch_size, 2 * batch_size).train()  # caches and buffers are warm after two steps
+    trainer = make_trainer(cohort, size, batch_size, steps * batch_size)
+    start = time.perf_counter()
+    samples = sum(len(batch["rows"]) for batch in trainer.loader)
+    alone = samples / (time.perf_counter() - start)
+    trainer.loader = TimedLoader(trainer.loader)
+    start = time.perf_counter()
+    trainer._train_epoch(0)
+    whole = time.perf_counter() - start
+    return {
+        "samples_per_second": alone,
+        "step_ms": 1000 * whole / trainer.loader.batches,
+        "wait": trainer.loader.seconds / whole,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="scratch for the data set")
+    parser.add_argument("--sizes", nargs="+", default=["nano", "147m"])
+    parser.add_argument("--regions", type=int, default=116)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args(arguments)
+    cohort = stored_cohort(options.folder / "random", options.steps * options.batch_size, options.regions)
+    print(f"{options.regions} regions, batch {options.batch_size}, {torch.get_num_threads()} thread(s)")
+    print(f"{'size':8}{'loader, samples/s':>19}{'step, ms':>10}{'waiting':>9}  goal: at most {GOAL:.0%}")
+    for size in options.sizes:
+        found = measure(cohort, size, options.batch_size, options.steps)
+        row = f"{found['samples_per_second']:19.0f}{found['step_ms']:10.1f}{found['wait']:9.2%}"
+        print(f"{size:8}{row}  {'reached' if found['wait'] <= GOAL else 'missed'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Peak memory of training and prediction at the published sizes, each in a process of its own, beside the estimate.
+
+    OMP_NUM_THREADS=2 python -m benchmarks.memory --folder /some/scratch
+    python -m benchmarks.memory --folder /some/scratch --cases lora-1.2b predict-1.2b
+
+The cases run the stages of the training scripts for two steps on random connectomes (116 regions, 31 tokens), from a
+checkpoint with random weights. What is reported is the highest resident memory of the process (VmHWM): libraries, and
+pages of mapped files, included.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from modeling_lcm import (
+    BEITokenizer,
+    BEIVariable,
+    FCFeatureExtractor,
+    LCMConfig,
+    LCMForMultitaskPretraining,
+    LCMProcessor,
+)
+from training.arguments import FinetuneArguments, PretrainArguments
+from training.data import Cohort
+from training.plan import GB, Setup, footprint
+from training.predict import predict_logits
+from training.stages import finetune, pretrain
+
+
+REGIONS, SCANS, LABELS = 116, 16, 30
+FRUGAL = {"optimizer": "adafactor", "gradient_checkpointing": True}
+# Settings of a case, and the gigabytes it may take (None: measured for the table only).
+CASES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
+    "finetune-147m": ("147m", "finetune", {}, 4.0),
+    "finetune-147m-frugal": ("147m", "finetune", FRUGAL, None),
+    "pretrain-147m": ("147m", "pretrain", {}, None),
+    "lora-1.2b": ("1.2b", "lora", {"gradient_checkpointing": True}, 8.0),
+    "pretrain-1.2b": ("1.2b", "pretrain", FRUGAL, 24.0),
+    "predict-1.2b": ("1.2b", "predict", {"precision": "bf16"}, 3.5),
+    "finetune-nano": ("nano", "finetune", {}, None),
+    "predict-nano": ("nano", "predict", {"precision": "bf16"}, None),
+}
+
+
+def random_cohort(scans: int, regions: int) -> Cohort:
+    """Random connectomes of people with an age, a group of 30 labels and a task of two."""
+    rng = np.random.default_rng(0)
+    groups = [f"g{number % LABELS:02d}" for number in range(scans)]
+    table = pd.DataFrame(
+        {
+            "subject_id": [f"s{number:05d}" for number in range(scans)],
+            "session": "1",
+            "group": groups,
+            "age": rng.uniform(20, 80, scans),
+            "task": ["a", "b"] * (scans // 2) + ["a"] * (scans % 2),
+        }
+    )
+    triangles = rng.uniform(-0.5, 0.5, (scans, regions * (regions - 1) // 2)).astype(np.float16)
+    return Cohort(table, triangles, FCFeatureExtractor(atlas=f"random-{regions}", num_regions=regions))
+
+
+def vocabulary() -> BEITokenizer:
+    """31 tokens: 30 labels and the age."""
+    labels = [f"g{number:02d}" for number in range(LABELS)]
+    variables = [BEIVariable("group", "categorical", labels), BEIVariable("age", "continuous", unit="years")]
+    return BEITokenizer(variables=variables).fit_scaling(random_cohort(SCANS, REGIONS).table)
+
+
+def make_checkpoint(size: str, precision: str, folder: Path) -> None:
+    """A checkpoint with random weights; made without the initialisation, whose result nobody looks at."""
+    tokenizer = vocabulary()
+    config = LCMConfig.from_size(size, num_regions=REGIONS, bei_variables=tokenizer.model_variables)
+    with torch.device("meta"):
+        model = LCMForMultitaskPretraining(config)
+    model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32).to_empty(device="cpu")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.uniform_(-0.02, 0.02)
+                module.bias.zero_()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        model.bei_layer_choice.running_loss.fill_(1.0)
+        model.bei_layer_choice.best_layer.fill_(0)
+    model.save_pretrained(folder)
+    LCMProcessor(random_cohort(SCANS, REGIONS).feature_extractor, tokenizer).save_pretrained(folder)
+
+
+def run_case(case: str, checkpoint: str, batch_size: int) -> None:
+    """The case itself, in this process; prints its seconds and peak memory as JSON."""
+    size, mode, settings, _ = CASES[case]
+    scans = max(2 * batch_size, 4)
+    cohort, rows = random_cohort(scans, REGIONS), np.arange(scans)
+    started = time.monotonic()
+    loop = {"epochs": 1, "batch_size": batch_size, "progress": False, "checkpoint_every": 0, "momentum_epochs": 1}
+    if mode == "predict":
+        model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.bfloat16)
+        with torch.inference_mode():
+            predict_logits(model, cohort, rows[:batch_size], batch_size)
+    elif mode == "pretrain":
+        tokens = str(Path(checkpoint))
+        pretrain(cohort, rows, PretrainArguments(size=size, vocabulary=tokens, **loop, **settings))
+    else:
+        rank = 8 if mode == "lora" else 0
+        given = {"checkpoint": checkpoint, "task": "task", "lora_rank": rank, **loop, **settings}
+        finetune(cohort, rows, FinetuneArguments(**given))
+    print(json.dumps({"seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}))
+
+
+def peak_gb() -> float:
+    """Highest resident memory of this process so far, as Linux reports it."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / GB
+
+
+def estimate(case: str, batch_size: int) -> float:
+    """Gigabytes that `training.plan` expects."""
+    size, mode, settings, _ = CASES[case]
+    checkpointing = settings.get("gradient_checkpointing", False)
+    setup = Setup(
+        size,
+        mode,
+        batch_size,
+        REGIONS,
+        LABELS + 1,
+        optimizer=settings.get("optimizer", "adamw"),
+        checkpointing=checkpointing,
+        precision=settings.get("precision", "float32"),
+    )
+    return footprint(setup).total / GB
+
+
+def measure(case: str, folder: Path, batch_size: int) -> dict[str, Any]:
+    """Make the case's checkpoint if need be, run it in a new process, and read what it prints.
+
+    Raises:
+        RuntimeError: the process failed; ends with what it printed.
+    """
+    size, mode, settings, _ = CASES[case]
+    precision = settings.get("precision", "float32")
+    # Pretraining starts from the vocabulary alone.
+    checkpoint = folder / ("nano-float32" if mode == "pretrain" else f"{size}-{precision}")
+    if not (checkpoint / "config.json").is_file():
+        _in_new_process(["--make", *checkpoint.name.split("-"), "--folder", str(folder)])
+    answer = _in_new_process(["--run", case, "--folder", str(checkpoint), "--batch-size", str(batch_size)])
+    return json.loads(answer.strip().splitlines()[-1])
+
+
+def _in_new_process(arguments: list[str]) -> str:
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[c for c in CASES if not c.endswith("nano")])
+    parser.add_argument("--folder", type=Path, required=True, help="scratch for checkpoints, up to 8 GB")
+    parser.add_argument("--batch-size", type=int, default=8, help="scans a step (default: %(default)s)")
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.make:
+        make_checkpoint(*options.make, options.folder / "-".join(options.make))
+    elif options.run:
+        run_case(options.run, str(options.folder), options.batch_size)
+    else:
+        print(f"{'case':22}{'peak GB':>9}{'plan GB':>9}{'goal GB':>9}{'seconds':>9}", flush=True)
+        for case in options.cases:
+            found, planned = measure(case, options.folder, options.batch_size), estimate(case, options.batch_size)
+            goal = CASES[case][3]
+            row = f"{found['peak_gb']:9.2f}{planned:9.2f}{goal if goal else '-':>9}{found['seconds']:9.1f}"
+            print(f"{case:22}{row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
