@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file, logging
 
 from .configuration_lcm import LCMConfig
+from .edges_lcm import LCMEdgeScore
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
 
 ADAPTER_BASE = "adapter_base.json"
 PROCESSOR_FOLDER = "processor"
+_TASK_MODULES = ("task_embeddings", "task_edge_score")  # only a task with tokens of its own has them
+_FORMAT = {"format": "pt"}
 # What a base needs to know of a task; everything else in the adapter's configuration is the base's.
 _TASK_FIELDS = ("task_variable", "problem_type", "id2label", "label2id", "supervision", "readout", "bei_loss_weight")
 
@@ -147,6 +151,7 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
         folder: Where to.
     """
     model.save_pretrained(str(folder))
+    _name_magnitudes(Path(folder) / "adapter_model.safetensors")
     inner = model.get_base_model()
     config = LCMConfig.from_dict(inner.config.to_dict())
     config.architectures = ["LCMForSequenceClassification"]
@@ -154,6 +159,17 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     processor.save_pretrained(str(Path(folder) / PROCESSOR_FOLDER))
     content = json.dumps({"weights_sha256": base_fingerprint(inner)}, indent=2)
     (Path(folder) / ADAPTER_BASE).write_text(content + "\n", encoding="utf-8")
+
+
+def _name_magnitudes(path: Path) -> None:
+    """Write the names of DoRA's magnitudes out, as PEFT and Transformers both read them.
+
+    PEFT leaves off `.weight`, and `load_adapter` of a Transformers model then starts them anew.
+    """
+    weights = load_file(path)
+    short = [name for name in weights if name.endswith("lora_magnitude_vector")]
+    if short:
+        save_file({f"{name}.weight" if name in short else name: weights[name] for name in weights}, path, _FORMAT)
 
 
 @torch.no_grad()
@@ -219,22 +235,33 @@ def _check_weights(model: nn.Module, adapter: Any, recorded: str | None, chosen:
 
 @contextmanager
 def _room_for_tokens(inner: Any, tokens: int) -> Iterator[None]:
-    """Let PEFT copy its next adapter's task tokens from an embedding of their number, not of the first adapter's."""
-    if not tokens:
-        yield
-        return
-    fresh = nn.Embedding(tokens, inner.config.hidden_size, device=inner.model.bei_embeddings.weight.device)
-    if not hasattr(inner, "task_embeddings"):
-        inner.task_embeddings = fresh
-        yield
-        return
-    # Kept by PEFT beside the adapters' own copies.
-    wrapper = inner.task_embeddings
-    original, wrapper.original_module = wrapper.original_module, fresh
+    """Let PEFT copy its next adapter's task modules from ones for its number of tokens, not the first adapter's.
+
+    Without tokens of its own the adapter must not see those modules: PEFT goes by the end of a name, and would look
+    for weights of `task_edge_score` because the adapter has a `score`.
+    """
+    device = inner.model.bei_embeddings.weight.device
+    present = {name: getattr(inner, name) for name in _TASK_MODULES if hasattr(inner, name)}
+    fresh: dict[str, nn.Module] = {}
+    if tokens:
+        fresh["task_embeddings"] = nn.Embedding(tokens, inner.config.hidden_size, device=device)
+        if inner.config.edge_readout:
+            fresh["task_edge_score"] = LCMEdgeScore(inner.config, tokens).to(device)
+    # What PEFT has wrapped keeps an original beside the adapters' copies, and new copies are made of that.
+    originals = {name: wrapper.original_module for name, wrapper in present.items()}
+    for name, wrapper in present.items():
+        if name in fresh:
+            wrapper.original_module = fresh[name]
+        else:
+            delattr(inner, name)
+    for name in fresh.keys() - present.keys():
+        setattr(inner, name, fresh[name])
     try:
         yield
     finally:
-        wrapper.original_module = original
+        for name, wrapper in present.items():
+            wrapper.original_module = originals[name]
+            setattr(inner, name, wrapper)
 
 
 @contextmanager

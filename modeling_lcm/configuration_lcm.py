@@ -264,7 +264,6 @@ class LCMConfig(PreTrainedConfig):
                     f"token(s)), but problem_type is {self.problem_type!r} with num_labels={self.num_labels}."
                 )
 
-
     def _check_class_weights(self) -> None:
         labels = {variable["name"]: len(variable["labels"]) for variable in self.bei_variables}
         if self.task_variable is not None and self.problem_type == "single_label_classification":
