@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .attention_lcm import HeadProducts, is_plain
 
+
+logger = logging.get_logger(__name__)
 
 METHOD = "lcm_packed"
 WEIGHTS = ("float32", "int8")
@@ -185,7 +188,11 @@ class LCMPackedQuantizer(HfQuantizer):
         return pack(model, config.weights)
 
     def is_serializable(self) -> bool:
-        """Packed weights depend on the processor and are not saved."""
+        """Packed weights depend on the processor and are not saved; Transformers then points to this warning."""
+        logger.warning(
+            "Packed weights depend on the processor and are not saved: load the model without quantization_config, and "
+            "save that."
+        )
         return False
 
     @property
