@@ -615,3 +615,13 @@ def test_folds_that_cannot_be_evaluated(
         training.evaluate.evaluate(
             pretraining_only(tasks=["age"], splits=str(tmp_path / "splits.json"), output=str(tmp_path / "c"))
         )
+
+
+def test_groups_leave_out_people_of_whom_nothing_is_recorded(
+    pretraining_only: Callable[..., EvaluateArguments], use_table: Callable[..., Cohort], cohort: Cohort
+) -> None:
+    sex = cohort.table["sex"].astype(object).tolist()
+    use_table(sex=[None, *sex[1:]])
+    metrics = training.evaluate.evaluate(pretraining_only({"categorical": ["group"]}, tasks=["group"]))
+    counts = {value: group["n_subjects"] for value, group in metrics["tasks"]["group"]["groups"]["sex"].items()}
+    assert counts.pop("(mean, weighted by people)") == sum(counts.values()) == PEOPLE - 1

@@ -170,10 +170,10 @@ def _by_group(
     if column not in design.cohort.table:
         return {}
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
-    values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy()
+    values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
     people = next(iter(pooled.values())).people
     found: dict[str, Any] = {}
-    for value in sorted(set(values[~pd.isna(values)])):
+    for value in sorted(set(values) - {None}):
         members = np.flatnonzero(values == value)
         count = len(set(people[members]))
         if count >= FEWEST:

@@ -1,0 +1,84 @@
+"""The studies behind docs/results.md: `python -m benchmarks.results --studies lemon` runs one and rewrites its table.
+
+A study is a configuration `training/configs/studies/evaluate_NAME.yaml` of `training.evaluate`. What it found is kept in
+`docs/results/NAME.json`, and the tables of docs/results.md are made of these files, between `<!-- NAME -->` marks.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from training.arguments import command_line, parse_arguments
+from training.evaluate import EvaluateArguments, evaluate
+from training.files import write_json, write_text
+from training.report import by_task, results_table_markdown
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STUDIES = REPOSITORY / "training" / "configs" / "studies"
+RECORDS = REPOSITORY / "docs" / "results"
+PAGE = REPOSITORY / "docs" / "results.md"
+# What a table shows of a category and of a number.
+METRICS = {"roc_auc": ("roc_auc", "accuracy", "balanced_accuracy"), "pearson_r": ("pearson_r", "r2", "mae")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
+    parser = argparse.ArgumentParser(description="Run studies and write docs/results.md's tables.")
+    parser.add_argument(
+        "--studies", nargs="*", choices=names, default=[], help="studies to run; without any, tables are made anew"
+    )
+    for name in parser.parse_args(argv).studies:
+        run(name)
+    write_page()
+
+
+def run(name: str) -> None:
+    """Evaluate one study, or finish one that was stopped, and keep its `metrics.json`."""
+    arguments = parse_arguments(EvaluateArguments, ["--config", str(STUDIES / f"evaluate_{name}.yaml")])
+    arguments.resume = Path(arguments.output).is_dir()
+    write_json(RECORDS / f"{name}.json", evaluate(arguments))
+
+
+def write_page() -> None:
+    """Put the tables of all finished studies into docs/results.md, between their marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    for path in sorted(RECORDS.glob("*.json")):
+        tables = study_tables(path.stem, json.loads(path.read_text(encoding="utf-8")))
+        mark = re.compile(rf"(<!-- {path.stem} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not mark.search(text):
+            raise ValueError(
+                f"{PAGE} has no place for the study {path.stem}: add <!-- {path.stem} --> ... <!-- end -->."
+            )
+        text = mark.sub(lambda found, tables=tables: f"{found[1]}{tables}{found[2]}", text)
+    write_text(PAGE, text)
+
+
+def study_tables(name: str, metrics: dict[str, Any]) -> str:
+    """Markdown of one study: per variable the table, the interval of LCM and how it was tested."""
+    parts = []
+    for task, results in by_task(metrics).items():
+        headline = "roc_auc" if "roc_auc" in results["models"]["LCM"] else "pearson_r"
+        lcm = results["models"]["LCM"][headline]
+        lines = [f"**{task}**, {results['n_subjects']} people, {results['n_scans']} scans:\n"]
+        lines += [results_table_markdown(results, METRICS[headline]), ""]
+        if lcm.get("interval"):
+            low, high = lcm["interval"]
+            lines.append(
+                f"Pooled over folds: {lcm['pooled']:.3f}, 95 % interval {low:.3f} to {high:.3f}, permutation "
+                f"p = {lcm['p_value']:.3f}."
+            )
+        parts.append("\n".join(lines))
+    checksums = metrics["protocol"]["split_checksum"]
+    splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
+    # What a run that was taken up again needed before is not known.
+    time = f", {metrics['seconds'] / 60:.0f} minutes" if metrics["seconds"] > 60 else ""
+    parts.append(f"`python -m benchmarks.results --studies {name}` (splits {splits}{time})\n")
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    command_line(main)()
