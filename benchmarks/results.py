@@ -1,7 +1,7 @@
 """The studies behind docs/results.md: `python -m benchmarks.results --studies lemon` runs one and rewrites its table.
 
-A study is a configuration `training/configs/studies/evaluate_NAME.yaml` of `training.evaluate`. What it found is kept in
-`docs/results/NAME.json`, and the tables of docs/results.md are made of these files, between `<!-- NAME -->` marks.
+A study is a configuration `training/configs/studies/evaluate_NAME.yaml` of `training.evaluate`. What it found is kept
+in `docs/results/NAME.json`, and the tables of docs/results.md are made of these, between `<!-- NAME -->` marks.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from training.arguments import command_line, parse_arguments
 from training.evaluate import EvaluateArguments, evaluate
 from training.files import write_json, write_text
 from training.report import by_task, results_table_markdown
+from training.summary import MEAN_OF_GROUPS
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,6 +72,10 @@ def study_tables(name: str, metrics: dict[str, Any]) -> str:
                 f"Pooled over folds: {lcm['pooled']:.3f}, 95 % interval {low:.3f} to {high:.3f}, permutation "
                 f"p = {lcm['p_value']:.3f}."
             )
+        if "site" in results["groups"]:
+            within = results["groups"]["site"][MEAN_OF_GROUPS]["models"]
+            scores = [f"{model} {score[headline]:.3f}" for model, score in within.items() if score[headline] is not None]
+            lines.append(f"Mean within sites, weighted by people: {', '.join(scores)}.")
         parts.append("\n".join(lines))
     checksums = metrics["protocol"]["split_checksum"]
     splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
