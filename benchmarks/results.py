@@ -74,8 +74,10 @@ def study_tables(name: str, metrics: dict[str, Any]) -> str:
             )
         if "site" in results["groups"]:
             within = results["groups"]["site"][MEAN_OF_GROUPS]["models"]
-            scores = [f"{model} {score[headline]:.3f}" for model, score in within.items() if score[headline] is not None]
-            lines.append(f"Mean within sites, weighted by people: {', '.join(scores)}.")
+            scores = [
+                f"{name} {score[headline]:.3f}" for name, score in within.items() if name not in ("majority", "mean")
+            ]
+            lines.append(f"\nMean within sites, weighted by people: {'; '.join(scores)}.")
         parts.append("\n".join(lines))
     checksums = metrics["protocol"]["split_checksum"]
     splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
