@@ -13,7 +13,7 @@ from typing import Any
 from training.arguments import command_line, parse_arguments
 from training.evaluate import EvaluateArguments, evaluate
 from training.files import write_json, write_text
-from training.report import by_task, results_table_markdown
+from training.report import METRIC_TITLES, by_task, results_table_markdown
 from training.summary import MEAN_OF_GROUPS
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     for name in parser.parse_args(argv).studies:
         run(name)
-    write_page()
+    write_pages()
 
 
 def run(name: str) -> None:
@@ -44,25 +44,59 @@ def run(name: str) -> None:
     write_json(RECORDS / f"{name}.json", evaluate(arguments))
 
 
-def write_page() -> None:
-    """Put the tables of all finished studies into docs/results.md, between their marks."""
+def write_pages() -> None:
+    """Put the tables of all finished studies between their marks in docs/results.md, and the summary in README.md."""
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))}
+    summary = summary_table(records)
     text = PAGE.read_text(encoding="utf-8")
-    for path in sorted(RECORDS.glob("*.json")):
-        tables = study_tables(path.stem, json.loads(path.read_text(encoding="utf-8")))
-        mark = re.compile(rf"(<!-- {path.stem} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not mark.search(text):
-            raise ValueError(
-                f"{PAGE} has no place for the study {path.stem}: add <!-- {path.stem} --> ... <!-- end -->."
-            )
-        text = mark.sub(lambda found, tables=tables: f"{found[1]}{tables}{found[2]}", text)
-    write_text(PAGE, text)
+    for name, metrics in records.items():
+        text = between_marks(text, name, study_tables(name, metrics))
+    write_text(PAGE, between_marks(text, "summary", summary))
+    readme = REPOSITORY / "README.md"
+    write_text(readme, between_marks(readme.read_text(encoding="utf-8"), "summary", summary))
+
+
+def between_marks(text: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- NAME -->` and the next `<!-- end -->`.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not mark.search(text):
+        raise ValueError(f"The page has no place for {name}: add <!-- {name} --> and <!-- end --> on two lines.")
+    return mark.sub(lambda found: f"{found[1]}{content}{found[2]}", text)
+
+
+def summary_table(records: dict[str, dict[str, Any]]) -> str:
+    """Markdown table of the headline metric of the studies with a linear baseline."""
+    rows = ["| study | predicted | people | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
+    for metrics in records.values():
+        for task, results in by_task(metrics).items():
+            models, headline = results["models"], headline_metric(results)
+            if "linear" not in models:
+                continue
+            scores = [
+                f"{models[name][headline]['mean']:.3f} ± {models[name][headline]['std']:.3f}"
+                if name in models
+                else "-"
+                for name in ("LCM", "linear", "linear, log FC")
+            ]
+            cells = [metrics["title"], task, str(results["n_subjects"]), METRIC_TITLES[headline], *scores]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def headline_metric(results: dict[str, Any]) -> str:
+    """ROC AUC of a category, correlation of a number."""
+    return "roc_auc" if "roc_auc" in results["models"]["LCM"] else "pearson_r"
 
 
 def study_tables(name: str, metrics: dict[str, Any]) -> str:
     """Markdown of one study: per variable the table, the interval of LCM and how it was tested."""
     parts = []
     for task, results in by_task(metrics).items():
-        headline = "roc_auc" if "roc_auc" in results["models"]["LCM"] else "pearson_r"
+        headline = headline_metric(results)
         lcm = results["models"]["LCM"][headline]
         lines = [f"**{task}**, {results['n_subjects']} people, {results['n_scans']} scans:\n"]
         lines += [results_table_markdown(results, METRICS[headline]), ""]
