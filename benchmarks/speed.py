@@ -28,6 +28,8 @@ from modeling_lcm.quantization_lcm import pack
 
 
 MODELS = ("ours", "reference")
+PARTS = ("forward", "step", "activations")
+TIMES = ("forward", "training step", "forward, float32 packed", "forward, int8 packed")
 TOLERANCE = 1e-4  # of the largest logit: two ways to add up float32 numbers
 
 
@@ -48,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="same",
         help="optimiser of the reference: fused AdamW as ours, or the official code's Adam (default: %(default)s)",
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--packed", action="store_true", help="also time packed weights, float32 and int8 (CPU)")
     parser.add_argument("--grid", nargs="+", metavar="BATCH:TOKENS:REGIONS", help="several cases, one short line each")
     parser.add_argument("--picture", help="with --grid: draw the cases' times and activations to this file (.png)")
@@ -57,6 +60,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.picture and set(options.parts) != set(PARTS):
+        parser.error("--picture draws all parts: leave --parts out")
     if options.tokens < 5:
         parser.error(f"--tokens must be at least 5 (two for sex, one for age, a group of two), got {options.tokens}")
     return options
@@ -252,20 +257,25 @@ def measure(options: argparse.Namespace) -> dict:
     reference = ReferenceLCM(ours).to(options.device)
     batch = make_batch(options)
     models = {"ours": ours, "reference": reference}
-    steps = {n: make_step(m, batch, options.optimiser == "official" and n == "reference") for n, m in models.items()}
     result: dict = {
         "parameters": ours.num_parameters(),
         "difference": largest_difference(ours, reference, batch),
-        "forward": compare({n: make_forward(m, batch) for n, m in models.items()}, options.repeats, options.device),
-        "training step": compare(steps, options.repeats, options.device),
-        "activations": {n: saved_activations(m, batch) for n, m in models.items()},
         "GFLOP": {n: floating_point_operations(m, batch) for n, m in models.items()},
         "GEMM GFLOP/s": gemm_rate(options.device),
     }
-    del steps
-    ours.zero_grad()
-    ours.activation_checkpointing_enable()
-    result["activations"]["checkpointing"] = saved_activations(ours, batch)
+    if "forward" in options.parts:
+        forwards = {n: make_forward(m, batch) for n, m in models.items()}
+        result["forward"] = compare(forwards, options.repeats, options.device)
+    if "step" in options.parts:
+        official = options.optimiser == "official"
+        steps = {n: make_step(m, batch, official and n == "reference") for n, m in models.items()}
+        result["training step"] = compare(steps, options.repeats, options.device)
+        del steps
+        ours.zero_grad()
+    if "activations" in options.parts:
+        result["activations"] = {n: saved_activations(m, batch) for n, m in models.items()}
+        ours.activation_checkpointing_enable()
+        result["activations"]["checkpointing"] = saved_activations(ours, batch)
     if options.packed:
         for weights in ("float32", "int8"):
             runs = {
@@ -280,19 +290,20 @@ def run_grid(options: argparse.Namespace) -> dict[str, dict]:
     """Several cases, printed as they are measured; ratios are reference / ours, activations ours / reference."""
     results: dict[str, dict] = {}
     columns = "forward, step, packed float32 and int8 if asked for; activations (checkpointed); share of GEMM rate"
-    print(f"{'batch:tokens:regions':22}{columns}")
+    print(f"{'batch:tokens:regions':22}{columns}", flush=True)
     for case in options.grid:
         options.batch_size, options.tokens, options.regions = (int(part) for part in case.split(":"))
         result = results[case] = measure(options)
-        parts = ("forward", "training step", "forward, float32 packed", "forward, int8 packed")
-        ratios = "  ".join(_spread(result[part]["ratio"]) for part in parts if part in result)
-        kept = result["activations"]
-        rate = result["GFLOP"]["ours"] / result["forward"]["ours"][1] * 1000
-        print(
-            f"{case:22}{ratios}  {kept['ours'] / kept['reference']:.2f} of {kept['reference']:.1f} MiB "
-            f"({kept['checkpointing'] / kept['reference']:.3f})  {rate / result['GEMM GFLOP/s']:.0%}",
-            flush=True,
-        )
+        cells = [_spread(result[part]["ratio"]) for part in TIMES if part in result]
+        if "activations" in result:
+            kept = {name: value / result["activations"]["reference"] for name, value in result["activations"].items()}
+            cells.append(
+                f"{kept['ours']:.2f} of {result['activations']['reference']:.1f} MiB ({kept['checkpointing']:.3f})"
+            )
+        if "forward" in result:
+            rate = result["GFLOP"]["ours"] / result["forward"]["ours"][1] * 1000
+            cells.append(f"{rate / result['GEMM GFLOP/s']:.0%}")
+        print(f"{case:22}" + "  ".join(cells), flush=True)
     return results
 
 
@@ -326,15 +337,18 @@ def table(options: argparse.Namespace, result: dict) -> str:
         f"{options.size}: {result['parameters'] / 1e6:.2f} M parameters, batch {options.batch_size}, "
         f"{options.regions} regions, {options.tokens} tokens, {options.device}, {options.threads} thread(s)",
         f"same results: largest difference {result['difference']:.1e} of the largest value",
-        f"{'':15}{'ours, ms':>30}{'reference, ms':>30}{'reference / ours':>30}",
+        f"{'':25}{'ours, ms':>30}{'reference, ms':>30}{'reference / ours':>30}",
     ]
-    for name in ("forward", "training step"):
+    for name in (part for part in TIMES if part in result):
         cells = [result[name][column] for column in ("ours", "reference", "ratio")]
-        lines.append(f"{name:15}" + "".join(f"{f'{mid:.2f} [{low:.2f}-{high:.2f}]':>30}" for low, mid, high in cells))
+        lines.append(f"{name:25}" + "".join(f"{f'{mid:.2f} [{low:.2f}-{high:.2f}]':>30}" for low, mid, high in cells))
+    if "activations" in result:
+        ours, theirs, least = (f"{result['activations'][name]:.2f}" for name in (*MODELS, "checkpointing"))
+        lines.append(f"kept for the backward pass, MiB a person: {ours}, reference {theirs}; checkpointing {least}")
     if "peak memory" in result:
         peaks = result["peak memory"]
         cells = [f"{peaks['ours']:.0f} MiB", f"{peaks['reference']:.0f} MiB"]
-        lines.append(f"{'peak memory':15}" + "".join(f"{cell:>30}" for cell in cells))
+        lines.append(f"{'peak memory':25}" + "".join(f"{cell:>30}" for cell in cells))
         if options.device == "cpu":
             lines.append("Memory is that of the whole training process, Python and its libraries included.")
     lines.append("Medians [middle half of the runs]; a ratio above 1 means that ours is faster.")

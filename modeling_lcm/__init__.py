@@ -23,6 +23,7 @@ from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
 from .pipeline_lcm import ConnectomeClassificationPipeline
 from .processing_lcm import LCMProcessor
+from .quantization_lcm import LCMPackedConfig
 from .tokenization_bei import BEITokenizer
 
 
@@ -37,6 +38,7 @@ __all__ = [
     "LCMForMultitaskPretraining",
     "LCMForSequenceClassification",
     "LCMModel",
+    "LCMPackedConfig",
     "LCMProcessor",
     "SupervisionCallback",
     "adapter_task",

@@ -164,6 +164,13 @@ def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
     return model
 
 
+def _refuse_adapter(adapter: Any = None, *args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        f"The adapter {adapter} cannot be put on packed weights. Load it without quantization_config (load_adapter), "
+        "merge it (merge_and_unload()), save the merged model, and load that with quantization_config."
+    )
+
+
 class LCMPackedQuantizer(HfQuantizer):
     """Transformers' way from `quantization_config` to [`pack`]."""
 
@@ -185,6 +192,8 @@ class LCMPackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
+        # `from_pretrained` of an adapter's folder loads the adapter only now, onto what it cannot adapt.
+        model.load_adapter = _refuse_adapter
         return pack(model, config.weights)
 
     def is_serializable(self) -> bool:

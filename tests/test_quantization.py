@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, quantization_lcm
-from modeling_lcm.quantization_lcm import LCMPackedConfig, pack
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMPackedConfig, quantization_lcm
+from modeling_lcm.quantization_lcm import pack
 
 
 MakeConfig = Callable[..., LCMConfig]
@@ -68,10 +68,13 @@ def test_other_device(folder: Path) -> None:
         )
 
 
-def test_unmerged_adapters(folder: Path) -> None:
+def test_unmerged_adapters(folder: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = LCMForMultitaskPretraining.from_pretrained(folder)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match=r"adapter .*adapter cannot be put on packed weights.*merge it"):
+        LCMForMultitaskPretraining.from_pretrained(tmp_path / "adapter", quantization_config=LCMPackedConfig("int8"))
     with pytest.raises(ValueError, match="Merge adapters first"):
         pack(adapted)
     merged = adapted.merge_and_unload()
