@@ -121,10 +121,27 @@ def test_gradients_reach_every_adapter(pretrained: Path, connectivity: Tensor, k
     model.train()
     model(connectivity=connectivity, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
     for name, parameter in model.named_parameters():
-        # Key biases cancel in the softmax; the pretrained tokens' own edges have no loss here.
-        if parameter.requires_grad and "k_proj" not in name and ".edge_score." not in name:
+        if parameter.requires_grad and "k_proj" not in name:  # key biases cancel in the softmax
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("task", "trains"), [("group", False), ("sex", True)])
+def test_pretrained_edges_train_where_they_are_the_tasks(
+    pretrained: Path, connectivity: Tensor, task: str, trains: bool, tmp_path: Path
+) -> None:
+    """PEFT copies `edge_score` either way, as its name ends like `score`; without a gradient the copy is frozen."""
+    adapted, processor = make_adapter(pretrained, task)
+    model = adapted.get_base_model()
+    copy = model.edge_score.modules_to_save["default"].weight
+    assert copy.requires_grad == trains
+    adapted(connectivity=connectivity, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
+    assert bool(copy.grad is not None and copy.grad.any()) == trains
+    assert ("edge_score" in adapted.peft_config["default"].modules_to_save) == trains
+    assert ("task_edge_score" in adapted.peft_config["default"].modules_to_save) != trains
+    save_adapter(adapted, processor, tmp_path / "adapter")
+    loaded, _ = load_adapter(tmp_path / "adapter")
+    assert torch.equal(loaded.get_base_model().edge_score.modules_to_save["default"].weight, copy)
 
 
 def test_every_projection_has_an_adapter_but_those_without_gradient(pretrained: Path) -> None:

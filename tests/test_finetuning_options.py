@@ -1,6 +1,7 @@
 """Options for small cohorts: class weights, what is frozen, learning rates by depth, random windows, leakage."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import TargetLayout, balanced_class_weights, multitask_loss, supervised_losses
 from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
+from training.adapters import with_adapter
 from training.arguments import FinetuneArguments, PretrainArguments
 from training.augment import WindowDataset, training_dataset
 from training.data import Cohort
@@ -82,8 +84,8 @@ def test_weighted_steps_do_not_depend_on_accumulation(
         for size in (24, 6)
     ]
     for name, value in states[0].named_parameters():
-        if "k_proj.bias" in name:
-            continue  # its gradient is rounding noise, since it cancels in the softmax
+        if name.endswith(("k_proj.bias", "model.norm.bias", "score.bias")):
+            continue  # their gradients are rounding noise: they shift all keys, or all logits, alike before a softmax
         torch.testing.assert_close(value, dict(states[1].named_parameters())[name], rtol=0, atol=2e-5, msg=name)
 
 
@@ -110,33 +112,57 @@ def changed(cohort: Cohort, settings: FinetuneArguments, pretrained: Path) -> se
 def test_tokens_only_leaves_the_pretrained_network_alone(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
 ) -> None:
-    settings = finetune_arguments(trainable="tokens")
+    settings = finetune_arguments(trainable="tokens", new_tokens="random")
     assert changed(cohort, settings, pretrained) == {"score.weight", "score.bias"}
-    with_tokens = changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained)
-    assert with_tokens - {"bei_layer_choice.running_loss", "bei_layer_choice.best_layer"} == {
-        "score.weight",
-        "score.bias",
-        "model.bei_embeddings.weight",
-    }
+    # New edge weights start at zero.
+    assert finetune(cohort, EVERYBODY, settings)[0].task_edge_score.weight.any()
+    choice = {"bei_layer_choice.running_loss", "bei_layer_choice.best_layer"}
+    pretrained_tokens = {"score.weight", "score.bias", "model.bei_embeddings.weight", "edge_score.weight"}
+    assert changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained) - choice == pretrained_tokens
+    assert changed(cohort, replace(settings, task="sex"), pretrained) - choice == pretrained_tokens
 
 
 def test_frozen_layers_and_stem_stay(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
 ) -> None:
     names = changed(cohort, finetune_arguments(frozen_layers=1), pretrained)
-    assert not [name for name in names if name.startswith(("model.stem.", "model.layers.0."))]
+    assert not [name for name in names if name.startswith(("model.stem.", "model.layers.0.", "edge_features."))]
     assert "model.layers.1.fc1.weight" in names
 
 
-def test_frozen_batch_norm_uses_its_own_statistics(pretrained: Path) -> None:
+def test_pretrained_edges_without_a_loss_stay_while_their_mean_follows_the_cohort(
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
+) -> None:
+    settings = finetune_arguments(epochs=1, weight_decay=0.5)
+    names = changed(cohort, settings, pretrained)
+    assert "edge_score.weight" not in names  # not even by weight decay
+    assert {"edge_features.mean", "model.stem.norm.running_mean", "model.bei_embeddings.weight"} <= names
+    assert "edge_score.weight" in changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("frozen_layers", [0, 1])
+def test_frozen_norm_and_edges_use_their_own_statistics(
+    pretrained: Path, finetune_arguments: Callable[..., FinetuneArguments], adapter: str, frozen_layers: int
+) -> None:
     model = LCMForSequenceClassification.from_pretrained(pretrained, num_labels=2, task_variable="new")
-    freeze(model, frozen_layers=1)
+    freeze(model, frozen_layers)
+    if adapter != "none":
+        with_adapter(model, finetune_arguments(adapter=adapter, frozen_layers=frozen_layers))
     set_training_mode(model)
     assert model.training
-    assert not model.model.stem.norm.training
-    connectivity = torch.randn(4, REGIONS, REGIONS)
-    memory = model.model.stem(connectivity)
-    torch.testing.assert_close(memory, model.eval().model.stem(connectivity))
+    # What an adapter trains whole is a copy, which takes the place of the original.
+    parts = [
+        part.modules_to_save["default"] if hasattr(part, "modules_to_save") else part
+        for part in (model.model.stem.norm, model.edge_features)
+    ]
+    assert [part.training for part in parts] == [not frozen_layers] * 2
+    connectivity = torch.stack([torch.corrcoef(torch.randn(REGIONS, 40)) for _ in range(4)])
+    before = [deepcopy(part.state_dict()) for part in parts]
+    model(connectivity=connectivity)
+    for part, state in zip(parts, before, strict=True):
+        stayed = all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+        assert stayed == bool(frozen_layers)
 
 
 def test_layer_decay_by_depth(pretrained: Path, finetune_arguments: Callable[..., FinetuneArguments]) -> None:

@@ -6,6 +6,7 @@ from transformers.utils import find_adapter_config_file
 from modeling_lcm import LCMForSequenceClassification
 
 from .arguments import FinetuneArguments
+from .optimizers import trains_pretrained_tokens
 
 
 RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at all ranks
@@ -14,8 +15,9 @@ RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at al
 def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArguments) -> PeftModel:
     """Put low-rank updates on attention and feed-forward; the task's tokens and what they need train whole.
 
-    Whole are the new tokens, the shared read-out, the choice of layers, and the stem's batch norm with its running
-    statistics, which follow the cohort (not with frozen layers, which include the stem).
+    Whole are the new tokens, the shared read-out, the task's edge read-out, the choice of layers, and the stem's batch
+    norm with its running statistics and those of the edges, which follow the cohort (not with frozen layers, which
+    include the stem).
 
     Args:
         model (`LCMForSequenceClassification`): changed in place.
@@ -24,14 +26,13 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
     Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
     """
     whole = ["score", "bei_layer_choice", "task_layer_choice"]
+    edges_train = model.config.edge_readout and trains_pretrained_tokens(model.config)
     if not arguments.frozen_layers:
-        whole.append("stem.norm")
-    if model.config.edge_readout:
-        whole += ["edge_features", "edge_score"]
+        whole += ["stem.norm", "edge_features"] if model.config.edge_readout else ["stem.norm"]
+    if edges_train:
+        whole.append("edge_score")
     if model.config.num_task_tokens:
-        whole.append("task_embeddings")
-        if model.config.edge_readout:
-            whole.append("task_edge_score")
+        whole += ["task_embeddings", "task_edge_score"] if model.config.edge_readout else ["task_embeddings"]
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=arguments.lora_rank,
@@ -42,7 +43,11 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
         target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
         modules_to_save=whole,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if model.config.edge_readout and not edges_train:
+        # PEFT goes by the end of a name: `score` copies `edge_score` too, and its loaders then ask the folder for it.
+        model.edge_score.requires_grad_(False)
+    return adapted
 
 
 def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:

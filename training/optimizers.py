@@ -5,6 +5,9 @@ import re
 import torch
 from torch import nn
 
+from modeling_lcm import LCMConfig
+from modeling_lcm.edges_lcm import LCMEdgeFeatures
+
 from .arguments import LoopArguments
 
 
@@ -59,14 +62,22 @@ def _depth(name: str, num_layers: int) -> int:
     return num_layers + 1 if re.search(r"\b(stem|bei_embeddings)\.", name) else 0
 
 
+def trains_pretrained_tokens(config: LCMConfig) -> bool:
+    """Whether fine-tuning has a loss on the pretrained tokens: one of their own, or because they are the task's."""
+    return bool(config.bei_loss_weight) or not config.num_task_tokens
+
+
 def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) -> None:
     """Exclude parameters from training, in place.
 
+    The pretrained tokens' edge read-out is always excluded where it receives no gradient, as weight decay alone would
+    wear it down.
+
     Args:
-        model (`nn.Module`): an LCM head.
+        model (`nn.Module`): an LCM head with a downstream task.
         frozen_layers (`int`): decoder layers, from the first one on, that stay as they are, together with the stem.
-        tokens_only (`bool`): train the shared read-out and the task's tokens alone. The pretrained tokens train too
-            where they have a loss of their own, or are the task's.
+        tokens_only (`bool`): train the shared read-out, and tokens and edge read-out of the task alone. Those of the
+            pretrained variables train too where they have a loss of their own, or are the task's.
 
     Raises:
         ValueError: more layers than the model has.
@@ -74,17 +85,26 @@ def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) 
     config = model.config
     if frozen_layers > config.num_hidden_layers:
         raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {config.num_hidden_layers} layers.")
+    if config.edge_readout:
+        model.edge_score.requires_grad_(trains_pretrained_tokens(config))
     if tokens_only:
         model.model.requires_grad_(False)
-        model.model.bei_embeddings.requires_grad_(bool(config.bei_loss_weight) or not config.num_task_tokens)
+        model.model.bei_embeddings.requires_grad_(trains_pretrained_tokens(config))
     elif frozen_layers:
         model.model.stem.requires_grad_(False)
         model.model.layers[:frozen_layers].requires_grad_(False)
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """`model.train()`, but a batch norm that is not trained keeps its running statistics, and uses them."""
+    """`model.train()`, but a stem's norm that is not trained keeps its running statistics, and uses them.
+
+    So does the running mean of the edge read-out then: both describe the cohort that the network has learnt from.
+    """
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
-            module.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept: list[nn.Module] = [norm for norm in norms if not norm.weight.requires_grad]
+    # With an adapter there is a frozen original beside the norm that trains.
+    if len(kept) == len(norms):
+        kept += [module for module in model.modules() if isinstance(module, LCMEdgeFeatures)]
+    for module in kept:
+        module.eval()
