@@ -1,0 +1,297 @@
+"""LCM as scikit-learn estimators, for use with nilearn and in `cross_val_score`, `GridSearchCV` and pipelines."""
+
+import tempfile
+from dataclasses import fields
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
+from modeling_lcm.connectivity import connectivity_from_triangle
+
+from .arguments import FinetuneArguments, PretrainArguments
+from .checkpoints import load_processor
+from .data import Cohort, to_triangles
+from .predict import predict_logits
+from .stages import finetune, pretrain
+
+
+Triangle = Literal["lower", "upper"]
+# A correlation matrix has no negative eigenvalue; stored in float16, one of 1000 regions may seem to have -0.02.
+LEAST_EIGENVALUE = -0.1
+OWN_SETTINGS = (
+    "data",
+    "output",
+    "splits",
+    "fold",
+    "categorical",
+    "continuous",
+    "vocabulary",
+    "task",
+    "kind",
+    "labels",
+)
+
+
+def as_matrices(connectivity: ArrayLike, triangle: Triangle = "lower") -> NDArray[np.floating]:
+    """Connectomes in any accepted form as matrices.
+
+    Args:
+        connectivity: `(scans, regions, regions)`, returned as they are, or triangles without the diagonal `(scans,
+            regions * (regions - 1) / 2)`.
+        triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
+            "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
+
+    Returns:
+        Array `(scans, regions, regions)`.
+
+    Raises:
+        ValueError: another shape, a length that no triangle has, an unknown order, or triangles that make matrices
+            which are no correlations, while in the other order they would.
+    """
+    if triangle not in ("lower", "upper"):
+        raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
+    array = np.asarray(connectivity)
+    if array.ndim == 3:
+        return array
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
+            "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
+        )
+    found, other = (_from_triangle(array, order) for order in (triangle, _other(triangle)))
+    if np.isfinite(found).all() and _least_eigenvalue(found) < LEAST_EIGENVALUE <= _least_eigenvalue(other):
+        raise ValueError(
+            f"Read as {triangle} triangles, X holds no correlation matrices (an eigenvalue of "
+            f"{_least_eigenvalue(found):.2g}), but as {_other(triangle)} ones it does: set triangle="
+            f"{_other(triangle)!r}, or pass matrices."
+        )
+    return found
+
+
+def _other(triangle: Triangle) -> Triangle:
+    return "upper" if triangle == "lower" else "lower"
+
+
+def _from_triangle(array: np.ndarray, triangle: Triangle) -> np.ndarray:
+    regions = connectivity_from_triangle(array[:1]).shape[-1]
+    if triangle == "lower":
+        rows, columns = np.triu_indices(regions, k=1)
+        array = array[:, columns * (columns - 1) // 2 + rows]
+    return connectivity_from_triangle(array)
+
+
+def _least_eigenvalue(matrices: np.ndarray) -> float:
+    """Of the first few scans: their order is that of all."""
+    return float(np.linalg.eigvalsh(matrices[:5]).min())
+
+
+class _LCMEstimator(BaseEstimator):
+    """What both estimators share: settings, the way of connectomes into the training stages, and read-out."""
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        *,
+        size: str = "nano",
+        epochs: int = 12,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        mixup: float = 1.0,
+        class_weights: str = "none",
+        adapter: str = "none",
+        lora_rank: int = 0,
+        task: str = "target",
+        triangle: Triangle = "lower",
+        settings: dict[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        progress: bool = False,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.size = size
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.mixup = mixup
+        self.class_weights = class_weights
+        self.adapter = adapter
+        self.lora_rank = lora_rank
+        self.task = task
+        self.triangle = triangle
+        self.settings = settings
+        self.random_state = random_state
+        self.progress = progress
+
+    def __sklearn_tags__(self) -> Any:
+        """X may have three axes; regions without signal may be NaN."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True
+        tags.non_deterministic = self.random_state is None
+        return tags
+
+    def _fit(self, connectivity: ArrayLike, values: np.ndarray, variable: BEIVariable) -> Self:
+        matrices = as_matrices(connectivity, self.triangle)
+        check_consistent_length(matrices, values)
+        arguments = self._arguments(variable)
+        extractor = FCFeatureExtractor(num_regions=matrices.shape[-1])
+        if isinstance(arguments, FinetuneArguments):
+            extractor = load_processor(arguments.checkpoint).feature_extractor
+        cohort = _as_cohort(matrices, extractor, {variable.name: values})
+        rows = np.arange(len(matrices))
+        if isinstance(arguments, FinetuneArguments):
+            self.model_, self.processor_, self.history_ = finetune(cohort, rows, arguments)
+        else:
+            tokenizer = BEITokenizer(variables=[variable]).fit_scaling(cohort.table)
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer.save_pretrained(folder)
+                arguments.vocabulary = folder
+                self.model_, self.processor_, self.history_ = pretrain(cohort, rows, arguments)
+        self.n_features_in_ = extractor.num_regions * (extractor.num_regions - 1) // 2
+        return self
+
+    def _arguments(self, variable: BEIVariable) -> PretrainArguments | FinetuneArguments:
+        names = ("epochs", "batch_size", "learning_rate", "mixup", "class_weights", "progress")
+        chosen = {name: getattr(self, name) for name in names}
+        chosen["seed"] = int(check_random_state(self.random_state).randint(2**31 - 1))
+        kind: type[PretrainArguments | FinetuneArguments] = PretrainArguments
+        if self.checkpoint is not None:
+            kind = FinetuneArguments
+            chosen |= {"checkpoint": str(self.checkpoint), "adapter": self.adapter, "lora_rank": self.lora_rank}
+            chosen |= {"task": variable.name, "kind": variable.kind, "labels": list(variable.labels) or None}
+        elif self.adapter != "none" or self.lora_rank:
+            raise ValueError(
+                "adapter and lora_rank change a pretrained network: give a checkpoint, or leave them out."
+            )
+        else:
+            chosen["size"] = self.size
+        others = dict(self.settings or {})
+        allowed = {item.name for item in fields(kind)} - set(chosen) - set(OWN_SETTINGS)
+        unknown = sorted(set(others) - allowed)
+        if unknown:
+            raise ValueError(
+                f"settings has {', '.join(unknown)}, which is unknown here or an argument of its own; possible are "
+                f"{', '.join(sorted(allowed))}."
+            )
+        return kind(**chosen, **others)
+
+    def _logits(self, connectivity: ArrayLike) -> np.ndarray:
+        """Read-out `(scans, labels)`, or `(scans, 1)` of a continuous variable."""
+        check_is_fitted(self)
+        matrices = as_matrices(connectivity, self.triangle)
+        cohort = _as_cohort(matrices, self.processor_.feature_extractor, {})
+        return predict_logits(self.model_, cohort, np.arange(len(matrices)))["logits"].double().numpy()
+
+
+def _as_cohort(matrices: np.ndarray, extractor: FCFeatureExtractor, columns: dict[str, np.ndarray]) -> Cohort:
+    """Checked connectomes with a table; every scan counts as a person."""
+    checked = extractor(connectivity=matrices)["connectivity"]
+    table = pd.DataFrame({"subject_id": [f"{number:06d}" for number in range(len(checked))], "session": "", **columns})
+    return Cohort(table, to_triangles(checked), extractor)
+
+
+_PARAMETERS = """
+    Args:
+        checkpoint (`str`, *optional*): pretrained checkpoint to fine-tune, a folder or Hub repository. Without one, a
+            network of `size` is trained from random weights.
+        size (`str`): named size of a network from random weights.
+        epochs, batch_size, learning_rate, mixup, class_weights, adapter, lora_rank, progress: as the training scripts'
+            settings of these names, with `epochs` and `mixup` set for a cohort of hundreds.
+        task (`str`): name of what is predicted; a variable of this name that the checkpoint was pretrained on is
+            fine-tuned on its own tokens, and must have the same labels.
+        triangle (`str`): order of vectorised connectomes, see [`as_matrices`].
+        settings (`dict`, *optional*): any other setting of training.pretrain (from random weights) or
+            training.finetune (with a checkpoint), such as `{"weight_decay": 0.2}` or `{"frozen_layers": 4}`. Every
+            scan counts as a person: with several scans of one, keep `validation_fraction` at 0.
+        random_state (`int`, `RandomState` or `None`): the seed of weights, order, dropout and noise.
+
+    Attributes:
+        model_: the trained network, a `PeftModel` with an adapter.
+        processor_ (`LCMProcessor`): regions and vocabulary of the model.
+        history_ (`list[dict]`): one record per epoch."""
+
+
+class LCMClassifier(ClassifierMixin, _LCMEstimator):
+    __doc__ = f"""Classify connectomes.
+{_PARAMETERS}
+        classes_ (`np.ndarray`): the classes, sorted.
+
+    Example:
+        `cross_val_score(LCMClassifier(), fc_matrices, diagnosis, groups=subjects, cv=GroupKFold(5))`
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train on labelled scans.
+
+        Args:
+            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            y: class of each scan `(scans,)`: texts, numbers or booleans.
+
+        Raises:
+            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
+                checkpoint's; a missing label, or a single class.
+        """
+        labels = column_or_1d(y, warn=True)
+        if pd.isna(labels).any():
+            raise ValueError(f"{int(pd.isna(labels).sum())} values of y are missing: leave these scans out.")
+        check_classification_targets(labels)
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds a single class ({self.classes_[0]!r}): a classifier needs two or more.")
+        names = [str(label) for label in self.classes_]
+        return self._fit(X, labels.astype(str), BEIVariable(self.task, "categorical", names))
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities `(scans, classes)`, in the order of `classes_`."""
+        logits = self._logits(X)
+        # A pretrained variable's labels are in the checkpoint's order.
+        variables = self.processor_.tokenizer.variables
+        labels = next(variable.labels for variable in variables if variable.name == self.task)
+        return softmax(logits[:, [labels.index(str(label).strip()) for label in self.classes_]], axis=1)
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Most probable class of each scan `(scans,)`."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+
+class LCMRegressor(RegressorMixin, _LCMEstimator):
+    __doc__ = f"""Predict a number from connectomes.
+{_PARAMETERS}
+
+    Example:
+        `cross_val_predict(LCMRegressor(), fc_matrices, age)`
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train on scans with a value.
+
+        Args:
+            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            y: value of each scan `(scans,)`.
+
+        Raises:
+            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
+                checkpoint's; values that are missing, infinite or all the same.
+        """
+        values = column_or_1d(y, warn=True).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{int((~np.isfinite(values)).sum())} values of y are NaN or infinite: leave these scans out."
+            )
+        if not np.ptp(values):
+            raise ValueError(f"All values of y are {values[0]:g}: there is nothing to learn.")
+        return self._fit(X, values, BEIVariable(self.task, "continuous"))
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Predicted value of each scan `(scans,)`, in the unit of `y`."""
+        logits = self._logits(X)
+        records = self.processor_.tokenizer.batch_decode(logits, variables=[self.task])
+        return np.array([record[self.task]["value"] for record in records])
