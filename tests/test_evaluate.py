@@ -618,10 +618,15 @@ def test_folds_that_cannot_be_evaluated(
 
 
 def test_groups_leave_out_people_of_whom_nothing_is_recorded(
-    pretraining_only: Callable[..., EvaluateArguments], use_table: Callable[..., Cohort], cohort: Cohort
+    pretraining_only: Callable[..., EvaluateArguments],
+    use_table: Callable[..., Cohort],
+    cohort: Cohort,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sex = cohort.table["sex"].astype(object).tolist()
     use_table(sex=[None, *sex[1:]])
     metrics = training.evaluate.evaluate(pretraining_only({"categorical": ["group"]}, tasks=["group"]))
     counts = {value: group["n_subjects"] for value, group in metrics["tasks"]["group"]["groups"]["sex"].items()}
     assert counts.pop("(mean, weighted by people)") == sum(counts.values()) == PEOPLE - 1
+    # Every fold shows its first numbers as soon as they are there.
+    assert capsys.readouterr().out.count("  group, ROC AUC: LCM ") == 2

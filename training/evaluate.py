@@ -19,11 +19,11 @@ from .checkpoints import check_same_regions, load_processor
 from .data import load_cohort
 from .evaluation_report import write_reports
 from .files import require_new, write_json, write_text
-from .fold import run_fold
+from .fold import MODEL, run_fold
 from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
 from .protocol import Design, EvaluateArguments, Task, draw_folds, make_task, pretrained_tasks
-from .report import by_task, results_table_text
+from .report import METRIC_TITLES, by_task, number_text, results_table_text
 from .splits import Folds
 from .summary import prediction_tables, summary
 
@@ -153,8 +153,20 @@ def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dic
             rows = design.fold_rows(folds[repeat], fold)
             write_json(path, run_fold(design, rows, path.parent, fold, repeat))
             done += 1
+            print(_first_look(json.loads(path.read_text(encoding="utf-8"))), flush=True)
         results.append(json.loads(path.read_text(encoding="utf-8")))
     return results
+
+
+def _first_look(result: dict[str, Any]) -> str:
+    """One line per task of a fold's result: every model's first headline metric."""
+    lines = []
+    for task, entry in result["tasks"].items():
+        metric = next(name for name in ("roc_auc", "mae") if name in entry["metrics"][MODEL])
+        scores = {name: metrics[metric] for name, metrics in entry["metrics"].items()}
+        shown = [f"{name} {number_text(metric, score)}" for name, score in scores.items()]
+        lines.append(f"  {task}, {METRIC_TITLES[metric]}: {'; '.join(shown)}")
+    return "\n".join(lines)
 
 
 def _same_settings(path: Path, design: Design) -> None:
