@@ -199,8 +199,8 @@ class LCMPackedQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         """Packed weights depend on the processor and are not saved; Transformers then points to this warning."""
         logger.warning(
-            "Packed weights depend on the processor and are not saved: load the model without quantization_config, and "
-            "save that."
+            "Packed weights depend on the processor and are not saved: load the model without quantization_config, "
+            "and save that."
         )
         return False
 
