@@ -51,6 +51,7 @@ _TRANSFORMERS_KEYS = {
     "peft_config",
     "quantization_config",
     "torch_dtype",
+    "use_cache",  # transformers.Trainer sets it on every model
     "use_return_dict",
     "_attn_implementation",
     "_attn_implementation_internal",
