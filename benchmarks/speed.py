@@ -4,7 +4,8 @@
 
 Both models hold the same weights and run in the same process, one after the other, in changing order; what is reported
 are medians with the middle half of the runs, and the ratio of each pair. A ratio above 1 means that ours is faster. On
-a CPU the time is that of the processor, which other programs on the machine disturb less than the clock on the wall.
+a CPU the time is that of the processor, which other programs on the machine disturb less than the clock on the wall;
+with several threads on a busy machine set OMP_WAIT_POLICY=PASSIVE, or threads that wait for each other count as well.
 """
 
 import argparse
@@ -30,6 +31,13 @@ from modeling_lcm.quantization_lcm import pack
 MODELS = ("ours", "reference")
 PARTS = ("forward", "step", "activations")
 TIMES = ("forward", "training step", "forward, float32 packed", "forward, int8 packed")
+# What --growth varies, one at a time from the first values.
+GROWTH = {
+    "regions": (116, 50, 200, 400),
+    "tokens": (6, 16, 31, 62),
+    "layers": (4, 1, 8, 12),
+    "batch_size": (8, 1, 4, 16),
+}
 TOLERANCE = 1e-4  # of the largest logit: two ways to add up float32 numbers
 
 
@@ -53,15 +61,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--packed", action="store_true", help="also time packed weights, float32 and int8 (CPU)")
     parser.add_argument("--grid", nargs="+", metavar="BATCH:TOKENS:REGIONS", help="several cases, one short line each")
-    parser.add_argument("--picture", help="with --grid: draw the cases' times and activations to this file (.png)")
+    parser.add_argument("--growth", metavar="PNG", help="draw how time and memory grow with all four dimensions")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     parser.add_argument(
         "--no-memory", action="store_true", help="leave out the memory measurement (two new processes)"
     )
     parser.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.picture and set(options.parts) != set(PARTS):
-        parser.error("--picture draws all parts: leave --parts out")
+    if options.growth and set(options.parts) != set(PARTS):
+        parser.error("--growth draws all parts: leave --parts out")
     if options.tokens < 5:
         parser.error(f"--tokens must be at least 5 (two for sex, one for age, a group of two), got {options.tokens}")
     return options
@@ -159,8 +167,11 @@ def seconds(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Quartiles of milliseconds per model and of the ratio reference / ours, from alternating runs."""
+def compare(part: str, runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Quartiles of milliseconds per model and of the ratio reference / ours, from alternating runs.
+
+    Also says so on the error stream at once, so that a long measurement that is cut off leaves what it had.
+    """
     for run in runs.values():
         for _ in range(2):
             seconds(run, device)
@@ -170,7 +181,9 @@ def compare(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> d
         for name in runs if repeat % 2 else reversed(runs):
             times[name].append(1000 * seconds(runs[name], device))
     times["ratio"] = [theirs / ours for ours, theirs in zip(times["ours"], times["reference"], strict=True)]
-    return {name: np.percentile(values, [25, 50, 75]).tolist() for name, values in times.items()}
+    result = {name: np.percentile(values, [25, 50, 75]).tolist() for name, values in times.items()}
+    print(f"{part}:", *(f"{name} {_spread(three)}" for name, three in result.items()), file=sys.stderr, flush=True)
+    return result
 
 
 def saved_activations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
@@ -243,9 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # NOTE: first, because on Linux a new process starts with the peak of the one that started it.
     peaks = {} if options.no_memory else {"peak memory": peak_memory_of_both(arguments)}
     if options.grid:
-        results = run_grid(options)
-        if options.picture:
-            draw(results, options.picture)
+        run_grid(options)
+        return
+    if options.growth:
+        draw_growth(measure_growth(options), options.growth)
         return
     result = {**measure(options), **peaks}
     print(json.dumps(result) if options.json else table(options, result))
@@ -265,11 +279,11 @@ def measure(options: argparse.Namespace) -> dict:
     }
     if "forward" in options.parts:
         forwards = {n: make_forward(m, batch) for n, m in models.items()}
-        result["forward"] = compare(forwards, options.repeats, options.device)
+        result["forward"] = compare("forward", forwards, options.repeats, options.device)
     if "step" in options.parts:
         official = options.optimiser == "official"
         steps = {n: make_step(m, batch, official and n == "reference") for n, m in models.items()}
-        result["training step"] = compare(steps, options.repeats, options.device)
+        result["training step"] = compare("training step", steps, options.repeats, options.device)
         del steps
         ours.zero_grad()
     if "activations" in options.parts:
@@ -282,18 +296,18 @@ def measure(options: argparse.Namespace) -> dict:
                 "ours": make_forward(pack(deepcopy(ours), weights), batch),
                 "reference": make_forward(reference, batch),
             }
-            result[f"forward, {weights} packed"] = compare(runs, options.repeats, options.device)
+            part = f"forward, {weights} packed"
+            result[part] = compare(part, runs, options.repeats, options.device)
     return result
 
 
-def run_grid(options: argparse.Namespace) -> dict[str, dict]:
+def run_grid(options: argparse.Namespace) -> None:
     """Several cases, printed as they are measured; ratios are reference / ours, activations ours / reference."""
-    results: dict[str, dict] = {}
     columns = "forward, step, packed float32 and int8 if asked for; activations (checkpointed); share of GEMM rate"
     print(f"{'batch:tokens:regions':22}{columns}", flush=True)
     for case in options.grid:
         options.batch_size, options.tokens, options.regions = (int(part) for part in case.split(":"))
-        result = results[case] = measure(options)
+        result = measure(options)
         cells = [_spread(result[part]["ratio"]) for part in TIMES if part in result]
         if "activations" in result:
             kept = {name: value / result["activations"]["reference"] for name, value in result["activations"].items()}
@@ -304,7 +318,6 @@ def run_grid(options: argparse.Namespace) -> dict[str, dict]:
             rate = result["GFLOP"]["ours"] / result["forward"]["ours"][1] * 1000
             cells.append(f"{rate / result['GEMM GFLOP/s']:.0%}")
         print(f"{case:22}" + "  ".join(cells), flush=True)
-    return results
 
 
 def _spread(quartiles: list[float]) -> str:
@@ -312,23 +325,41 @@ def _spread(quartiles: list[float]) -> str:
     return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
 
 
-def draw(results: dict[str, dict], path: str) -> None:
-    """Milliseconds of forward pass and training step, and activations, over the cases of a grid."""
+def measure_growth(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
+    """Results by dimension and its value; the other three stay at the first of their values in `GROWTH`."""
+    start = {name: values[0] for name, values in GROWTH.items()}
+    return {
+        name: {value: measure(argparse.Namespace(**vars(options) | start | {name: value})) for value in sorted(values)}
+        for name, values in GROWTH.items()
+    }
+
+
+def draw_growth(results: dict[str, dict[int, dict]], path: str) -> None:
+    """Milliseconds of forward pass and training step, and MiB kept for a batch, over each dimension."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for axis, part in zip(axes, ("forward", "training step", "activations"), strict=True):
-        for name, marker in (("ours", "o-"), ("reference", "s--")):
-            values = [result[part][name] for result in results.values()]
-            heights = [value if part == "activations" else value[1] for value in values]
-            axis.plot(range(len(results)), heights, marker, label=name)
-        axis.set_xticks(range(len(results)), list(results), rotation=40, ha="right")
-        axis.set_title(part + (", MiB a person" if part == "activations" else ", ms"))
-        axis.set_xlabel("batch:tokens:regions")
-        axis.set_ylim(bottom=0)
-    axes[0].legend()
-    figure.savefig(path, dpi=110)
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    axes = figure.subplots(2, len(results))
+    colours = {"ours": "tab:blue", "reference": "tab:orange", "checkpointing": "tab:green"}
+    for column, (name, cases) in zip(axes.T, results.items(), strict=True):
+        values = list(cases)
+        for model in MODELS:
+            for part, style in (("training step", "o-"), ("forward", "o:")):
+                heights = [case[part][model][1] for case in cases.values()]
+                column[0].plot(values, heights, style, color=colours[model], label=f"{part}, {model}")
+        people = values if name == "batch_size" else [GROWTH["batch_size"][0]] * len(values)
+        for kept, colour in colours.items():
+            heights = [n * case["activations"][kept] for n, case in zip(people, cases.values(), strict=True)]
+            column[1].plot(values, heights, "o-", color=colour, label=kept)
+        for axis in column:
+            axis.set_ylim(bottom=0)
+            axis.set_xlim(left=0)
+        column[0].set_title(name.replace("_", " "))
+    axes[0, 0].set_ylabel("ms of processor time")
+    axes[1, 0].set_ylabel("kept for the backward pass, MiB")
+    for row in axes:
+        row[0].legend(fontsize=8)
+    figure.savefig(path, dpi=90)
 
 
 def table(options: argparse.Namespace, result: dict) -> str:

@@ -58,6 +58,15 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("  ")[0] for line in text.splitlines()[3:5]] == ["forward", "training step"]
 
 
+def test_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([*SMALL, "--no-memory", "--parts", "activations", "--grid", "2:6:20"])
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.startswith("batch:tokens:regions")
+    share, kept = line.removeprefix("2:6:20").split(" of ")
+    assert 0 < float(share) < 1
+    assert float(kept.split(" MiB ")[1].strip("()")) < float(share)  # checkpointing keeps less
+
+
 @pytest.mark.parametrize("model", speed.MODELS)
 def test_peak_memory(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     speed.main([*SMALL, "--memory-of", model])
