@@ -1,6 +1,7 @@
 """Tables and scans to a data set folder, and the folder to batches."""
 
 import errno
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,50 @@ def test_prepare_phenotypes_are_chosen_and_renamed(
     cohort = load_cohort(prepare(chosen))
     assert cohort.phenotypes() == ["gender", "age"]
     assert cohort.table["gender"].tolist() == study.participants["sex"].tolist()
+
+
+RECIPE = """
+title: My study
+terms: Ours; ask before sharing.
+settings: {participants: people.csv, connectivity: "{participant_id}.npy"}
+variables:
+  state: {column: Task, kind: categorical, labels: [heat, pain], exclude: [unclear]}
+  age: {column: Age, kind: continuous, range: [0, 120]}
+keep_rows: {QC: [pass, fair]}
+"""
+
+
+def test_prepare_does_not_read_rows_that_the_recipe_leaves_out(
+    study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path
+) -> None:
+    """The labels and ages of such rows may be anything; those of the others are checked, with their own lines."""
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    rows = [
+        ("a", "pass", "heat", "30"),
+        ("b", "fail", "rest", "a lot"),
+        ("c", "pass", "unclear", "999"),
+        ("d", "fair", "Pain", "40-44"),
+        ("e", "", "rest", "90+"),
+        ("f", "pass", "cold", "50"),
+    ]
+    pd.DataFrame(rows, columns=["participant_id", "QC", "Task", "Age"]).to_csv(tmp_path / "people.csv", index=False)
+    for row, (person, *_) in enumerate(rows):
+        np.save(tmp_path / f"{person}.npy", study.connectivity[row])
+    given = {"participants": "", "recipe": str(tmp_path / "mine.yaml"), "data_dir": str(tmp_path)}
+    folder = prepare(prepare_arguments(**given))
+    table = load_cohort(folder).table
+    assert table["subject_id"].tolist() == ["a", "d", "f"]
+    assert table["state"].fillna("nothing").tolist() == ["heat", "pain", "nothing"]
+    assert table["age"].tolist() == [30, 42, 50]
+    report = json.loads((folder / "quality.json").read_text())
+    assert len(report["unusable_values"]) == 1
+    assert "people.csv, line 7, column 'Task'" in report["unusable_values"][0]
+    assert "'cold'" in report["unusable_values"][0]
+    reasons = [(item["reason"].split(";")[0].split(",")[0], item["by_rule"]) for item in report["excluded"]]
+    assert reasons == [("QC is fail", True), ("QC is missing", True), ("Task is unclear", True)]
+    assert [text for text in report["remarks"] if text.startswith("Age")] == [
+        "Age: 1 values were ranges, replaced by their middle"
+    ]
 
 
 def test_prepare_sessions_stay_apart(

@@ -258,14 +258,20 @@ def _identifiers(arguments: PrepareArguments) -> list[str]:
 def describe(
     arguments: PrepareArguments, recipe: Recipe, source: Source
 ) -> tuple[pd.DataFrame, Cleaned, dict[int, str]]:
-    """Table to store, cleaned phenotypes, and rows that the recipe leaves out with the reason."""
+    """Table to store, cleaned phenotypes, and rows that the recipe leaves out with the reason.
+
+    Phenotypes of rows that are left out are not read: what they hold is no problem of the data set.
+    """
     raw = source.table
+    left_out = _left_out(recipe, raw)
+    read = raw.astype("object")
+    read.iloc[list(left_out)] = None
     session = raw[arguments.session_column].tolist() if arguments.session_column else "1"
     table = pd.DataFrame({"subject_id": raw[arguments.subject_column].tolist(), "session": session})
     wanted = {} if recipe.columns else _wanted(arguments, raw)
-    cleaned = clean_columns(raw, recipe.columns) if recipe.columns else infer_columns(raw, wanted)
+    cleaned = clean_columns(read, recipe.columns) if recipe.columns else infer_columns(read, wanted)
     if arguments.mean_fd_column:
-        displacement = infer_columns(raw, {"mean_fd": arguments.mean_fd_column})
+        displacement = infer_columns(read, {"mean_fd": arguments.mean_fd_column})
         table["qc_mean_fd"] = pd.to_numeric(displacement.table["mean_fd"], errors="coerce")
     if recipe.name:
         table["dataset"] = recipe.name
@@ -274,20 +280,19 @@ def describe(
             table[name] = raw[column].tolist()
     for other, column in recipe.same_person.items():
         table[f"same_person_in_{other}"] = raw[column].tolist() if column in raw.columns else None
-    left_out = _left_out(recipe, raw, cleaned)
     return pd.concat([table, cleaned.table], axis=1), cleaned, left_out
 
 
-def _left_out(recipe: Recipe, raw: pd.DataFrame, cleaned: Cleaned) -> dict[int, str]:
+def _left_out(recipe: Recipe, raw: pd.DataFrame) -> dict[int, str]:
     reasons: dict[int, str] = {}
     for column, values in recipe.keep_rows.items():
         for row, text in enumerate(raw[column].tolist()):
             if text not in values:
                 reasons[row] = f"{column} is {text or 'missing'}; the recipe keeps {', '.join(values)}"
-    for column in recipe.columns:
-        for row, text in enumerate(cleaned.table[column.variable.name].tolist()):
-            if text in column.exclude and text is not None:
-                reasons.setdefault(row, f"{column.column} is {text}, which the recipe leaves out")
+    for item in recipe.columns:
+        for row, text in enumerate(raw[item.column].tolist() if item.exclude else ()):
+            if text in item.exclude:
+                reasons.setdefault(row, f"{item.column} is {text}, which the recipe leaves out")
     return reasons
 
 
