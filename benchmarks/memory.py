@@ -29,6 +29,7 @@ from modeling_lcm import (
     LCMForMultitaskPretraining,
     LCMProcessor,
 )
+from modeling_lcm.edges_lcm import LCMEdgeFeatures
 from training.arguments import FinetuneArguments, PretrainArguments
 from training.data import Cohort
 from training.plan import GB, Setup, footprint
@@ -86,7 +87,11 @@ def make_checkpoint(size: str, precision: str, folder: Path) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight.uniform_(-0.02, 0.02)
-                module.bias.zero_()
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, LCMEdgeFeatures):
+                module.mean.zero_()
+                module.batches.zero_()
             elif hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         model.bei_layer_choice.running_loss.fill_(1.0)

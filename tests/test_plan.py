@@ -88,6 +88,7 @@ def test_what_cannot_be_planned(given: dict[str, Any], problem: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux reports it")
 def test_measured_memory_agrees_with_the_plan(tmp_path: Path) -> None:
+    memory.make_checkpoint("nano", "float32", tmp_path / "nano-float32")
     # Mostly libraries at this size; the large sizes are the slow test's.
     found = memory.measure("finetune-nano", tmp_path, batch_size=8)
     assert found["peak_gb"] == pytest.approx(memory.estimate("finetune-nano", 8), abs=0.25)
