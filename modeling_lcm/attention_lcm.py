@@ -24,14 +24,14 @@ LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
 def is_plain(*modules: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling these modules does no more than PyTorch's own `kind` does with its weights.
 
-    Adapters, quantised layers and offloading hooks work through a module's call: a short cut that reads its weight
-    instead would pass them by.
+    Adapters, quantised layers, offloading hooks and a `forward` put on the module itself work through its call: a
+    short cut that reads its weight instead would pass them by.
     """
     return all(
         type(module) is kind
         and not module._forward_hooks
         and not module._forward_pre_hooks
-        and "_hf_hook" not in module.__dict__
+        and not {"_hf_hook", "forward"} & module.__dict__.keys()
         for module in modules
     )
 
