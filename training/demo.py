@@ -43,6 +43,8 @@ NOTES = [
     "the pipeline works, not that pretraining helps a diagnosis.",
     "The linear model is fitted on the same few labels as LCM, and once more on all labels of the training fold.",
     "The recipe was chosen on other folds of the same people (CHANGELOG.md), so the numbers are a little optimistic.",
+    "The pictures of regions and networks show the decoder's attention. Most of the prediction comes from the edge "
+    "read-out beside it, which they do not show.",
     "Age is known as the middle of a five-year bin.",
     "Data: MPI-LEMON (Babayan et al. 2019, doi:10.1038/sdata.2018.308); FC matrices of Yadav et al. 2023.",
 ]
