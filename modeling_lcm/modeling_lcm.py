@@ -3,7 +3,6 @@
 Shapes use these names: batch B, regions N, BEI tokens P, hidden size d, decoder layers L.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -27,134 +25,8 @@ from .loss_lcm import (
     read_out,
     supervised_losses,
 )
-
-
-@dataclass
-class LCMModelOutput(ModelOutput):
-    """Output of [`LCMModel`].
-
-    Args:
-        last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): token states after the last layer's norm.
-        layer_states (`Tensor` of shape `(batch, layers, tokens, hidden_size)`): the same after every layer.
-        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): their read-out, for a head that asks for it.
-        hidden_states (`tuple[Tensor]`, *optional*): layers + 1 tensors `(batch, tokens, hidden_size)`: the zeros that
-            the tokens start from, then each layer's output, not normed; the last one is `last_hidden_state`.
-        attentions (`tuple[Tensor]`, *optional*): self-attention, `(batch, heads, tokens, tokens)` per layer.
-        cross_attentions (`tuple[Tensor]`, *optional*): which regions each token reads, `(batch, heads, tokens,
-            regions)` per layer, rows sum to 1. Maps need `attn_implementation="eager"`.
-    """
-
-    last_hidden_state: Tensor | None = None
-    layer_states: Tensor | None = None
-    layer_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class LCMMultitaskOutput(ModelOutput):
-    """Output of [`LCMForMultitaskPretraining`].
-
-    Args:
-        loss (`Tensor`, *optional*): scalar multitask loss, when labels were given.
-        logits (`Tensor` of shape `(batch, tokens)`): read-out per BEI token; `tokenizer.decode` makes a record of it.
-        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
-        hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    layer_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class LCMSequenceClassifierOutput(ModelOutput):
-    """Output of [`LCMForSequenceClassification`].
-
-    Args:
-        loss (`Tensor`, *optional*): scalar loss, when `labels` or `bei_labels` were given.
-        logits (`Tensor` of shape `(batch, num_labels)`): read-out of the downstream task's tokens.
-        bei_logits (`Tensor` of shape `(batch, bei tokens)`): read-out of the pretrained tokens.
-        layer_logits (`Tensor` of shape `(batch, layers, tokens)`): pretrained tokens first, then the task's new ones.
-        hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    bei_logits: Tensor | None = None
-    layer_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-
-
-class LCMStem(nn.Module):
-    """Each region's FC row becomes its memory vector: Linear, batch norm over batch x regions, LeakyReLU(0.01)."""
-
-    def __init__(self, config: LCMConfig) -> None:
-        super().__init__()
-        self.normalize_rows = config.normalize_rows
-        self.proj = nn.Linear(config.num_regions, config.hidden_size)
-        self.norm = nn.BatchNorm1d(config.hidden_size, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-        self.activation = nn.LeakyReLU(0.01)
-
-    def forward(self, connectivity: Tensor) -> Tensor:
-        """Connectivity `(batch, regions, regions)` -> memory `(batch, regions, d)`."""
-        # CODEPATH: off in the published checkpoints, on in the nano size.
-        if self.normalize_rows:
-            connectivity = nn.functional.layer_norm(connectivity, connectivity.shape[-1:])
-        connectivity = connectivity.to(self.proj.weight.dtype)
-        if self._norm_folds(connectivity):
-            return self._folded(connectivity)
-        rows = self.proj(connectivity)
-        return self.activation(self.norm(rows.flatten(0, 1)).view_as(rows))
-
-    def _norm_folds(self, connectivity: Tensor) -> bool:
-        """Whether [`_folded`] is exact here: nothing hangs on Linear or norm, and all is done in one precision."""
-        if self.norm.training:
-            is_possible = self.norm.momentum is not None and connectivity[..., 0].numel() > 1
-        else:
-            # Scaled weights round differently; gradients in evaluation mode are for looking at, so they stay plain.
-            is_possible = not torch.is_grad_enabled()
-        return (
-            is_possible
-            and is_plain(self.proj)
-            and is_plain(self.norm, kind=nn.BatchNorm1d)
-            and connectivity.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled(connectivity.device.type)
-        )
-
-    def _folded(self, connectivity: Tensor) -> Tensor:
-        """Linear and batch norm as one product: the norm scales and shifts the Linear's rows.
-
-        In training, mean and variance of the Linear's output follow from mean and covariance of its input, W m + b and
-        diag(W C W^T), so that the output before the norm is never made, nor kept for the backward pass.
-        """
-        proj, norm = self.proj, cast(Any, self.norm)
-        if norm.training:
-            inputs = connectivity.flatten(0, 1)
-            input_mean = inputs.mean(0)
-            centred = inputs - input_mean
-            mean = proj(input_mean)
-            var = ((proj.weight @ (centred.T @ centred / len(inputs))) * proj.weight).sum(1)
-            self._update_statistics(mean.detach(), var.detach() * (len(inputs) / (len(inputs) - 1)))
-        else:
-            mean, var = norm.running_mean, norm.running_var
-        scale = norm.weight * (var + norm.eps).rsqrt()
-        rows = nn.functional.linear(connectivity, proj.weight * scale[:, None], (proj.bias - mean) * scale + norm.bias)
-        return nn.functional.leaky_relu_(rows, self.activation.negative_slope)
-
-    @torch.no_grad()
-    def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
-        """The norm's own update of its running statistics."""
-        norm = cast(Any, self.norm)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(var, norm.momentum)
-        norm.num_batches_tracked += 1
+from .outputs_lcm import LCMModelOutput, LCMMultitaskOutput, LCMSequenceClassifierOutput
+from .stem_lcm import LCMStem
 
 
 class LCMDecoderLayer(GradientCheckpointingLayer):
