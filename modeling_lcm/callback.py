@@ -11,7 +11,7 @@ def supervision_at(epoch: int, momentum_epochs: int, adaptive: str = "adaptive")
     Args:
         epoch (`int`): epoch that begins, counted from 0.
         momentum_epochs (`int`): length of the first stage (5 in the research code).
-        adaptive (`str`): "adaptive", "adaptive_per_sample", or "momentum" to have no second stage.
+        adaptive (`str`): "adaptive", "adaptive_per_sample" or "last_layer", or "momentum" to have no second stage.
     """
     return "momentum" if epoch < momentum_epochs else adaptive
 

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "1.2b": {"hidden_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 8, "intermediate_size": 768},
 }
 
-SUPERVISIONS = ("momentum", "adaptive", "adaptive_per_sample")
+SUPERVISIONS = ("momentum", "adaptive", "adaptive_per_sample", "last_layer")
 READOUTS = ("auto", "mean", "max", "best_layer", "last_layer")
 BEI_KINDS = ("categorical", "continuous")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -109,10 +109,11 @@ class LCMConfig(PreTrainedConfig):
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
             `"adaptive_per_sample"`: for each person the layer whose logit of the *true* class is highest (stage 2 as
             in the research code; it lets the loss vanish without learning, so use it for comparison only).
+            `"last_layer"`: the last layer alone, as in an ordinary decoder (for comparison).
         readout (`str`, *optional*, defaults to `"auto"`):
             How layer logits become logits at inference: `"mean"`, `"max"` (categorical; continuous use the mean),
             `"best_layer"` (the layer chosen per variable, saved with the weights) or `"last_layer"`. `"auto"` follows
-            the supervision: momentum -> mean, adaptive -> best_layer, adaptive_per_sample -> max.
+            the supervision: momentum -> mean, adaptive -> best_layer, adaptive_per_sample -> max, last_layer the same.
         layer_loss_momentum (`float`, *optional*, defaults to 0.95):
             Decay of the running loss that `"adaptive"` chooses layers by, per optimisation step.
         task_variable (`str`, *optional*):
@@ -226,7 +227,8 @@ class LCMConfig(PreTrainedConfig):
         """The read-out in force: `readout`, or what `supervision` implies when it is `"auto"`."""
         if self.readout != "auto":
             return self.readout
-        return {"momentum": "mean", "adaptive": "best_layer", "adaptive_per_sample": "max"}[self.supervision]
+        implied = {"momentum": "mean", "adaptive": "best_layer", "adaptive_per_sample": "max"}
+        return implied.get(self.supervision, self.supervision)
 
     def validate_architecture(self) -> None:
         """Check ranges and combinations of settings; raises `ValueError` naming the offending values."""

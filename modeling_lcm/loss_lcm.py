@@ -181,18 +181,21 @@ def supervised_losses(
     - "adaptive": the loss of the layer chosen for the target, the same for everybody (`best_layer`).
     - "adaptive_per_sample": categorical targets are supervised only at the layer whose true class has the highest
       logit, person by person; continuous and binary ones keep the mean over layers (paper, stage 2, research code).
+    - "last_layer": the loss of the last layer.
 
     Args:
         layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
         labels (`Tensor` of shape `(batch, targets)`): see [`layerwise_losses`].
         layout (`TargetLayout`): which tokens belong to which target.
-        supervision (`str`): one of the three above.
+        supervision (`str`): one of those above.
         best_layer (`Tensor` of shape `(targets,)`, *optional*): layer index per target, needed by "adaptive".
 
     Returns:
         `Tensor` of shape `(batch, targets)`, float32, 0 where nothing was recorded.
     """
     layer_logits = _full_precision(layer_logits)
+    if supervision == "last_layer":
+        return layerwise_losses(layer_logits[:, -1:], labels, layout)[0][:, 0]
     if supervision == "adaptive":
         if best_layer is None:
             raise ValueError('supervision="adaptive" needs best_layer, the layer chosen for each target.')

@@ -105,6 +105,29 @@ class PackedLinear(nn.Module):
         return self.product(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
 
 
+class Remembered(nn.Module):
+    """A packed projection that gives its last result again while it is asked the same.
+
+    In the first layer all people ask the same, so queries and folded keys are computed once for a model.
+    """
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The projection of the inputs."""
+        last = self._last
+        if last is None or not torch.equal(last[0], inputs):
+            last = self._last = inputs.clone(), self.projection(inputs)
+        return last[1]
+
+
+class RememberedHeads(Remembered, HeadProducts):
+    """The same for [`PackedHeads`]."""
+
+
 class PackedHeads(HeadProducts):
     """A key or value projection of folded cross-attention, one packed product per head."""
 
@@ -161,6 +184,11 @@ def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
         ):
             for name in names:
                 setattr(owner, name, PackedLinear(getattr(owner, name), weights))
+    first = layers[0]
+    for name in ("v_proj", "o_proj"):
+        setattr(first.self_attn, name, Remembered(getattr(first.self_attn, name)))
+    first.cross_attn.q_proj = Remembered(first.cross_attn.q_proj)
+    first.cross_attn.k_proj = RememberedHeads(first.cross_attn.k_proj)
     return model
 
 

@@ -74,7 +74,12 @@ class TestConfig:
 
     @pytest.mark.parametrize(
         ("supervision", "readout"),
-        [("momentum", "mean"), ("adaptive", "best_layer"), ("adaptive_per_sample", "max")],
+        [
+            ("momentum", "mean"),
+            ("adaptive", "best_layer"),
+            ("adaptive_per_sample", "max"),
+            ("last_layer", "last_layer"),
+        ],
     )
     def test_automatic_readout_follows_the_supervision(
         self, make_config: MakeConfig, supervision: str, readout: str

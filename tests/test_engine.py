@@ -273,7 +273,11 @@ def test_records_of_a_run(cohort: Cohort, tmp_path: Path) -> None:
         ("learning_rate", 0.0, "learning_rate must be above 0"),
         ("input_noise", -0.1, "input_noise must not be negative"),
         ("warmup_fraction", 1.5, "warmup_fraction must lie between 0 and 1"),
-        ("adaptive", "best", "adaptive must be one of momentum, adaptive, adaptive_per_sample, got 'best'"),
+        (
+            "adaptive",
+            "best",
+            "adaptive must be one of momentum, adaptive, adaptive_per_sample, last_layer, got 'best'",
+        ),
         ("mixed_precision", "fp8", "mixed_precision must be one of no, bf16, fp16"),
     ],
 )

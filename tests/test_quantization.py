@@ -79,3 +79,18 @@ def test_unmerged_adapters(folder: Path, tmp_path: Path) -> None:
         pack(adapted)
     merged = adapted.merge_and_unload()
     assert pack(merged) is merged
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_what_the_first_layer_remembers_changes_nothing(folder: Path, connectivity: Tensor, weights: str) -> None:
+    packed = LCMForMultitaskPretraining.from_pretrained(folder, quantization_config=LCMPackedConfig(weights))
+    tokens = packed.model.bei_embeddings
+    with torch.no_grad():
+        first = packed(connectivity).layer_logits
+        asked_before = tokens.weight.clone()
+        tokens.weight.mul_(-1)
+        other = packed(connectivity).layer_logits
+        tokens.weight.copy_(asked_before)
+        again = packed(connectivity).layer_logits
+    assert not torch.allclose(first, other)
+    assert torch.equal(first, again)

@@ -67,7 +67,8 @@ class LoopArguments:
     momentum_epochs: int = setting(5, "Length of the momentum stage (the mean over layers is supervised).")
     adaptive: str = setting(
         "momentum",
-        'Supervision after it: "adaptive" (layer per variable), "adaptive_per_sample" (research code), or "momentum".',
+        'Supervision after it: "momentum", "adaptive" (layer per variable), "adaptive_per_sample" (research code), or '
+        '"last_layer".',
     )
     patience: int = setting(0, "Stop after so many epochs without a better validation loss; 0: never.")
     mixed_precision: str = setting("no", '"no", "bf16" or "fp16".')

@@ -44,7 +44,6 @@ SVM_C_GRID = (1e-6, 1e-5, 1e-4, 1e-3)
 DEFAULT_SVM_C = 1e-5
 MLP_ALPHA_GRID = (1.0, 10.0, 100.0)
 DEFAULT_MLP_ALPHA = 10.0
-MLP_HIDDEN = 64
 MLP_BATCH = 32
 # Steps, not epochs: a perceptron for sixty people needs as many as one for six hundred.
 MLP_STEPS = 1000
@@ -181,10 +180,11 @@ def mlp_baseline(
     seed: int = 0,
     num_classes: int | None = None,
     groups: Sequence[Hashable] | None = None,
+    hidden: int = 64,
 ) -> NDArray[np.float64]:
     """Fit a multilayer perceptron on vectorised connectivity and apply it to the test subjects.
 
-    One hidden layer of 64, trained for 1000 steps on all standardised edges, turned into the span of the training
+    One hidden layer, trained for 1000 steps on all standardised edges, turned into the span of the training
     scans (a principal component analysis that keeps every component, so nothing is left out and the fit is several
     times faster). Classes weigh inversely to their size; the weight decay is one of three, chosen by cross-validation
     with three folds inside the training subjects (ROC AUC; squared error).
@@ -192,6 +192,7 @@ def mlp_baseline(
     Args:
         train_fc, train_labels, test_fc, kind, seed, num_classes, groups: as for [`linear_baseline`]; the seed is that
             of the weights, too.
+        hidden: units of the hidden layer.
 
     Returns:
         Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
@@ -201,7 +202,9 @@ def mlp_baseline(
 
     Source: the paper compares LCM with a perceptron on the same input (section 4).
     """
-    return _baseline(_fit_mlp, train_fc, train_labels, test_fc, kind, seed, num_classes, groups)
+    return _baseline(
+        partial(_fit_mlp, hidden=hidden), train_fc, train_labels, test_fc, kind, seed, num_classes, groups
+    )
 
 
 def majority_baseline(
@@ -306,13 +309,18 @@ class _Uncalibrated:
 
 
 def _fit_mlp(
-    features: NDArray[np.float64], labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None
+    features: NDArray[np.float64],
+    labels: NDArray[Any],
+    kind: Kind,
+    seed: int,
+    groups: Sequence[Hashable] | None,
+    hidden: int,
 ) -> Any:
     """Perceptron with one hidden layer."""
     # One scale for all axes, which keeps the edges' geometry and gives the weights inputs of size one.
     scale = FunctionTransformer(partial(np.multiply, 1 / max(features.std(), 1e-12)))
     settings = {
-        "hidden_layer_sizes": (MLP_HIDDEN,),
+        "hidden_layer_sizes": (hidden,),
         "alpha": DEFAULT_MLP_ALPHA,
         "max_iter": math.ceil(MLP_STEPS / math.ceil(len(features) / MLP_BATCH)),
         "batch_size": MLP_BATCH,

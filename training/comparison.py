@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def baseline_predictions(
     train = task.known(train)
     rows = train if labelled is None else labelled
     fits = {FITTED[name][0]: (FITTED[name][1], rows) for name in FITTED if name in wanted}
+    if "mlp" in wanted:
+        fits[FITTED["mlp"][0]] = (partial(mlp_baseline, hidden=design.arguments.mlp_hidden), rows)
     if labelled is not None and "linear" in wanted:
         fits["linear, all labels"] = (FITTED["linear"][1], train)
     found = {}

@@ -174,7 +174,8 @@ class Trainer:
             after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
 
         Returns:
-            One record per epoch: `epoch`, `stage`, `train_loss`, `validation_loss` (null without validation), `lr`.
+            One record per epoch: `epoch`, `stage`, `train_loss`, `validation_loss` (null without validation), `lr`,
+            and `best_layers`: per pretrained variable the layer (from 0) with the lowest running training loss.
 
         Raises:
             FloatingPointError: the loss or a gradient became NaN or infinite; names epoch and subjects.
@@ -224,6 +225,7 @@ class Trainer:
                 "train_loss": train_loss,
                 "validation_loss": validation_loss,
                 "lr": self.scheduler.get_last_lr()[0],
+                "best_layers": _best_layers(self.accelerator.unwrap_model(self.model)),
             }
             state.history.append(record)
             state.epoch, state.step, state.loss = epoch + 1, 0, 0.0
@@ -375,6 +377,11 @@ class Trainer:
         self.accelerator.end_training()
         if self.accelerator.device.type != "cpu":  # collecting garbage takes longer than a small CPU training
             self.accelerator.free_memory()
+
+
+def _best_layers(model: nn.Module) -> dict[str, int]:
+    names = [variable["name"] for variable in model.config.bei_variables]
+    return dict(zip(names, model.bei_layer_choice.best_layer.tolist(), strict=True))
 
 
 def readout_loss(logits: Tensor, labels: Tensor, layout: TargetLayout) -> Tensor:

@@ -1,5 +1,6 @@
 """What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def write_reports(output: Path, design: Design, metrics: dict[str, Any], results
 
 
 def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
-    """Tables beside the main one, by caption: intervals and p-values, groups, external data sets."""
+    """Tables beside the main one, by caption: intervals and p-values, groups, best layers, external data sets."""
     tables = {}
     headline = [metric for metric in HEADLINE_METRICS if metric in next(iter(results["models"].values()))]
     if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
@@ -67,6 +68,10 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
         ]
         header = [column, "people", *(model for model in models if model not in CONSTANT)]
         tables[f"{METRIC_TITLES[metric]} by {column}"] = [header, *rows]
+    if results.get("best_layers"):
+        folds = Counter(layer + 1 for layer in results["best_layers"])
+        rows = [[str(layer), str(count)] for layer, count in sorted(folds.items())]
+        tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
     for name, found in (results.get("external") or {}).items():
         tables[f"External test on {name}: {found['n_subjects']} people"] = _uncertainty(found, headline)
     return tables

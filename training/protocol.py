@@ -69,6 +69,7 @@ class EvaluateArguments:
             "(fine-tuning alone, from random weights)."
         },
     )
+    mlp_hidden: int = setting(64, "Hidden units of the baseline mlp.")
     external: list[str] = field(
         default_factory=list,
         metadata={"help": "Data sets that are only predicted, by models trained on the whole tested cohort."},
@@ -88,7 +89,7 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before any data are read."""
-        for name, least in (("repeats", 1), ("ensemble", 1), ("resamples", 0)):
+        for name, least in (("repeats", 1), ("ensemble", 1), ("mlp_hidden", 1), ("resamples", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.split not in SPLITS:

@@ -40,8 +40,9 @@ def summary(
     Returns:
         After fine-tuning: `title`, `protocol`, `n_subjects`, `n_scans`, `models` (per model and metric `mean`, `std`
         and `per_fold`; of the pooled predictions `pooled`, `interval`, `p_value`, `permuted_mean`), `chance`, `groups`
-        (the same by site and by sex), `external` (a result of its own per data set), `notes` and `settings`. For
-        pretrained variables: `title`, `protocol`, `settings`, and all that per variable in `tasks`.
+        (the same by site and by sex), `best_layers` (of every fold), `external` (a result of its own per data set),
+        `notes` and `settings`. For pretrained variables: `title`, `protocol`, `settings`, and all that per variable in
+        `tasks`.
     """
     protocol = _protocol(design, folds)
     tasks = {}
@@ -129,6 +130,7 @@ def _task_summary(
         "n_scans": len(rows),
         "models": models,
         "chance": _chance(task, rows),
+        "best_layers": _best_layers(task, results),
         "groups": {
             column: groups
             for column in dict.fromkeys((design.arguments.site_column, "sex"))
@@ -150,6 +152,12 @@ def _add_uncertainty(metrics: dict[str, Any], predictions: Predictions, resample
         metrics[name]["interval"] = interval
     for name, (p_value, permuted) in predictions.permutation_test(resamples, seed).items():
         metrics[name] |= {"p_value": p_value, "permuted_mean": permuted}
+
+
+def _best_layers(task: Task, results: Sequence[dict[str, Any]]) -> list[int]:
+    """Of every fold the layer (from 0) whose running loss was lowest when pretraining ended; empty without any."""
+    ends = [result["histories"]["pretraining"][-1] for result in results if "pretraining" in result["histories"]]
+    return [end["best_layers"][task.name] for end in ends if task.name in end.get("best_layers", {})]
 
 
 def _chance(task: Task, rows: np.ndarray) -> dict[str, float]:
