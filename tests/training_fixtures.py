@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 import yaml
 
+import training.evaluate
 from training.arguments import FinetuneArguments, PretrainArguments
 from training.checkpoints import save_checkpoint
 from training.data import Cohort, load_cohort
+from training.evaluate import EvaluateArguments
 from training.prepare import PrepareArguments, prepare
 from training.runs import record_of
 from training.stages import pretrain
@@ -157,3 +159,73 @@ def write_config(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def evaluate_arguments(
+    dataset: Path, write_config: Callable[..., str], tmp_path: Path
+) -> Callable[..., EvaluateArguments]:
+    """Factory of settings for two folds, both stages, few labels."""
+
+    def make(finetuning: dict | None = None, pretraining: dict | None = None, **overrides: Any) -> EvaluateArguments:
+        settings = {
+            "data": str(dataset),
+            "output": str(tmp_path / "folds"),
+            "pretrain": write_config("pretrain", **{**TINY, **SHORT, **(pretraining or {})}),
+            "finetune": write_config(
+                "finetune", **{**SHORT, "task": "group", "labels_per_class": 4, **(finetuning or {})}
+            ),
+            "n_folds": 2,
+            "resamples": 0,
+        }
+        return EvaluateArguments(**{**settings, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def pretraining_only(evaluate_arguments: Callable[..., EvaluateArguments]) -> Callable[..., EvaluateArguments]:
+    """Factory of settings for two folds in which sex, age and group are pretrained for an epoch and scored."""
+
+    def make(pretraining: dict | None = None, **overrides: Any) -> EvaluateArguments:
+        short = {"epochs": 1, "categorical": ["sex", "group"], **(pretraining or {})}
+        return evaluate_arguments(pretraining=short, **{"finetune": "", "stratify": "group", **overrides})
+
+    return make
+
+
+@pytest.fixture
+def use_table(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cohort]:
+    """Function that makes the evaluation load the cohort with other columns."""
+
+    def use(**columns: Any) -> Cohort:
+        for name, values in columns.items():
+            cohort.table[name] = values
+        monkeypatch.setattr(training.evaluate, "load_cohort", lambda folder: cohort)
+        return cohort
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def other_cohort(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second cohort, "other": the same scans under other ids."""
+    folder = tmp_path_factory.mktemp("second")
+    table = study.participants.drop(columns="score").assign(
+        participant_id=[f"p{number}" for number in range(PEOPLE)],
+        disease=["yes", "no"] * (PEOPLE // 2),
+    )
+    table.to_csv(folder / "people.tsv", sep="\t", index=False, na_rep="n/a")
+    np.savez(
+        folder / "fc.npz",
+        participant_id=table["participant_id"].to_numpy(dtype=str),
+        fc_triu=study.connectivity[:, *np.triu_indices(study.connectivity.shape[1], k=1)],
+    )
+    return prepare(
+        PrepareArguments(
+            output=str(folder / "other"),
+            participants=str(folder / "people.tsv"),
+            connectivity=str(folder / "fc.npz"),
+            atlas=ATLAS,
+        )
+    )
