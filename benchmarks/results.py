@@ -1,19 +1,21 @@
 """The studies behind docs/results.md: `python -m benchmarks.results --studies lemon` runs one and rewrites its table.
 
 A study is a configuration `training/configs/studies/evaluate_NAME.yaml` of `training.evaluate`. What it found is kept
-in `docs/results/NAME.json`, and the tables of docs/results.md are made of these, between `<!-- NAME -->` marks.
+in `docs/results/NAME.json`, and the tables of docs/results.md are made of these, between `<!-- NAME -->` marks:
+one per study, or one line per study in a comparison.
 """
 
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.arguments import command_line, parse_arguments
 from training.evaluate import EvaluateArguments, evaluate
 from training.files import write_json, write_text
-from training.report import METRIC_TITLES, by_task, results_table_markdown
+from training.report import METRIC_TITLES, by_task, number_text, results_table_markdown
 from training.summary import MEAN_OF_GROUPS
 
 
@@ -23,6 +25,83 @@ RECORDS = REPOSITORY / "docs" / "results"
 PAGE = REPOSITORY / "docs" / "results.md"
 # What a table shows of a category and of a number.
 METRICS = {"roc_auc": ("roc_auc", "accuracy", "balanced_accuracy"), "pearson_r": ("pearson_r", "r2", "mae")}
+
+
+class Comparison(NamedTuple):
+    """Studies side by side, one line each.
+
+    Args:
+        studies (`dict[str, str]`): name -> what its line is called.
+        columns (`tuple[tuple[str, str, str], ...]`): task, metric and model.
+        shows_layers (`bool`): whether the layers that were best in the folds follow.
+    """
+
+    studies: dict[str, str]
+    columns: tuple[tuple[str, str, str], ...]
+    shows_layers: bool = False
+
+
+STAGES = {
+    "decoder": "momentum only",
+    "adaptive": "momentum, then the best layer per variable",
+    "adaptive_only": "the best layer per variable throughout",
+    "adaptive_per_sample": "momentum, then the best layer per person (research code)",
+    "last_layer": "the last layer alone",
+}
+HONEST_AND_OPTIMISTIC = tuple(
+    (task, metric, model)
+    for task, metrics in (("autism", ("roc_auc", "accuracy")), ("sex", ("roc_auc",)), ("age", ("pearson_r",)))
+    for metric in metrics
+    for model in ("LCM", "LCM, optimistic")
+)
+ABIDE_TASKS = (("autism", "roc_auc"), ("autism", "brier"), ("sex", "roc_auc"), ("age", "pearson_r"), ("age", "mae"))
+COMPARISONS = {
+    "abide_stages": Comparison({f"abide_{n}": title for n, title in STAGES.items()}, HONEST_AND_OPTIMISTIC, True),
+    "lemon_stages": Comparison(
+        {f"lemon_{n}": title for n, title in STAGES.items()},
+        tuple(column for column in HONEST_AND_OPTIMISTIC if column[0] != "autism"),
+        True,
+    ),
+    "abide_bei": Comparison(
+        {
+            "abide_bei_autism": "autism alone",
+            "abide_bei_autism_sex": "autism, sex",
+            "abide_bei_autism_age": "autism, age",
+            "abide_decoder": "autism, sex, age",
+            "abide_bei_all": "autism, sex, age, site",
+        },
+        (("autism", "roc_auc", "LCM"), ("autism", "accuracy", "LCM"), ("autism", "brier", "LCM")),
+    ),
+    "abide_sizes": Comparison(
+        {
+            "abide_size_32x2": "2 layers, 32 wide: 30,000 weights",
+            "abide_size_64x2": "2 layers, 64 wide: 109,000",
+            "abide_size_64x8": "8 layers, 64 wide: 410,000",
+            "abide_size_128x4": "4 layers, 128 wide: 811,000",
+            "abide_size_256x4": "4 layers, 256 wide: 3,196,000",
+        },
+        tuple((*column, model) for column in ABIDE_TASKS for model in ("LCM", "MLP")),
+    ),
+    "transfer": Comparison(
+        {
+            "transfer_26": "ADHD-200, 26 labels a class",
+            "transfer_130": "ADHD-200, 130 labels a class",
+            "transfer_both_26": "ABIDE I and ADHD-200, 26 labels a class",
+            "transfer_both_130": "ABIDE I and ADHD-200, 130 labels a class",
+            "transfer_both_all": "ABIDE I and ADHD-200, all labels",
+        },
+        tuple(("autism", "roc_auc", model) for model in ("LCM", "LCM from scratch", "linear", "linear, log FC")),
+    ),
+    "pseudo_labels": Comparison(
+        {
+            "transfer_both_26": "none",
+            "pseudo_recorded": "records of all people",
+            "pseudo_defaults": "records, else default labels",
+            "pseudo_model": "records, else confident predictions",
+        },
+        (("autism", "roc_auc", "LCM"), ("autism", "accuracy", "LCM"), ("autism", "brier", "LCM")),
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,11 +128,18 @@ def write_pages() -> None:
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))}
     summary = summary_table(records)
     text = PAGE.read_text(encoding="utf-8")
-    for name, metrics in records.items():
-        text = between_marks(text, name, study_tables(name, metrics))
+    for name, content in tables(records).items():
+        text = between_marks(text, name, content)
     write_text(PAGE, between_marks(text, "summary", summary))
     readme = REPOSITORY / "README.md"
     write_text(readme, between_marks(readme.read_text(encoding="utf-8"), "summary", summary))
+
+
+def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Content by mark: of every study that is in no comparison, and of every comparison."""
+    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
+    found = {name: study_tables(name, metrics) for name, metrics in records.items() if name not in compared}
+    return found | {name: comparison_table(comparison, records) for name, comparison in COMPARISONS.items()}
 
 
 def between_marks(text: str, name: str, content: str) -> str:
@@ -71,8 +157,10 @@ def between_marks(text: str, name: str, content: str) -> str:
 def summary_table(records: dict[str, dict[str, Any]]) -> str:
     """Markdown table of the headline metric of the studies with a linear baseline."""
     rows = ["| study | predicted | people | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
-    for metrics in records.values():
+    for name, metrics in records.items():
         for task, results in by_task(metrics).items():
+            if any(name in comparison.studies for comparison in COMPARISONS.values()):
+                continue
             models, headline = results["models"], headline_metric(results)
             if "linear" not in models:
                 continue
@@ -85,6 +173,42 @@ def summary_table(records: dict[str, dict[str, Any]]) -> str:
             cells = [metrics["title"], task, str(results["n_subjects"]), METRIC_TITLES[headline], *scores]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def comparison_table(comparison: Comparison, records: dict[str, dict[str, Any]]) -> str:
+    """Markdown of a comparison: mean ± standard deviation over folds, of the studies that have been run."""
+    titles = [
+        f"{task}, {METRIC_TITLES[metric]}" + ("" if model == "LCM" else f": {model.removeprefix('LCM, ')}")
+        for task, metric, model in comparison.columns
+    ]
+    done = {name: title for name, title in comparison.studies.items() if name in records}
+    rows = [["", *titles]]
+    rows += [
+        [title, *(_cell(records[name], *column) for column in comparison.columns)] for name, title in done.items()
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    if comparison.shows_layers:
+        lines += ["", "Layers with the lowest training loss after pretraining (folds):", ""]
+        lines += [f"- {title}: {_layers(records[name])}" for name, title in done.items()]
+    names = " ".join(done)
+    return "\n".join(lines) + f"\n\n`python -m benchmarks.results --studies {names}`\n"
+
+
+def _cell(metrics: dict[str, Any], task: str, metric: str, model: str) -> str:
+    summary = by_task(metrics)[task]["models"].get(model, {}).get(metric)
+    if summary is None:
+        return "-"
+    return f"{number_text(metric, summary['mean'])} ± {number_text(metric, summary['std'])}"
+
+
+def _layers(metrics: dict[str, Any]) -> str:
+    """autism 8 (4), 7 (1); sex ..."""
+    found = []
+    for task, results in by_task(metrics).items():
+        folds = Counter(layer + 1 for layer in results.get("best_layers", []))
+        found.append(f"{task} {', '.join(f'{layer} ({count})' for layer, count in sorted(folds.items()))}")
+    return "; ".join(found)
 
 
 def headline_metric(results: dict[str, Any]) -> str:

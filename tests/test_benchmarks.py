@@ -2,11 +2,12 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import load, precision, speed
 from benchmarks.reference import ReferenceLCM
 
 
@@ -65,6 +66,27 @@ def test_parts(capsys: pytest.CaptureFixture[str]) -> None:
     share, kept = line.removeprefix("2:6:20").split(" of ")
     assert 0 < float(share) < 1
     assert float(kept.split(" MiB ")[1].strip("()")) < float(share)  # checkpointing keeps less
+
+
+def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "GROWTH", {"regions": (12, 20), "tokens": (6,), "layers": (1,), "batch_size": (2,)})
+    speed.main([*SMALL, "--no-memory", "--growth", str(tmp_path / "growth.png")])
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load.main(["--size", "nano", "--folder", str(tmp_path), "--repeats", "2"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["safetensors", "pickle", "ratio"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_precision_of_a_size(capsys: pytest.CaptureFixture[str]) -> None:
+    precision.main(["--size", "nano"])
+    errors = {line[:16].strip(): float(line.split("error ")[1]) for line in capsys.readouterr().out.splitlines()}
+    assert list(errors) == list(precision.MODES)
+    assert errors["float32"] == 0
+    assert errors["float32, packed"] < 1e-5 < errors["float16"] < errors["bfloat16"] < 0.1
+    assert errors["float16"] < errors["int8"] < 0.1
 
 
 @pytest.mark.parametrize("model", speed.MODELS)

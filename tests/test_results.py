@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.results import PAGE, RECORDS, REPOSITORY, STUDIES, between_marks, study_tables, summary_table
+from benchmarks.results import PAGE, RECORDS, REPOSITORY, STUDIES, between_marks, summary_table, tables
 from training.arguments import parse_arguments
 from training.evaluate import EvaluateArguments
 
@@ -12,8 +12,8 @@ from training.evaluate import EvaluateArguments
 def test_page_and_readme_show_what_the_records_hold() -> None:
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))}
     page, summary = PAGE.read_text(encoding="utf-8"), summary_table(records)
-    for name, metrics in records.items():
-        assert between_marks(page, name, study_tables(name, metrics)) == page
+    for name, content in tables(records).items():
+        assert between_marks(page, name, content) == page
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert between_marks(page, "summary", summary) == page
     assert between_marks(readme, "summary", summary) == readme
