@@ -1,0 +1,28 @@
+"""Fixtures of the tokenizer tests: sex, age and diagnosis, and their tokenizer."""
+
+import pytest
+
+from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+
+
+def sex(**changes):
+    """A categorical variable with aliases."""
+    fields = {"labels": ["M", "F"], "aliases": {"male": "M", "1": "M", "female": "F", "2": "F"}}
+    return BEIVariable(**{"name": "sex", "kind": "categorical", **fields, **changes})
+
+
+def age(**changes):
+    """A continuous variable."""
+    return BEIVariable(**{"name": "age", "kind": "continuous", "unit": "years", "mean": 40.0, "std": 20.0, **changes})
+
+
+def diagnosis(**changes):
+    """A categorical variable with a default."""
+    fields = {"labels": ["CN", "MCI", "AD"], "default": "CN"}
+    return BEIVariable(**{"name": "diagnosis", "kind": "categorical", **fields, **changes})
+
+
+@pytest.fixture
+def tokenizer():
+    """Tokenizer of sex, age and diagnosis: six tokens."""
+    return BEITokenizer(variables=[sex(), age(), diagnosis()])
