@@ -1,12 +1,9 @@
 """Tables and the HTML page of an explanation."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,6 +14,7 @@ from .association import SIGNIFICANT, STABLE, Explained
 from .data import Cohort
 from .figures import plot_connections, plot_network_bars, plot_region_attention
 from .files import write_folder, write_json, write_text
+from .pages import render_page
 from .regions import networks_of
 
 
@@ -52,16 +50,14 @@ def write_explanation(
             columns = [name for name in regions if name.endswith(("attention", "correlation"))]
             _write_table(folder / "networks.tsv", regions.groupby(keys, sort=False)[columns].mean().reset_index())
         write_json(folder / "summary.json", [_summary(entry) for entry in found])
-        loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        page = environment.get_template("explanation.html").render(
+        page = render_page(
+            "explanation.html",
             source=Path(arguments.evaluation or arguments.checkpoint).name,
             data=Path(arguments.data).name,
             method=METHOD_TITLES[arguments.method],
             permutations=arguments.permutations,
             stable=STABLE,
             reads_edges=reads_edges,
-            significant=SIGNIFICANT,
             sections=[_section(entry, arguments.method, cohort, regions) for entry in found],
         )
         write_text(folder / "explanation.html", page)
@@ -129,7 +125,7 @@ def _section(entry: Explained, method: str, cohort: Cohort, regions: pd.DataFram
                 strict=True,
             )
         ],
-        "figures": {caption: _png(figure) for caption, figure in _figures(entry, method, cohort).items()},
+        "figures": _figures(entry, method, cohort),
     }
 
 
@@ -163,9 +159,3 @@ def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:
             total += cohort.connectivity(rows[start : start + 256]).sum(0)
         means.append(total / max(1, len(rows)))
     return means[0] - means[1]
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, bbox_inches="tight", facecolor="white")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,12 +1,9 @@
 """The quality report of a data set: one HTML file with pictures per site and every exclusion with its reason."""
 
-import base64
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,6 +15,7 @@ from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 from .data import is_phenotype
 from .figures import COLOURS
 from .files import write_text
+from .pages import render_page
 
 
 MOST_GROUPS = 12  # sites shown one by one; the smallest others are pooled
@@ -218,13 +216,15 @@ def write_quality_report(path: Path, quality: dict[str, Any], pictures: Pictures
         quality (`dict`): content of quality.json.
         pictures (`Pictures`): filled with all scans.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    figures = {caption: _as_png(figure) for caption, figure in pictures.figures().items()}
-    write_text(path, environment.get_template("quality.html").render(
-        quality=quality, figures=figures, sites=_site_table(pictures), atlas=pictures.extractor.atlas,
+    page = render_page(
+        "quality.html",
+        quality=quality,
+        figures=pictures.figures(),
+        sites=_site_table(pictures),
+        atlas=pictures.extractor.atlas,
         regions=pictures.extractor.num_regions,
-    ))  # fmt: skip
+    )
+    write_text(path, page)
 
 
 def _site_table(pictures: Pictures) -> list[list[str]]:
@@ -276,9 +276,3 @@ def _legend(axes: Axes, entries: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if entries > 1:
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _as_png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -9,18 +9,16 @@ All three read the same `results`:
 The last three may be missing. NaN and None (what JSON makes of it) both mean that a metric is undefined.
 """
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from .figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
 from .files import write_text
+from .pages import render_page
 
 
 __all__ = [
@@ -56,7 +54,6 @@ METRICS_WITH_UNIT = ("mae", "rmse")
 UNDEFINED = "undefined"
 NOT_MEASURED = "-"
 REQUIRED_KEYS = ("title", "protocol", "n_subjects", "models")
-DOTS_PER_INCH = 140
 
 
 def write_report(
@@ -83,25 +80,25 @@ def write_report(
     """
     _check(results)
     metrics = _all_metrics(results)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template("report.html").render(
+    html = render_page(
+        "report.html",
         title=results["title"],
         summary=summary_sentence(results),
         header=_header(_headline(results)),
         rows=_rows(results, _headline(results)),
         tables=dict(tables or {}),
-        figures={caption: _as_base64_png(figure) for caption, figure in figures.items()},
+        figures=figures,
         protocol=_flat(results["protocol"]),
         settings=_flat(results.get("settings") or {}),
         notes=list(results.get("notes") or []),
         num_folds=_num_folds(results),
+        fold_header=["model", *(f"fold {fold + 1}" for fold in range(_num_folds(results)))],
         folds={
-            METRIC_TITLES.get(metric, metric): {
-                model: [number_text(metric, value) for value in summaries[metric]["per_fold"]]
+            METRIC_TITLES.get(metric, metric): [
+                [model, *(number_text(metric, value) for value in summaries[metric]["per_fold"])]
                 for model, summaries in results["models"].items()
                 if metric in summaries
-            }
+            ]
             for metric in metrics
         },
     )
@@ -263,10 +260,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 (title, "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
             )
     return lines
-
-
-def _as_base64_png(figure: Figure) -> str:
-    """The figure as PNG in base64, cropped to what is drawn."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", facecolor="white")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
