@@ -21,17 +21,10 @@ from .arguments import command_line, parse_arguments, setting
 from .data import Cohort, load_cohort
 from .evaluate import EvaluateArguments, evaluate
 from .explain import region_attention
+from .figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
 from .files import require_new, write_folder, write_json
 from .prepare import PrepareArguments, prepare
-from .report import (
-    plot_confusion,
-    plot_network_bars,
-    plot_region_attention,
-    plot_roc,
-    plot_training_curves,
-    results_table_text,
-    write_report,
-)
+from .report import results_table_text, write_report
 from .splits import Folds
 
 

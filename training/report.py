@@ -16,21 +16,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
 from .files import write_text
 from .pages import render_page
 
-
-__all__ = [
-    "plot_confusion",
-    "plot_network_bars",
-    "plot_region_attention",
-    "plot_roc",
-    "plot_training_curves",
-    "results_table_markdown",
-    "results_table_text",
-    "write_report",
-]
 
 METRIC_TITLES = {
     "accuracy": "accuracy",
