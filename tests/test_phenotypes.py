@@ -107,6 +107,11 @@ def test_ten_recipes_are_valid_and_state_their_terms() -> None:
         ("title: x", "missing keys terms, settings, variables"),
         ("title: x\nterms: y\nsettings: {}\nvariables: {sex: {kind: categorical}}", "either column or value"),
         (
+            "title: x\nterms: y\nsettings: {}\n"
+            "variables: {task: {kind: categorical, labels: [rest, film], value: rest, exclude: [film]}}",
+            "'task' has the same value for all, so exclude cannot",
+        ),
+        (
             "title: x\nterms: y\nsettings: {}\nvariables: {sex: {column: s, kind: categorical, labels: [M]}}",
             "two or more different labels",
         ),

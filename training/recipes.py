@@ -125,6 +125,11 @@ def _column(path: Path, name: str, entry: Any) -> Column:
     unknown = sorted(set(entry) - {*_COLUMN_KEYS, *_VARIABLE_KEYS})
     if unknown:
         raise ValueError(f"{path}: the variable {name!r} has unknown keys {', '.join(unknown)}.")
+    if "value" in entry and entry.get("exclude"):
+        raise ValueError(
+            f"{path}: the variable {name!r} has the same value for all, so exclude cannot choose rows by it: give "
+            "exclude to a variable with a column, or choose rows with keep_rows."
+        )
     low, high = entry.get("range") or (None, None)
     try:
         variable = BEIVariable(name=name, **{key: entry[key] for key in _VARIABLE_KEYS if key in entry})
