@@ -86,7 +86,7 @@ def load_adapter(
             f"repository ({str(error).strip().splitlines()[0]})."
         ) from error
     _check_architecture(config, base_config, adapter, recorded, chosen)
-    with _expected_new_weights():
+    with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(chosen, dtype=torch.float32, **_task_of(config), **origin)
     _check_weights(model, adapter, recorded, chosen, **hub)
     peft_model = PeftModel.from_pretrained(model, str(adapter), **hub).eval()
@@ -265,8 +265,8 @@ def _room_for_tokens(inner: Any, tokens: int) -> Iterator[None]:
 
 
 @contextmanager
-def _expected_new_weights() -> Iterator[None]:
-    """Silence Transformers' report of the task's new weights, which the adapter brings along."""
+def expected_new_weights() -> Iterator[None]:
+    """Silence Transformers' report of new weights where they are meant to be new; what is not new is still checked."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -10,8 +10,8 @@ from scipy.linalg import logm
 from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
-from training.checkpoints import expected_new_weights
 
 
 @pytest.fixture

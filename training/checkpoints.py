@@ -2,8 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoProcessor
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from modeling_lcm import LCMProcessor, save_adapter
 
@@ -105,14 +102,3 @@ def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:
                 getattr(ours, name),
                 getattr(theirs, name),
             )
-
-
-@contextmanager
-def expected_new_weights() -> Iterator[None]:
-    """Silence Transformers' report of new weights where they are meant to be new; our strict check stays."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

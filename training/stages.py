@@ -20,12 +20,13 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
+from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loss_lcm import IGNORE_INDEX, balanced_class_weights
 
 from .adapters import with_adapter
 from .arguments import FinetuneArguments, PretrainArguments
 from .augment import training_dataset
-from .checkpoints import check_same_regions, expected_new_weights, load_processor
+from .checkpoints import check_same_regions, load_processor
 from .data import Cohort, is_phenotype, make_dataset
 from .engine import Trainer
 from .optimizers import freeze

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
-from .checkpoints import expected_new_weights
 from .data import Cohort
 from .predict import predict_logits
 
