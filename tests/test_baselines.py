@@ -22,7 +22,12 @@ from training.baselines import (
 from training.metrics import classification_metrics, regression_metrics
 
 
-FITTED = (linear_baseline, log_linear_baseline, svm_baseline, mlp_baseline)
+FITTED = [
+    pytest.param(linear_baseline, id="linear"),
+    pytest.param(log_linear_baseline, id="linear, log FC"),
+    pytest.param(svm_baseline, id="svm"),
+    pytest.param(mlp_baseline, id="mlp"),
+]
 DATA = Path(training.baselines.__file__).parent / "demo_data" / "lemon-schaefer200"
 
 

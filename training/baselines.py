@@ -7,6 +7,7 @@ by cross-validation inside the training subjects.
 import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -82,129 +83,69 @@ def vectorise(connectivity: ArrayLike) -> NDArray[np.float64]:
     return np.arctanh(edges.clip(-MAX_CORRELATION, MAX_CORRELATION))
 
 
-def linear_baseline(
-    train_fc: ArrayLike,
-    train_labels: ArrayLike,
-    test_fc: ArrayLike,
-    kind: Kind = "classification",
-    seed: int = 0,
-    num_classes: int | None = None,
-    groups: Sequence[Hashable] | None = None,
-) -> NDArray[np.float64]:
-    """Fit a regularised linear model on vectorised connectivity and apply it to the test subjects.
+@dataclass(frozen=True)
+class Baseline:
+    """A kind of model that is fitted on the connectivity of the training subjects and applied to the test subjects.
 
-    Edges are standardised with the training subjects' mean and deviation. Classification is logistic regression with
-    classes weighted inversely to their size, regression is ridge. The strength of the penalty is one of four, chosen
-    by cross-validation inside the training subjects (ROC AUC; squared error).
+    Edges are standardised with the training subjects' mean and deviation, classes weigh inversely to their size, and
+    the strength of the penalty is chosen by cross-validation inside the training subjects (ROC AUC; squared error).
 
     Args:
-        train_fc: correlations `(train subjects, regions, regions)`.
-        train_labels: class indices or numbers `(train subjects,)`, without missing ones.
-        test_fc: correlations `(test subjects, regions, regions)`.
-        kind: "classification" or "regression".
-        seed: of the inner folds.
-        num_classes: classes of the task; by default the highest label + 1.
-        groups: subject of each training scan when people have several, so that inner folds do not share a person.
-
-    Returns:
-        Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
-
-    Raises:
-        ValueError: labels and scans that do not match, an unknown kind, or a class with nobody in the training set.
+        fit: makes a fitted model of edges, labels, kind, seed, groups and options.
+        edges: turns connectivity `(subjects, regions, regions)` into features `(subjects, edges)`.
     """
-    return _baseline(_fit_linear, train_fc, train_labels, test_fc, kind, seed, num_classes, groups)
 
+    fit: Callable[..., Any]
+    edges: Callable[[ArrayLike], NDArray[np.float64]] = vectorise
 
-def log_linear_baseline(
-    train_fc: ArrayLike,
-    train_labels: ArrayLike,
-    test_fc: ArrayLike,
-    kind: Kind = "classification",
-    seed: int = 0,
-    num_classes: int | None = None,
-    groups: Sequence[Hashable] | None = None,
-) -> NDArray[np.float64]:
-    """[`linear_baseline`] on the matrix logarithm of connectivity, which the model's edge read-out sees, too.
+    def __call__(
+        self,
+        train_fc: ArrayLike,
+        train_labels: ArrayLike,
+        test_fc: ArrayLike,
+        kind: Kind = "classification",
+        seed: int = 0,
+        num_classes: int | None = None,
+        groups: Sequence[Hashable] | None = None,
+        **options: Any,
+    ) -> NDArray[np.float64]:
+        """Fit and predict.
 
-    Args:
-        train_fc, train_labels, test_fc, kind, seed, num_classes, groups: as for [`linear_baseline`].
+        Args:
+            train_fc: correlations `(train subjects, regions, regions)`.
+            train_labels: class indices or numbers `(train subjects,)`, without missing ones.
+            test_fc: correlations `(test subjects, regions, regions)`.
+            kind: "classification" or "regression".
+            seed: of the inner folds, and of a perceptron's weights.
+            num_classes: classes of the task; by default the highest label + 1.
+            groups: subject of each training scan when people have several, so that inner folds do not share a person.
+            **options: of the kind of model, such as the perceptron's `hidden` units (64).
 
-    Returns:
-        Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
+        Returns:
+            Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
 
-    Raises:
-        ValueError: as for [`linear_baseline`].
-    """
-    logarithms = (
-        matrix_logarithm(torch.as_tensor(np.asarray(fc), dtype=torch.float32), LCMConfig.edge_shrinkage).numpy()
-        for fc in (train_fc, test_fc)
-    )
-    # Undoes the Fisher z that `vectorise` takes of correlations.
-    train_log, test_log = map(np.tanh, logarithms)
-    return linear_baseline(train_log, train_labels, test_log, kind, seed, num_classes, groups)
-
-
-def svm_baseline(
-    train_fc: ArrayLike,
-    train_labels: ArrayLike,
-    test_fc: ArrayLike,
-    kind: Kind = "classification",
-    seed: int = 0,
-    num_classes: int | None = None,
-    groups: Sequence[Hashable] | None = None,
-) -> NDArray[np.float64]:
-    """Fit a linear support vector machine on vectorised connectivity and apply it to the test subjects.
-
-    Edges are standardised with the training subjects' mean and deviation; classes weigh inversely to their size, and C
-    is one of four, chosen by cross-validation inside the training subjects (ROC AUC; squared error of support vector
-    regression). Probabilities are the decision function divided by one temperature, which the inner folds determine:
-    their order, and with it the ROC AUC of two classes, is that of the decision function.
-
-    Args:
-        train_fc, train_labels, test_fc, kind, seed, num_classes, groups: as for [`linear_baseline`].
-
-    Returns:
-        Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
-
-    Raises:
-        ValueError: as for [`linear_baseline`].
-    """
-    return _baseline(_fit_svm, train_fc, train_labels, test_fc, kind, seed, num_classes, groups)
-
-
-def mlp_baseline(
-    train_fc: ArrayLike,
-    train_labels: ArrayLike,
-    test_fc: ArrayLike,
-    kind: Kind = "classification",
-    seed: int = 0,
-    num_classes: int | None = None,
-    groups: Sequence[Hashable] | None = None,
-    hidden: int = 64,
-) -> NDArray[np.float64]:
-    """Fit a multilayer perceptron on vectorised connectivity and apply it to the test subjects.
-
-    One hidden layer, trained for 1000 steps on all standardised edges, turned into the span of the training
-    scans (a principal component analysis that keeps every component, so nothing is left out and the fit is several
-    times faster). Classes weigh inversely to their size; the weight decay is one of three, chosen by cross-validation
-    with three folds inside the training subjects (ROC AUC; squared error).
-
-    Args:
-        train_fc, train_labels, test_fc, kind, seed, num_classes, groups: as for [`linear_baseline`]; the seed is that
-            of the weights, too.
-        hidden: units of the hidden layer.
-
-    Returns:
-        Probabilities `(test subjects, classes)`, or predictions `(test subjects,)`.
-
-    Raises:
-        ValueError: as for [`linear_baseline`].
-
-    Source: the paper compares LCM with a perceptron on the same input (section 4).
-    """
-    return _baseline(
-        partial(_fit_mlp, hidden=hidden), train_fc, train_labels, test_fc, kind, seed, num_classes, groups
-    )
+        Raises:
+            ValueError: labels and scans that do not match, an unknown kind, or a class with nobody in the training
+                set.
+        """
+        features, test_features = self.edges(train_fc), self.edges(test_fc)
+        labels = _checked_labels(train_labels, kind, num_classes)
+        if len(labels) != len(features):
+            raise ValueError(
+                f"There are {len(features)} training scans and {len(labels)} labels: give one label per scan."
+            )
+        # A solution with an L2 penalty lies in the span of the training scans, so turning the axes into that span
+        # changes no prediction and leaves as many features as scans. The many small fits that follow only lose time
+        # to threads, minutes when the machine is busy.
+        projection = make_pipeline(StandardScaler(), PCA(svd_solver="full"))
+        with threadpool_limits(1), warnings.catch_warnings():
+            # The perceptron is meant to stop after its epochs; the linear ones, to be good enough.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "Got `batch_size`")  # fewer scans than in a batch: all of them are one
+            features = projection.fit_transform(features)
+            model = self.fit(features, labels, kind, seed, groups, **options)
+            predict = model.predict_proba if kind == "classification" else model.predict
+            return predict(projection.transform(test_features))
 
 
 def majority_baseline(
@@ -231,44 +172,10 @@ def majority_baseline(
     return np.tile(np.bincount(labels) / len(labels), (num_test, 1))
 
 
-Fit = Callable[[NDArray[np.float64], NDArray[Any], Kind, int, Sequence[Hashable] | None], Any]
-
-
-def _baseline(
-    fit: Fit,
-    train_fc: ArrayLike,
-    train_labels: ArrayLike,
-    test_fc: ArrayLike,
-    kind: Kind,
-    seed: int,
-    num_classes: int | None,
-    groups: Sequence[Hashable] | None,
-) -> NDArray[np.float64]:
-    """Standardise the edges, fit one kind of model and predict the test subjects."""
-    features = vectorise(train_fc)
-    labels = _checked_labels(train_labels, kind, num_classes)
-    if len(labels) != len(features):
-        raise ValueError(
-            f"There are {len(features)} training scans and {len(labels)} labels: give one label per scan."
-        )
-    # A solution with an L2 penalty lies in the span of the training scans, so turning the axes into that span changes
-    # no prediction and leaves as many features as scans. The many small fits that follow only lose time to threads,
-    # minutes when the machine is busy.
-    projection = make_pipeline(StandardScaler(), PCA(svd_solver="full"))
-    with threadpool_limits(1), warnings.catch_warnings():
-        # The perceptron is meant to stop after its epochs; the linear ones, to be good enough.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "Got `batch_size`")  # fewer scans than in a batch: all of them are one
-        features = projection.fit_transform(features)
-        test_features = projection.transform(vectorise(test_fc))
-        model = fit(features, labels, kind, seed, groups)
-        return model.predict_proba(test_features) if kind == "classification" else model.predict(test_features)
-
-
 def _fit_linear(
     features: NDArray[np.float64], labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None
 ) -> Any:
-    """Logistic or ridge regression."""
+    """Logistic or ridge regression; the penalty is one of four."""
     model: BaseEstimator
     if kind == "classification":
         model = LogisticRegression(C=DEFAULT_LOGISTIC_C, class_weight="balanced", max_iter=1000)
@@ -281,7 +188,11 @@ def _fit_linear(
 def _fit_svm(
     features: NDArray[np.float64], labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None
 ) -> Any:
-    """Linear support vector machine; its decision function becomes probabilities."""
+    """Linear support vector machine; C is one of four.
+
+    Probabilities are the decision function divided by one temperature, which the inner folds determine: their order,
+    and with it the ROC AUC of two classes, is that of the decision function.
+    """
     if kind == "regression":
         model = TransformedTargetRegressor(SVR(kernel="linear", C=DEFAULT_SVM_C), transformer=StandardScaler())
         return _choose(model, {"regressor__C": SVM_C_GRID}, features, labels, kind, seed, groups)
@@ -314,9 +225,9 @@ def _fit_mlp(
     kind: Kind,
     seed: int,
     groups: Sequence[Hashable] | None,
-    hidden: int,
+    hidden: int = 64,
 ) -> Any:
-    """Perceptron with one hidden layer."""
+    """Perceptron with one hidden layer, trained for 1000 steps; its weight decay is one of three, by three folds."""
     # One scale for all axes, which keeps the edges' geometry and gives the weights inputs of size one.
     scale = FunctionTransformer(partial(np.multiply, 1 / max(features.std(), 1e-12)))
     settings = {
@@ -402,3 +313,17 @@ def _inner_splitter(
         folds = min(most, *(len(np.unique(people[labels == label])) for label in np.unique(labels)))
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     return splitter(n_splits=folds, shuffle=True, random_state=seed) if folds > 1 else None
+
+
+def _log_edges(connectivity: ArrayLike) -> NDArray[np.float64]:
+    """Edges of the matrix logarithm of connectivity, which the model's edge read-out sees, too."""
+    matrices = torch.as_tensor(np.asarray(connectivity), dtype=torch.float32)
+    # tanh undoes the Fisher z that `vectorise` takes of correlations.
+    return vectorise(np.tanh(matrix_logarithm(matrices, LCMConfig.edge_shrinkage).numpy()))
+
+
+linear_baseline = Baseline(_fit_linear)
+log_linear_baseline = Baseline(_fit_linear, _log_edges)
+svm_baseline = Baseline(_fit_svm)
+# The paper compares LCM with a perceptron on the same input (section 4).
+mlp_baseline = Baseline(_fit_mlp)
