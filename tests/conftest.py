@@ -33,6 +33,17 @@ VARIABLES = [
 LABELS = [[0.0, 1.0, 0.3], [2.0, 0.0, -1.2], [-100.0, 1.0, 0.8], [1.0, -100.0, -100.0]]
 
 
+def randomise(model: torch.nn.Module) -> None:
+    """Give biases, norms and batch-norm statistics values that matter."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("bias"):
+            tensor.normal_(std=0.3)
+        elif name.endswith("running_var") or "norm.weight" in name:
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            tensor.normal_(std=0.1)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test starts from the same state of torch's global generator."""

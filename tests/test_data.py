@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
+from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
 from training.data import Cohort, join_scans, load_cohort
 from training.harmonise import harmonise
 from training.merge import MergeArguments, merge
@@ -22,20 +22,12 @@ HALF_PRECISION = 1e-3
 
 
 @pytest.fixture
-def series_arguments(study: Study, tmp_path: Path) -> Callable[..., PrepareArguments]:
-    """Factory of settings that prepare the study from its time series."""
-
-    def make(**overrides: object) -> PrepareArguments:
-        settings = {
-            "output": str(tmp_path / "with"),
-            "participants": str(study.folder / "participants.tsv"),
-            "time_series": str(study.folder / "time_series.npz"),
-            "atlas": ATLAS,
-            "keep_time_series": True,
-        }
-        return PrepareArguments(**{**settings, **overrides})
-
-    return make
+def series_arguments(
+    prepare_arguments: Callable[..., PrepareArguments], study: Study, tmp_path: Path
+) -> Callable[..., PrepareArguments]:
+    """Factory of settings that prepare the study from its time series, and keep them."""
+    series = {"time_series": str(study.folder / "time_series.npz"), "keep_time_series": True}
+    return lambda **overrides: prepare_arguments(**{"output": str(tmp_path / "with"), **series, **overrides})
 
 
 def test_kept_time_series_give_the_stored_fc(series_arguments: Callable[..., PrepareArguments], study: Study) -> None:

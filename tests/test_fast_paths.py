@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -69,13 +70,7 @@ def make_model(shape: dict[str, int], dropout: float = 0.0, **overrides: Any) ->
         **overrides,
     )
     model = LCMForMultitaskPretraining(config)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("bias"):
-            tensor.normal_(std=0.3)
-        elif name.endswith("running_var") or "norm.weight" in name:
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("running_mean"):
-            tensor.normal_(std=0.1)
+    randomise(model)
     return model
 
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import NUM_REGIONS
+from conftest import NUM_REGIONS, randomise
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -23,17 +23,6 @@ def model(tiny_config: LCMConfig) -> LCMForMultitaskPretraining:
     model = LCMForMultitaskPretraining(tiny_config)
     randomise(model)
     return model.eval()
-
-
-def randomise(model: nn.Module) -> None:
-    """Give biases, norms and batch-norm statistics values that matter."""
-    for name, tensor in model.state_dict().items():
-        if name.endswith("bias"):
-            tensor.normal_(std=0.3)
-        elif name.endswith("running_var") or "norm.weight" in name:
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("running_mean"):
-            tensor.normal_(std=0.1)
 
 
 class TestEquivalence:

@@ -27,22 +27,6 @@ pytest_plugins = ["tests.training_fixtures"]
 HALF_PRECISION = 5e-4
 
 
-@pytest.fixture
-def prepare_arguments(study: Study, tmp_path: Path) -> Callable[..., PrepareArguments]:
-    """Factory of settings that put the study's data set into the test's folder."""
-
-    def make(**overrides: object) -> PrepareArguments:
-        settings = {
-            "output": str(tmp_path / "dataset"),
-            "participants": str(study.folder / "participants.tsv"),
-            "atlas": ATLAS,
-            "bad_scans": "stop",
-        }
-        return PrepareArguments(**{**settings, **overrides})
-
-    return make
-
-
 def write_scans(study: Study, folder: Path, suffix: str, kind: str) -> str:
     """Write one file per person and return the pattern that leads to them."""
     for person, scan in zip(study.participants["participant_id"], getattr(study, kind), strict=True):

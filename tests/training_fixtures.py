@@ -100,6 +100,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return make_study(tmp_path_factory.mktemp("study"))
 
 
+@pytest.fixture
+def prepare_arguments(study: Study, tmp_path: Path) -> Callable[..., PrepareArguments]:
+    """Factory of settings that put the study's data set into the test's folder."""
+
+    def make(**overrides: Any) -> PrepareArguments:
+        settings: dict[str, Any] = {
+            "output": str(tmp_path / "dataset"),
+            "participants": str(study.folder / "participants.tsv"),
+            "atlas": ATLAS,
+            "bad_scans": "stop",
+        }
+        return PrepareArguments(**{**settings, **overrides})
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def dataset(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study as a prepared data set."""
