@@ -14,7 +14,8 @@ from safetensors import safe_open
 from transformers import AutoProcessor
 
 from modeling_lcm import LCMConfig
-from training.data import FC_DEFINITION, load_cohort
+from training.card import describe_dataset
+from training.data import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
 
 from .render import dataset_card, model_card
 from .results import load_results
@@ -93,7 +94,7 @@ def _as_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -259,10 +260,17 @@ def dataset_bundle(folder: Path, facts: dict[str, Any], repo_id: str, revision: 
         facts (`dict`): see `hub_cards.facts`.
         repo_id (`str`): where it goes.
         revision (`str`): tag or branch that the card's snippet loads.
+
+    Raises:
+        FileNotFoundError: the folder does not say what was left out, or where the data come from.
     """
     cohort = load_cohort(folder)
     data = datasets.load_from_disk(str(folder))
-    card = dataset_card(facts, repo_id, revision, cohort.table, cohort.feature_extractor)
+    quality, cohorts = _read_json(folder / QUALITY), _read_json(folder / COHORTS_FILE)
+    if quality is None or cohorts is None:
+        raise FileNotFoundError(f"{folder} lacks {QUALITY} or {COHORTS_FILE}: make it again with training.prepare.")
+    description = describe_dataset(quality, cohorts, cohort.feature_extractor, cohort.table, cohort.has_time_series)
+    card = dataset_card(facts, repo_id, revision, description, len(cohort.table), cohort.feature_extractor)
     files: dict[str, Path | bytes] = {FC_DEFINITION: folder / FC_DEFINITION, "README.md": card.encode()}
     with TemporaryDirectory() as temporary:
         shards = -(-len(data) // ROWS_PER_FILE)

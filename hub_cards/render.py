@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
+from training.report import markdown_cell
 
 from .results import eval_results, results_table
 
@@ -32,11 +32,6 @@ def _refuse_empty(value: Any) -> Any:
     return value
 
 
-def _cell(value: Any) -> str:
-    """Text inside a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -46,7 +41,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = markdown_cell
     return environment
 
 
@@ -263,7 +258,7 @@ def _task_arguments(config: LCMConfig) -> str:
 
 
 def dataset_card(
-    facts: dict[str, Any], repo_id: str, revision: str, table: pd.DataFrame, extractor: FCFeatureExtractor
+    facts: dict[str, Any], repo_id: str, revision: str, description: str, scans: int, extractor: FCFeatureExtractor
 ) -> str:
     """The card of a prepared data set.
 
@@ -271,13 +266,13 @@ def dataset_card(
         facts (`dict`): see `hub_cards.facts`.
         repo_id (`str`): where it is published.
         revision (`str`): tag or branch that the snippet loads.
-        table (`pd.DataFrame`): one row per scan: `subject_id`, `session` and phenotypes.
+        description (`str`): what the data set tells of itself; see `training.card`.
+        scans (`int`): number of scans.
         extractor (`FCFeatureExtractor`): the FC definition of all scans.
 
     Returns:
         The text of `README.md`.
     """
-    scans, people = len(table), int(table["subject_id"].nunique())
     size = (
         "n<1K" if scans < 1000 else "1K<n<10K" if scans < 10_000 else "10K<n<100K" if scans < 100_000 else "100K<n<1M"
     )
@@ -294,29 +289,8 @@ def dataset_card(
         facts=facts,
         repo_id=repo_id,
         revision=revision,
-        scans=scans,
-        people=people,
-        columns=_columns(table),
+        description=description,
         fc=fc_facts(extractor),
-        edges=extractor.num_regions * (extractor.num_regions - 1) // 2,
         citation=CITATION,
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def _columns(table: pd.DataFrame) -> list[dict[str, str]]:
-    """Name and content of every column but the identifiers: counts of labels, or range of numbers."""
-    rows = []
-    for name in table.columns:
-        values = table[name].dropna()
-        missing = f"; {len(table) - len(values)} missing" if len(values) < len(table) else ""
-        if name in ("subject_id", "session"):
-            content = "identifier, as in the source"
-        elif pd.api.types.is_numeric_dtype(values) and values.nunique() > 10:
-            content = f"{values.min():g} to {values.max():g}, mean {values.mean():.4g}, SD {values.std():.4g}{missing}"
-        elif values.nunique() > 20:
-            content = f"{values.nunique()} different values{missing}"
-        else:
-            content = ", ".join(f"{label}: {count}" for label, count in values.value_counts().items()) + missing
-        rows.append({"name": name, "content": content})
-    return rows

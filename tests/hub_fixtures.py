@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,11 +27,10 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
-from modeling_lcm.atlases import region_names
 from tests.hub_server import HubServer, running_hub
 from training.arguments import FinetuneArguments
 from training.checkpoints import save_checkpoint
-from training.data import FC_DEFINITION, to_triangles
+from training.prepare import PrepareArguments, prepare
 
 
 TOKEN = "hf_secretSecretSecretSecretSecret"
@@ -247,19 +245,18 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set as training.prepare leaves it: 12 scans of random numbers."""
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("prepared") / "dataset"
+    folder = tmp_path_factory.mktemp("prepared")
+    ids = [f"sub-{index:03d}" for index in range(12)]
+    people = pd.DataFrame({"participant_id": ids, "sex": ["F", "M"] * 6, "age": rng.uniform(20, 80, 12).round(1)})
+    people.to_csv(folder / "participants.tsv", sep="\t", index=False)
     matrices = np.stack([np.corrcoef(rng.standard_normal((200, 60))) for _ in range(12)])
-    table = pd.DataFrame(
-        {
-            "subject_id": [f"sub-{index:03d}" for index in range(12)],
-            "session": ["1"] * 12,
-            "sex": ["F", "M"] * 6,
-            "age": rng.uniform(20, 80, 12).round(1),
-        }
+    np.savez(folder / "fc.npz", participant_id=np.array(ids), fc_triu=matrices[:, *np.triu_indices(200, k=1)])
+    return prepare(
+        PrepareArguments(
+            output=str(folder / "dataset"),
+            participants=str(folder / "participants.tsv"),
+            connectivity=str(folder / "fc.npz"),
+            atlas="schaefer-200",
+            parquet=False,
+        )
     )
-    extractor = FCFeatureExtractor(atlas="schaefer-200", region_names=region_names("schaefer-200"))
-    edges = datasets.List(datasets.Value("float16"), length=200 * 199 // 2)
-    data = datasets.Dataset.from_pandas(table, preserve_index=False)
-    data.add_column("connectivity", list(to_triangles(matrices)), feature=edges).save_to_disk(str(folder))
-    extractor.to_json_file(folder / FC_DEFINITION)
-    return folder

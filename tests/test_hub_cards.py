@@ -155,8 +155,19 @@ class TestDemoAdapterAndDataset:
         metadata = check_as_the_hub_does(text, DatasetCard)
         assert metadata["license_name"] == "cc0-scans-mit-matrices"
         assert metadata["configs"][0]["data_files"][0]["path"] == "data/*.parquet"
-        for expected in ("12 scans of 12 people", "F: 6, M: 6", "schaefer-200", "19900 values", "Pearson correlation"):
-            assert expected in text
+        # What the folder's own README says, whole.
+        local = (prepared / "README.md").read_text().partition("# dataset\n\n")[2]
+        assert local.strip() in text
+        for expected in ("12 fMRI scans of 12 people", "F: 6, M: 6", "schaefer-200", "19900 values", "pearson"):
+            assert expected in local
+
+    def test_dataset_that_says_nothing_of_itself(
+        self, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+        (folder / "cohorts.json").unlink()
+        given = ("--repo-id", "org/lemon", "--entry", "lemon-schaefer200")
+        assert "lacks quality.json or cohorts.json" in refusal(capsys, folder, *given)
 
     @pytest.mark.parametrize("entry", ["lcm-demo", "lcm-demo-adapter", "lemon-schaefer200"])
     def test_shipped_facts_are_complete(self, entry: str) -> None:

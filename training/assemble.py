@@ -14,8 +14,8 @@ import pandas as pd
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
-from .card import write_card
-from .data import FC_DEFINITION
+from .card import describe_dataset, write_card
+from .data import COHORTS_FILE, FC_DEFINITION, QUALITY
 from .files import write_folder, write_json
 from .phenotypes import Cleaned
 from .quality import (
@@ -34,8 +34,6 @@ from .store import FinishedScans, disk_full_explained
 from .writing import Scans, write_arrow, write_parquet
 
 
-QUALITY = "quality.json"
-COHORTS_FILE = "cohorts.json"
 VOCABULARY = "vocabulary"
 _OTHER_COUNT = re.compile(r"has (\d+ regions \([^)]*\)), but this processor is for")
 SERIES_CHUNK = 32  # scans with time series that are copied at once: 100 kB to 1 MB each
@@ -197,14 +195,9 @@ def write_dataset(folder: Path, content: Content) -> None:
         if content.variables:
             BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
         write_quality_report(folder / "quality.html", content.quality, content.pictures)
-        write_card(
-            folder,
-            content.quality,
-            content.extractor,
-            content.table,
-            content.parquet,
-            content.scans.series is not None,
-        )
+        has_series = content.scans.series is not None
+        description = describe_dataset(content.quality, content.cohorts, content.extractor, content.table, has_series)
+        write_card(folder, content.quality["title"], description, content.parquet)
         if content.parquet:
             write_parquet(folder / "parquet", content.table, content.scans)
 

@@ -24,7 +24,10 @@ RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = ("qc_", "same_person_in_")
 # ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
 SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
-FC_DEFINITION = "fc_definition.json"  # the FC processor's settings, beside the Arrow data
+# Beside the Arrow data: the FC processor's settings, what was left out and why, and the cohorts with their terms.
+FC_DEFINITION = "fc_definition.json"
+QUALITY = "quality.json"
+COHORTS_FILE = "cohorts.json"
 
 
 class StoredTriangles:

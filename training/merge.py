@@ -14,8 +14,8 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from .arguments import command_line, load_yaml, parse_arguments, setting
-from .assemble import COHORTS_FILE, QUALITY, SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
-from .data import Cohort, load_cohort
+from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
+from .data import COHORTS_FILE, QUALITY, Cohort, load_cohort
 from .files import require_new, write_folder
 from .identity import SAME_PERSON
 from .quality import Statistics, find_duplicates, shift_against

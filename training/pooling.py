@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .assemble import COHORTS_FILE
-from .data import Cohort, join_scans, load_cohort
+from .data import COHORTS_FILE, Cohort, join_scans, load_cohort
 from .identity import other_names, scan_names
 
 

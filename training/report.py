@@ -135,7 +135,12 @@ def results_table_markdown(results: Mapping[str, Any], metrics: Sequence[str] | 
 def table_markdown(table: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its header."""
     rows = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(markdown_cell, row))} |" for row in rows)
+
+
+def markdown_cell(value: Any) -> str:
+    """Text inside a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _check(results: Mapping[str, Any]) -> None:
