@@ -236,6 +236,9 @@ def study_tables(name: str, metrics: dict[str, Any]) -> str:
                 f"{name} {score[headline]:.3f}" for name, score in within.items() if name not in ("majority", "mean")
             ]
             lines.append(f"\nMean within sites, weighted by people: {'; '.join(scores)}.")
+        for place, found in (results.get("external") or {}).items():
+            lines.append(f"\nTrained on all of them, tested on the {found['n_subjects']} people of {place}:\n")
+            lines.append(results_table_markdown(found, METRICS[headline]))
         parts.append("\n".join(lines))
     checksums = metrics["protocol"]["split_checksum"]
     splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
