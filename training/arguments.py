@@ -1,10 +1,9 @@
 """Settings of the training scripts: one dataclass per script, read from a YAML file, from flags, or from both."""
 
 import functools
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -304,11 +303,6 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a table of settings (name: value), got {type(settings).__name__}.")
     return settings
-
-
-def to_json(arguments: Any) -> str:
-    """Settings as sorted JSON, for the run's record."""
-    return json.dumps(asdict(arguments), indent=2, sort_keys=True)
 
 
 def command_line(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
