@@ -13,7 +13,7 @@ _LARGEST_R = 0.999
 _FEWEST_SCANS = 3
 
 
-def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariates: tuple[str, ...] = ()) -> Cohort:
+def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site") -> Cohort:
     """Remove differences in mean and spread of every edge between sites, as neuroComBat does.
 
     Location and scale of every site are estimated from the training scans; the test scans of these sites are corrected
@@ -24,14 +24,13 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariate
         cohort (`Cohort`): all scans.
         train (`np.ndarray`): rows that may be looked at.
         column (`str`): column with the site or scanner.
-        covariates (`tuple[str, ...]`): continuous phenotypes whose effect is kept, e.g. `("age",)`; recorded for all.
 
     Returns:
         The cohort with corrected FC, in memory and without time series.
 
     Raises:
         ImportError: combatlearn is not installed.
-        ValueError: no such column, missing sites or covariates, or fewer than two sites among the training scans.
+        ValueError: no such column, missing sites, or fewer than two sites among the training scans.
 
     Source: Fortin et al. 2018, NeuroImage, doi:10.1016/j.neuroimage.2017.11.024.
     """
@@ -42,11 +41,8 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariate
             "Harmonisation needs combatlearn: run `pip install large-connectome-model[harmonise]`."
         ) from error
     table = cohort.table
-    for name in (column, *covariates):
-        if name not in table or table[name].isna().any():
-            raise ValueError(
-                f"Harmonisation needs {name!r} for every scan; it is missing for some, or not in the data."
-            )
+    if column not in table or table[column].isna().any():
+        raise ValueError(f"Harmonisation needs {column!r} for every scan; it is missing for some, or not in the data.")
     sites = table[column].astype(str)
     counts = sites.iloc[train].value_counts()
     known = counts.index[counts >= _FEWEST_SCANS]
@@ -55,8 +51,7 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site", covariate
     fitted = [row for row in train if sites.iloc[row] in known]
     corrected = np.flatnonzero(sites.isin(known).to_numpy())
     z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles[:].astype(np.float64), -_LARGEST_R, _LARGEST_R)))
-    kept = table[list(covariates)].astype(float).reset_index(drop=True) if covariates else None
-    combat = ComBat(sites.reset_index(drop=True), continuous_covariates=kept, method="fortin")
+    combat = ComBat(sites.reset_index(drop=True), method="fortin")
     # Edges that do not vary (regions without signal throughout) have no scale to estimate.
     varying = np.flatnonzero(z.iloc[fitted].to_numpy().std(axis=0) > 0)
     combat.fit(z.iloc[fitted, varying])
