@@ -49,14 +49,13 @@ def other_names(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"row": [], "name": []})
 
 
-def hash_names(names: Iterable[str], salt: str | None = None) -> dict[str, Any]:
-    """Salted hashes of names, for a checkpoint's record.
+def hash_names(names: Iterable[str]) -> dict[str, Any]:
+    """Salted hashes of names, for a checkpoint's record; the salt is a new one each time.
 
     Args:
         names (`Iterable[str]`): people, as `scan_names` calls them.
-        salt (`str`, *optional*): hexadecimal; a new one by default.
     """
-    salt = secrets.token_hex(16) if salt is None else salt
+    salt = secrets.token_hex(16)
     return {"salt": salt, "hashes": sorted({_hash(name, salt) for name in names})}
 
 
