@@ -101,17 +101,16 @@ def by_task(results: Mapping[str, Any]) -> dict[str, Any]:
     return {results["protocol"].get("task", ""): results}
 
 
-def results_table_text(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
-    """Table of models and metrics for the terminal, mean ± standard deviation over folds.
+def results_table_text(results: Mapping[str, Any]) -> str:
+    """Table of models and headline metrics for the terminal, mean ± standard deviation over folds.
 
     Args:
         results: see the top of this module.
-        metrics: columns; by default the headline metrics that the results have.
 
     Raises:
         ValueError: results without one of their required parts, or without a model.
     """
-    table = _table(results, metrics)
+    table = _table(results, None)
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -120,7 +119,7 @@ def results_table_text(results: Mapping[str, Any], metrics: Sequence[str] | None
 
 
 def results_table_markdown(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
-    """The same table in Markdown, for a README or a model card.
+    """A table in Markdown, for a README or a model card.
 
     Args:
         results: see the top of this module.
