@@ -148,16 +148,13 @@ class Baseline:
             return predict(projection.transform(test_features))
 
 
-def majority_baseline(
-    train_labels: ArrayLike, num_test: int, kind: Kind = "classification", num_classes: int | None = None
-) -> NDArray[np.float64]:
+def majority_baseline(train_labels: ArrayLike, num_test: int, kind: Kind = "classification") -> NDArray[np.float64]:
     """Predict the same for everybody, from the training labels alone.
 
     Args:
         train_labels: class indices or numbers `(train subjects,)`, without missing ones.
         num_test: test subjects.
         kind: "classification" or "regression".
-        num_classes: classes of the task; by default the highest label + 1.
 
     Returns:
         The classes' frequencies in every row, `(num_test, classes)`: the most probable class is the majority, the ROC
@@ -166,7 +163,7 @@ def majority_baseline(
     Raises:
         ValueError: an unknown kind, no training subject, or a class with nobody in the training set.
     """
-    labels = _checked_labels(train_labels, kind, num_classes)
+    labels = _checked_labels(train_labels, kind, None)
     if kind == "regression":
         return np.full(num_test, labels.mean())
     return np.tile(np.bincount(labels) / len(labels), (num_test, 1))
