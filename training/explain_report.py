@@ -12,7 +12,7 @@ from modeling_lcm.atlases import ATLASES, region_coordinates
 
 from .association import SIGNIFICANT, STABLE, Explained
 from .data import Cohort
-from .figures import plot_connections, plot_network_bars, plot_region_attention
+from .figures import CONNECTIONS, plot_connections, plot_network_bars, plot_region_attention
 from .files import write_folder, write_json, write_text
 from .pages import render_page
 from .regions import networks_of
@@ -141,9 +141,8 @@ def _figures(entry: Explained, method: str, cohort: Cohort) -> dict[str, Figure]
         edges = np.zeros((extractor.num_regions, extractor.num_regions))
         edges[np.ix_(strongest, strongest)] = _connectivity_difference(entry, cohort)[np.ix_(strongest, strongest)]
         versus = f"{entry.label} minus others" if entry.label else "upper minus lower half"
-        drawn[f"Connectivity between the {CONNECTED} regions that are read most: 30 largest mean differences"] = (
-            plot_connections(edges, coordinates, f"Difference in FC, {versus}")
-        )
+        caption = f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences"
+        drawn[caption] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
     if networks_of(extractor.region_names) is not None:
         drawn["By network or lobe; dots are regions"] = plot_network_bars(maps.mean, extractor.region_names)
     return drawn

@@ -28,6 +28,7 @@ NETWORK_TITLES = {
     "Default": "default\nmode",
 }
 WIDTH_INCHES = 7.0
+CONNECTIONS = 30  # drawn in a glass brain
 
 
 def plot_training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
@@ -208,21 +209,20 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_connections(edges: ArrayLike, coordinates: ArrayLike, title: str, strongest: int = 30) -> Figure:
+def plot_connections(edges: ArrayLike, coordinates: ArrayLike, title: str) -> Figure:
     """The strongest connections of a symmetric matrix in a glass brain; red is positive, blue negative.
 
     Args:
         edges: `(regions, regions)`; 0 where there is nothing to draw.
         coordinates: centres of the regions `(regions, 3)`, MNI, in millimetres.
         title: what is shown.
-        strongest: how many connections are drawn.
     """
     from nilearn import plotting
 
     matrix = np.array(edges, dtype=np.float64)
     np.fill_diagonal(matrix, 0)
     strengths = np.sort(np.abs(matrix[np.triu_indices_from(matrix, k=1)]))
-    matrix[np.abs(matrix) < strengths[-min(strongest, len(strengths))]] = 0
+    matrix[np.abs(matrix) < strengths[-min(CONNECTIONS, len(strengths))]] = 0
     used = np.flatnonzero(np.abs(matrix).sum(0))
     figure = Figure(figsize=(WIDTH_INCHES + 1, 3.1))
     limit = max(float(strengths[-1]), 1e-6)
