@@ -18,13 +18,10 @@ from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_da
 from .data import COHORTS_FILE, QUALITY, Cohort, load_cohort
 from .files import require_new, write_folder
 from .identity import SAME_PERSON
-from .quality import Statistics, find_duplicates, shift_against
+from .quality import Rules, Statistics, find_duplicates, shift_against
 from .quality_report import Pictures
+from .store import CHUNK
 from .writing import Scans
-
-
-CHUNK = 512
-DUPLICATE_R = 0.9
 
 
 @dataclass
@@ -63,7 +60,6 @@ class Part:
     table: pd.DataFrame
     extractor: FCFeatureExtractor
     variables: list[BEIVariable]
-
     cohort: Cohort
 
     def triangles(self, chunk: int = CHUNK) -> Iterator[np.ndarray]:
@@ -235,7 +231,7 @@ def _content(
     pictures = Pictures(table, extractor, statistics.mean)
     pictures.add(triangles())
     people = table["subject_id"].tolist()
-    doubles = find_duplicates(triangles, people, statistics.mean, DUPLICATE_R)
+    doubles = find_duplicates(triangles, people, statistics.mean, Rules().duplicate_r)
     quality = _merged_quality(parts, table, title, doubles)
     if here := [pair for pair in linked if any(p.name == pair[0].split("/")[0] for p in parts)]:
         quality["remarks"].append(f"{len(here)} people are in two cohorts and have one subject_id")
