@@ -191,7 +191,10 @@ def write_dataset(folder: Path, content: Content) -> None:
     """
     with disk_full_explained():
         write_arrow(folder, content.table, content.scans)
-        write_records(folder, content.extractor, content.statistics, content.quality, content.cohorts)
+        content.extractor.to_json_file(folder / FC_DEFINITION)
+        content.statistics.save(folder / STATISTICS, content.extractor.region_fingerprint)
+        write_json(folder / QUALITY, content.quality)
+        write_json(folder / COHORTS_FILE, content.cohorts)
         if content.variables:
             BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
         write_quality_report(folder / "quality.html", content.quality, content.pictures)
@@ -200,20 +203,6 @@ def write_dataset(folder: Path, content: Content) -> None:
         write_card(folder, content.quality["title"], description, content.parquet)
         if content.parquet:
             write_parquet(folder / "parquet", content.table, content.scans)
-
-
-def write_records(
-    folder: Path,
-    extractor: FCFeatureExtractor,
-    statistics: Statistics,
-    quality: dict[str, Any],
-    cohorts: list[dict[str, Any]],
-) -> None:
-    """Write the JSON files of a data set, and its statistics."""
-    extractor.to_json_file(folder / FC_DEFINITION)
-    statistics.save(folder / STATISTICS, extractor.region_fingerprint)
-    write_json(folder / QUALITY, quality)
-    write_json(folder / COHORTS_FILE, cohorts)
 
 
 def _with_measures(cohort: PreparedCohort, scans: FinishedScans, rows: list[int]) -> pd.DataFrame:
