@@ -15,6 +15,7 @@ from .arguments import command_line, parse_arguments, setting
 from .assemble import Excluded, PreparedCohort, assemble, summary_of
 from .data import is_phenotype
 from .files import require_new
+from .identity import SAME_PERSON
 from .phenotypes import Cleaned, clean_columns, infer_columns
 from .quality import Rules, homotopic_pairs
 from .recipes import Recipe, load_recipe
@@ -279,7 +280,7 @@ def describe(
         if column and name not in cleaned.table.columns:
             table[name] = raw[column].tolist()
     for other, column in recipe.same_person.items():
-        table[f"same_person_in_{other}"] = raw[column].tolist() if column in raw.columns else None
+        table[f"{SAME_PERSON}{other}"] = raw[column].tolist() if column in raw.columns else None
     return pd.concat([table, cleaned.table], axis=1), cleaned, left_out
 
 
