@@ -77,8 +77,8 @@ def measure(matrix: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
         pairs (`np.ndarray` of shape `(pairs, 2)`): homotopic regions.
 
     Returns:
-        `silent` (positions of regions without signal), `missing_regions` (their number), `mean_fc`, `sd_fc`, and
-        `homotopic`: the share of edges that homotopic edges beat, averaged over those with signal; None without pairs.
+        `silent` (positions of regions without signal), `missing_regions` (their number), `mean_fc`, and `homotopic`:
+        the share of edges that homotopic edges beat, averaged over those with signal; None without pairs.
     """
     off = matrix.copy()
     np.fill_diagonal(off, 0)
@@ -94,7 +94,6 @@ def measure(matrix: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
         "silent": np.flatnonzero(silent).tolist(),
         "missing_regions": int(silent.sum()),
         "mean_fc": round(float(edges.mean()), 5) if len(edges) else None,
-        "sd_fc": round(float(edges.std()), 5) if len(edges) else None,
         "homotopic": homotopic,
     }
 
