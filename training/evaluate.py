@@ -22,13 +22,10 @@ from .files import require_new, write_json, write_text
 from .fold import MODEL, run_fold
 from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
-from .protocol import Design, EvaluateArguments, Task, draw_folds, make_task, pretrained_tasks
+from .protocol import Design, EvaluateArguments, draw_folds, make_task, pretrained_tasks
 from .report import METRIC_TITLES, by_task, number_text, results_table_text
 from .splits import Folds
 from .summary import prediction_tables, summary
-
-
-__all__ = ["EvaluateArguments", "Task", "evaluate", "main", "make_task"]
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
