@@ -8,10 +8,10 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 from transformers.utils import cached_file
 
-from modeling_lcm import LCMProcessor, save_adapter
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor, save_adapter
 
 from .arguments import LoopArguments
 from .data import Cohort
@@ -81,6 +81,19 @@ def load_processor(checkpoint: str) -> LCMProcessor:
         raise ValueError(
             f"{checkpoint} is neither a checkpoint folder nor a repository within reach: {reason}"
         ) from error
+
+
+def load_model(checkpoint: str, **options: Any) -> LCMForMultitaskPretraining | LCMForSequenceClassification:
+    """The model of a checkpoint: with its task, if it was fine-tuned, else with all pretrained variables.
+
+    Args:
+        checkpoint (`str`): folder or Hub repository.
+        **options: for `from_pretrained`.
+    """
+    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    finetuned = "LCMForSequenceClassification" in architectures
+    kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
+    return kind.from_pretrained(checkpoint, **options)
 
 
 def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:

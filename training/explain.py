@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from modeling_lcm import BEITokenizer, BEIVariable, LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm import BEITokenizer, BEIVariable
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from .arguments import command_line, parse_arguments, setting
 from .association import Explained, explain_token
-from .checkpoints import check_same_regions, load_processor
+from .checkpoints import check_same_regions, load_model, load_processor
 from .data import Cohort, load_cohort, to_matrices
 from .explain_report import write_explanation
 from .files import require_new
@@ -207,10 +207,7 @@ def _variables(arguments: ExplainArguments, tokenizer: BEITokenizer) -> list[BEI
 def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenizer]:
     processor = load_processor(checkpoint)
     check_same_regions(processor, cohort)
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
-    finetuned = "LCMForSequenceClassification" in architectures
-    kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
-    return kind.from_pretrained(checkpoint, attn_implementation="eager"), processor.tokenizer
+    return load_model(checkpoint, attn_implementation="eager"), processor.tokenizer
 
 
 def _part(

@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, load_adapter
+from modeling_lcm import LCMForSequenceClassification, load_adapter
 
 from .adapters import is_adapter
 from .arguments import PredictArguments, command_line, parse_arguments
-from .checkpoints import check_same_regions, load_processor
+from .checkpoints import check_same_regions, load_model, load_processor
 from .data import Cohort, load_cohort, to_matrices
 from .files import require_new, write_text
 from .splits import Folds
@@ -67,11 +66,8 @@ def predict_table(
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
         finetuned = True
     else:
-        processor = load_processor(checkpoint)
-        architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
-        finetuned = "LCMForSequenceClassification" in architectures
-        kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
-        model = kind.from_pretrained(checkpoint)
+        processor, model = load_processor(checkpoint), load_model(checkpoint)
+        finetuned = isinstance(model, LCMForSequenceClassification)
     check_same_regions(processor, cohort)
     logits = predict_logits(model, cohort, rows, batch_size)["logits"]
     tokenizer = processor.tokenizer
