@@ -123,10 +123,10 @@ def footprint(setup: Setup) -> Footprint:
     one, two = (_kept_by_forward(plain, layers) for layers in (1, 2))
     if setup.mode == "predict":
         # Nothing is kept for a backward pass: one layer at a time.
-        return Footprint(weights * BYTES[setup.precision], 0, 0, one.activations, BASE[setup.device])
+        return Footprint(weights * BYTES[setup.precision], 0, 0, one, BASE[setup.device])
     depth = whole.config.num_hidden_layers
-    per_layer, rest = two.activations - one.activations, 2 * one.activations - two.activations
-    state = two.layer_input
+    per_layer, rest = two - one, 2 * one - two
+    state = 4 * setup.batch_size * setup.tokens * whole.config.hidden_size  # what a layer is given
     kept = max(rest, 0) + (depth * state + per_layer if setup.checkpointing else depth * per_layer)
     copies = 2 * (weights if not setup.checkpointing else layer) if setup.precision == "bf16" else 0
     gathered = 4 * (2 * layer + weights - depth * layer) if setup.shards > 1 else 0
@@ -143,14 +143,8 @@ def footprint(setup: Setup) -> Footprint:
     )
 
 
-@dataclass(frozen=True)
-class _Kept:
-    activations: float
-    layer_input: float
-
-
 @lru_cache(maxsize=32)
-def _kept_by_forward(setup: Setup, layers: int) -> _Kept:
+def _kept_by_forward(setup: Setup, layers: int) -> int:
     """Bytes that a forward pass through so many layers keeps for the backward pass."""
     sizes: dict[int, tuple[int, Tensor]] = {}
     halved = setup.precision == "bf16" and setup.mode != "predict"
@@ -172,8 +166,7 @@ def _kept_by_forward(setup: Setup, layers: int) -> _Kept:
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with saving, torch.autocast("cpu", torch.bfloat16, enabled=halved):
             model(connectivity=connectivity)
-    state = 4 * setup.batch_size * setup.tokens * width
-    return _Kept(sum(size for size, _ in sizes.values()), state)
+    return sum(size for size, _ in sizes.values())
 
 
 @lru_cache(maxsize=16)
