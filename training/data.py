@@ -14,6 +14,9 @@ from torch import Tensor
 
 from modeling_lcm import FCFeatureExtractor
 
+from .identity import SAME_PERSON
+from .quality import PREFIX
+
 
 # What a scan measured; stays on the disk until it is asked for.
 SIGNAL_COLUMNS = ("connectivity", "time_series", "volumes")
@@ -21,7 +24,7 @@ SIGNAL_COLUMNS = ("connectivity", "time_series", "volumes")
 SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
 # Not phenotypes either: quality, and where a person comes from when cohorts were merged.
 RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
-RECORD_PREFIXES = ("qc_", "same_person_in_")
+RECORD_PREFIXES = (PREFIX, SAME_PERSON)
 # ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
 SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
 # Beside the Arrow data: the FC processor's settings, what was left out and why, and the cohorts with their terms.

@@ -18,7 +18,7 @@ from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_da
 from .data import COHORTS_FILE, QUALITY, Cohort, load_cohort
 from .files import require_new, write_folder
 from .identity import SAME_PERSON
-from .quality import Rules, Statistics, find_duplicates, shift_against
+from .quality import PREFIX, Rules, Statistics, find_duplicates, shift_against
 from .quality_report import Pictures
 from .store import CHUNK
 from .writing import Scans
@@ -50,7 +50,6 @@ class Part:
         name (`str`): the cohort.
         folder (`Path`): its data set.
         table (`pd.DataFrame`): one row per scan, ids made unique over cohorts.
-        extractor (`FCFeatureExtractor`): its FC definition.
         variables (`list[BEIVariable]`): its vocabulary; empty if none was declared.
         cohort (`Cohort`): its scans.
     """
@@ -58,9 +57,13 @@ class Part:
     name: str
     folder: Path
     table: pd.DataFrame
-    extractor: FCFeatureExtractor
     variables: list[BEIVariable]
     cohort: Cohort
+
+    @property
+    def extractor(self) -> FCFeatureExtractor:
+        """Its FC definition."""
+        return self.cohort.feature_extractor
 
     def triangles(self, chunk: int = CHUNK) -> Iterator[np.ndarray]:
         """FC of its scans, piece by piece."""
@@ -130,7 +133,7 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
         table[column] = [None if pd.isna(place) else f"{name}/{place}" for place in table[column]]
     vocabulary = folder / VOCABULARY
     variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
-    return Part(name, folder, table, cohort.feature_extractor, variables, cohort)
+    return Part(name, folder, table, variables, cohort)
 
 
 def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, str]]) -> list[BEIVariable]:
@@ -217,7 +220,7 @@ def _content(
     title: str,
 ) -> Content:
     table = pd.concat([part.table for part in parts], ignore_index=True)
-    quality_columns = [name for name in table.columns if name.startswith("qc_")]
+    quality_columns = [name for name in table.columns if name.startswith(PREFIX)]
     table = table[[name for name in table.columns if name not in quality_columns] + quality_columns]
     extractor = parts[0].extractor
 
