@@ -13,7 +13,7 @@ from tests.test_engine import arguments, make_data, make_model
 from training.data import Cohort
 from training.engine import Trainer
 from training.optimizers import make_optimizer
-from training.plan import PlanArguments, Setup, _make, footprint, parse_gpus, plan
+from training.plan import HEADROOM, PlanArguments, Setup, _make, footprint, parse_gpus, plan
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -62,9 +62,9 @@ def test_parts_of_the_footprint() -> None:
 
 
 def test_plan_says_what_fits() -> None:
-    lines = plan(PlanArguments(size="147m", mode="pretrain", gpus="1x2.4GB"))
+    lines = plan(PlanArguments(size="147m", mode="pretrain", gpus="1x3.3GB"))
     assert "-> --optimizer adafactor" in lines[-1]
-    small = plan(PlanArguments(size="147m", mode="pretrain", gpus="1x1GB"))
+    small = plan(PlanArguments(size="147m", mode="pretrain", gpus="1x1.4GB"))
     assert "nothing of these fits" in small[-1]
     roomy = plan(PlanArguments(size="nano", memory=8))
     assert [line.split("-> ")[1] for line in roomy if "->" in line] == ["defaults"] * 3 + ["float32"]
@@ -101,7 +101,7 @@ def test_memory_goals(case: str, tmp_path: Path) -> None:
     found, goal = memory.measure(case, tmp_path, batch_size=8), memory.CASES[case][3]
     planned = memory.estimate(case, 8)
     print(f"\n{case}: {found}, planned {planned:.2f} GB")
-    assert found["peak_gb"] == pytest.approx(planned, rel=0.25)
+    assert 0.75 * planned < found["peak_gb"] < HEADROOM * planned
     assert goal is None or found["peak_gb"] < goal
 
 
