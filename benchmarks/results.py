@@ -88,13 +88,12 @@ COMPARISONS = {
             "transfer_130": "ADHD-200, 130 labels a class",
             "transfer_both_26": "ABIDE I and ADHD-200, 26 labels a class",
             "transfer_both_130": "ABIDE I and ADHD-200, 130 labels a class",
-            "transfer_both_all": "ABIDE I and ADHD-200, all labels",
         },
         tuple(("autism", "roc_auc", model) for model in ("LCM", "LCM from scratch", "linear", "linear, log FC")),
     ),
     "pseudo_labels": Comparison(
         {
-            "transfer_both_26": "none",
+            "transfer_26": "none",
             "pseudo_recorded": "records of all people",
             "pseudo_defaults": "records, else default labels",
             "pseudo_model": "records, else confident predictions",
