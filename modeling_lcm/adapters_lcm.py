@@ -6,7 +6,6 @@ An adapter changes the network, but what its answers mean is not PEFT's business
 tokenizer beside an adapter for a request to enlarge the base's vocabulary. PEFT itself is imported when needed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -17,15 +16,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeScore
+from .loading_lcm import ADAPTER_BASE, base_fingerprint, check_adapter, check_architecture, check_weights
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
 
-ADAPTER_BASE = "adapter_base.json"
 PROCESSOR_FOLDER = "processor"
 _TASK_MODULES = ("task_embeddings", "task_edge_score")  # only a task with tokens of its own has them
 _FORMAT = {"format": "pt"}
@@ -85,10 +84,10 @@ def load_adapter(
             f"The base model {chosen} of the adapter {adapter} is not within reach: give its place, as a folder or a "
             f"repository ({str(error).strip().splitlines()[0]})."
         ) from error
-    _check_architecture(config, base_config, adapter, recorded, chosen)
+    check_architecture(config, base_config, adapter, recorded, chosen)
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(chosen, dtype=torch.float32, **_task_of(config), **origin)
-    _check_weights(model, adapter, recorded, chosen, **hub)
+    check_weights(model, adapter, recorded, chosen, **hub)
     peft_model = PeftModel.from_pretrained(model, str(adapter), **hub).eval()
     model.adapter_configs = {"default": config}
     return peft_model, LCMProcessor.from_pretrained(str(adapter), subfolder=PROCESSOR_FOLDER, **hub)
@@ -113,9 +112,7 @@ def stack_adapter(model: Any, adapter: str | os.PathLike, name: str, **hub: Any)
     if name in model.peft_config:
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another name.")
     config = _adapter_config(adapter, **hub)
-    recorded, chosen = model.peft_config["default"].base_model_name_or_path, inner.name_or_path
-    _check_architecture(config, inner.config, adapter, recorded, chosen)
-    _check_weights(inner, adapter, recorded, chosen, **hub)
+    check_adapter(inner, adapter, **hub)
     with _room_for_tokens(inner, config.num_task_tokens):
         model.load_adapter(str(adapter), adapter_name=name, **hub)
     inner.adapter_configs[name] = config
@@ -172,22 +169,6 @@ def _name_magnitudes(path: Path) -> None:
         save_file({f"{name}.weight" if name in short else name: weights[name] for name in weights}, path, _FORMAT)
 
 
-@torch.no_grad()
-def base_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the pretrained weights that an adapter leaves alone, as float32; the same with and without one.
-
-    Args:
-        model: [`LCMForSequenceClassification`], possibly with adapters injected into it.
-    """
-    digest = hashlib.sha256()
-    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
-    for name in sorted(weights):
-        if name.startswith(("model.layers.", "model.stem.proj.", "model.bei_embeddings.")) and "lora_" not in name:
-            digest.update(name.encode())
-            digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
     try:
         return LCMConfig.from_pretrained(str(adapter), **hub)
@@ -200,37 +181,6 @@ def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
 
 def _task_of(config: LCMConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _TASK_FIELDS}
-
-
-def _check_architecture(config: LCMConfig, base: LCMConfig, adapter: Any, recorded: str | None, chosen: str) -> None:
-    for what, ours, theirs in (
-        ("regions", config.num_regions, base.num_regions),
-        ("vocabulary", _vocabulary(config), _vocabulary(base)),
-        ("width", config.hidden_size, base.hidden_size),
-        ("number of layers", config.num_hidden_layers, base.num_hidden_layers),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"The adapter {adapter} was made for the base model {recorded}, not for {chosen}, which has another "
-                f"{what}: {ours} in the adapter, {theirs} in the base."
-            )
-
-
-def _vocabulary(config: LCMConfig) -> list[tuple[str, str, tuple[str, ...]]]:
-    return [(variable["name"], variable["kind"], tuple(variable["labels"])) for variable in config.bei_variables]
-
-
-def _check_weights(model: nn.Module, adapter: Any, recorded: str | None, chosen: str, **hub: Any) -> None:
-    path = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
-    if path is None:
-        return  # saved by PEFT alone
-    expected = json.loads(Path(path).read_text(encoding="utf-8"))["weights_sha256"]
-    found = base_fingerprint(model)
-    if found != expected:
-        raise ValueError(
-            f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
-            f"{chosen} has other weights ({found[:12]})."
-        )
 
 
 @contextmanager

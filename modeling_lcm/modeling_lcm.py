@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures, LCMEdgeScore
+from .loading_lcm import check_adapter, check_loaded, hub_arguments, refuse_adapter_alone, without_load_report
 from .loss_lcm import (
     LayerChoice,
     TargetLayout,
@@ -27,6 +29,9 @@ from .loss_lcm import (
 )
 from .outputs_lcm import LCMModelOutput, LCMMultitaskOutput, LCMSequenceClassifierOutput
 from .stem_lcm import LCMStem
+
+
+logger = logging.get_logger("transformers.models.lcm")  # so that Transformers' verbosity rules it
 
 
 class LCMDecoderLayer(GradientCheckpointingLayer):
@@ -78,6 +83,7 @@ class LCMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # The loss averages over the labels of this batch; Trainer must then do its own division when it accumulates.
     accepts_loss_kwargs = False
+    is_packed = False  # `quantization_lcm.pack` sets it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,24 +117,67 @@ class LCMPreTrainedModel(PreTrainedModel):
         checkpoint loaded as [`LCMModel`]); every other tensor has to be in the file, and in the model.
 
         Raises:
-            ValueError: tensors are missing, left over or of another shape (each is named), or the weights file is
-                damaged.
+            ValueError: tensors are missing, left over or of another shape (each is named), the weights file is
+                damaged, or the folder holds an adapter alone.
         """
         with_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         try:
-            # Transformers' own error on other shapes does not name the tensors; `_check_loaded` does.
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+            # Transformers' own error on other shapes does not name the tensors; `check_loaded` does.
+            with without_load_report():
+                loaded: Any = super().from_pretrained(
+                    pretrained_model_name_or_path,
+                    *args,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **kwargs,
+                )
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): the file is truncated or "
                 "damaged. Download or copy it again."
             ) from error
+        except OSError:
+            refuse_adapter_alone(pretrained_model_name_or_path, **hub_arguments(kwargs))
+            raise
         model, info = loaded
-        _check_loaded(model, info, may_differ)
+        fresh = check_loaded(model, info, may_differ)
+        if fresh:
+            logger.warning(
+                "New in this %s, not from %s: %s. Train them before you use the predictions.",
+                cls.__name__,
+                pretrained_model_name_or_path,
+                ", ".join(fresh),
+            )
         return (model, info) if with_info else model
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode as in PyTorch; a packed model has none.
+
+        Raises:
+            ValueError: the model is packed for prediction.
+        """
+        if mode and self.is_packed:
+            raise ValueError("A packed model is for prediction only: load it without quantization_config to train it.")
+        return super().train(mode)
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter as in Transformers, but only onto the base that it was made for, with its task.
+
+        Raises:
+            ValueError: the adapter was made for other regions, another vocabulary, size or other weights, or for
+                another number of task tokens than this model has.
+        """
+        if peft_model_id is not None:
+            hub = hub_arguments(kwargs) | hub_arguments(kwargs.get("adapter_kwargs") or {})
+            config = check_adapter(self, peft_model_id, **hub)
+            if config is not None and config.num_task_tokens != self.config.num_task_tokens:
+                raise ValueError(
+                    f"The adapter {peft_model_id} brings {config.num_task_tokens} tokens of its task, this model has "
+                    f"{self.config.num_task_tokens}: load the base for that task, with from_pretrained(base, "
+                    "**modeling_lcm.adapter_task(adapter))."
+                )
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as in Transformers; a `state_dict` that lacks a tensor, or has a foreign one, is an error.
@@ -145,44 +194,6 @@ class LCMPreTrainedModel(PreTrainedModel):
                     f"not in the model {sorted(given.keys() - own)}."
                 )
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-
-# Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
-_HEAD_MODULES = {
-    "LCMModel": set(),
-    "LCMForMultitaskPretraining": {"score", "bei_layer_choice", "edge_features", "edge_score"},
-    "LCMForSequenceClassification": {
-        "score",
-        "bei_layer_choice",
-        "edge_features",
-        "edge_score",
-        "task_embeddings",
-        "task_edge_score",
-        "task_layer_choice",
-    },
-}
-
-
-def _check_loaded(model: LCMPreTrainedModel, info: dict[str, Any], may_differ: bool) -> None:
-    """Raise `ValueError` naming every tensor that is missing, left over or (unless it `may_differ`) of other shape."""
-    saved_as = (model.config.architectures or [type(model).__name__])[0]
-    wanted, saved = (_HEAD_MODULES.get(name, set()) for name in (type(model).__name__, saved_as))
-    missing = [key for key in info["missing_keys"] if key.split(".")[0] not in wanted - saved]
-    extra = [key for key in info["unexpected_keys"] if key.split(".")[0] not in saved - wanted]
-    if missing or extra or info["error_msgs"]:
-        raise ValueError(
-            f"These weights do not fit {type(model).__name__} (saved as {saved_as}): "
-            f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
-        )
-    shapes = [
-        f"{name} is {tuple(saved_shape)} in the file and {tuple(shape)} in the model"
-        for name, saved_shape, shape in sorted(info["mismatched_keys"])
-    ]
-    if shapes and not may_differ:
-        raise ValueError(
-            f"These weights do not fit {type(model).__name__}: {'; '.join(shapes)}. Load them with the configuration "
-            "that they were saved with, or pass ignore_mismatched_sizes=True to start these tensors anew."
-        )
 
 
 class LCMModel(LCMPreTrainedModel):

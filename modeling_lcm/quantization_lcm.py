@@ -172,7 +172,7 @@ def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
         if any(linear.weight.device.type != "cpu" for linear in linears):
             raise ValueError("Packed weights are for the CPU: load the model with device_map='cpu', or without it.")
     # Transformers forbids a cast of quantised models; here what is not packed has to be float32.
-    nn.Module.float(model).eval().requires_grad_(False)
+    nn.Module.float(model).requires_grad_(False)
     for layer in layers:
         cross, heads = layer.cross_attn, layer.cross_attn.q_proj.out_features // layer.cross_attn.head_dim
         cross.k_proj = PackedHeads(cross.k_proj, heads, True, weights)
@@ -184,12 +184,15 @@ def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
         ):
             for name in names:
                 setattr(owner, name, PackedLinear(getattr(owner, name), weights))
+    models: list[Any] = [module for module in model.modules() if hasattr(module, "is_packed")]
+    for part in models:  # the model, and the base model inside it
+        part.is_packed = True
     first = layers[0]
     for name in ("v_proj", "o_proj"):
         setattr(first.self_attn, name, Remembered(getattr(first.self_attn, name)))
     first.cross_attn.q_proj = Remembered(first.cross_attn.q_proj)
     first.cross_attn.k_proj = RememberedHeads(first.cross_attn.k_proj)
-    return model
+    return model.eval()
 
 
 def _refuse_adapter(adapter: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """Adapters: exact under every attention path, small, complete in their folder, stacked, refused on another base."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model_state_dict
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from modeling_lcm import (
     BEITokenizer,
@@ -18,6 +21,7 @@ from modeling_lcm import (
     LCMConfig,
     LCMForMultitaskPretraining,
     LCMForSequenceClassification,
+    LCMPackedConfig,
     LCMProcessor,
     adapter_task,
     load_adapter,
@@ -230,6 +234,78 @@ def test_another_base_is_refused_by_name(folders: dict, pretrained: Path, tmp_pa
     with pytest.raises(ValueError, match="is no adapter of a Large Connectome Model"):
         load_adapter(tmp_path / "empty")
     assert processor.tokenizer.task is None
+
+
+def test_transformers_own_loader_takes_the_adapters_base_and_task_only(
+    folders: dict, pretrained: Path, tmp_path: Path
+) -> None:
+    folder = folders["group"][0]
+    task = adapter_task(folder)
+    base = LCMForSequenceClassification.from_pretrained(pretrained, **task)
+    retrained = LCMForMultitaskPretraining.from_pretrained(pretrained)
+    with torch.no_grad():
+        retrained.model.layers[1].fc1.weight[0, 0] += 1e-3
+    retrained.save_pretrained(tmp_path / "retrained")
+    other = LCMForSequenceClassification.from_pretrained(tmp_path / "retrained", **task)
+    with pytest.raises(ValueError, match=rf"group was made for the base model {pretrained} .*retrained has other wei"):
+        other.load_adapter(str(folder))
+    variables = [*base.config.bei_variables[:-1], {**base.config.bei_variables[-1], "name": "iq"}]
+    renamed = LCMForSequenceClassification(LCMConfig.from_dict(base.config.to_dict() | {"bei_variables": variables}))
+    with pytest.raises(ValueError, match=r"another vocabulary: sex \(F, M\), age \(a number\) in the adapter, sex \("):
+        renamed.load_adapter(str(folder))
+    three = LCMForSequenceClassification.from_pretrained(pretrained, num_labels=3, task_variable="group")
+    with pytest.raises(ValueError, match=r"brings 2 tokens of its task, this model has 3: .*adapter_task"):
+        three.load_adapter(str(folder))
+    # What cannot be compared is not refused.
+    half = LCMForSequenceClassification.from_pretrained(pretrained, **task, dtype=torch.bfloat16)
+    half.load_adapter(str(folder))
+    assert any("lora_A" in name for name, _ in half.named_parameters())
+
+
+def test_stacking_names_the_base_of_the_adapter_that_does_not_fit(
+    folders: dict, pretrained: Path, tmp_path: Path
+) -> None:
+    model = LCMForMultitaskPretraining.from_pretrained(pretrained)
+    with torch.no_grad():
+        model.model.layers[1].fc1.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "elsewhere")
+    load_processor(str(pretrained)).save_pretrained(tmp_path / "elsewhere")
+    save_adapter(*make_adapter(tmp_path / "elsewhere", "state"), tmp_path / "other")
+    stacked, _ = load_adapter(folders["group"][0])
+    with pytest.raises(ValueError, match=rf"base model {tmp_path}/elsewhere \(.*, but {pretrained} has other weights"):
+        stack_adapter(stacked, tmp_path / "other", "other")
+
+
+@pytest.mark.parametrize("loader", [LCMForSequenceClassification, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_adapter_alone_is_no_model(
+    pretrained: Path, tmp_path: Path, finetune_arguments: Callable[..., FinetuneArguments], loader: Any, packed: bool
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "tuned", *make_adapter(pretrained, "group"), finetune_arguments(), {})
+    options = {"quantization_config": LCMPackedConfig("float32")} if packed else {}
+    with pytest.raises(
+        ValueError, match=rf"an adapter of .*{pretrained}, not .*load_adapter.*LCMPacked.*load {checkpoint}"
+    ):
+        loader.from_pretrained(checkpoint / "adapter", **options)
+    assert loader.from_pretrained(checkpoint, **options).config.task_variable == "group"
+    alone = shutil.copytree(checkpoint / "adapter", tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"alone is an adapter .*merge it into its base first \([^)]*\(\)[^)]*\)\.$"):
+        loader.from_pretrained(alone, **options)
+
+
+def test_new_weights_are_told_in_one_sentence(
+    folders: dict, pretrained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers_logging.get_logger().addHandler(caplog.handler)  # Transformers' loggers do not propagate
+    try:
+        LCMForSequenceClassification.from_pretrained(pretrained, num_labels=2, task_variable="group")
+        LCMForMultitaskPretraining.from_pretrained(pretrained)
+        load_adapter(folders["group"][0])
+    finally:
+        transformers_logging.get_logger().removeHandler(caplog.handler)
+    (said,) = [record.getMessage() for record in caplog.records]
+    new = "task_edge_score, task_embeddings, task_layer_choice"
+    assert said.startswith(f"New in this LCMForSequenceClassification, not from {pretrained}: {new}. Train them")
 
 
 def test_another_atlas_is_refused(folders: dict, cohort: Cohort) -> None:

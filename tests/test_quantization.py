@@ -81,6 +81,21 @@ def test_unmerged_adapters(folder: Path, tmp_path: Path) -> None:
     assert pack(merged) is merged
 
 
+def test_packed_models_do_not_train(folder: Path, connectivity: Tensor) -> None:
+    packed = LCMForMultitaskPretraining.from_pretrained(folder, quantization_config=LCMPackedConfig("float32"))
+    for model in (packed, packed.model, pack(LCMForMultitaskPretraining.from_pretrained(folder), "float32")):
+        with pytest.raises(ValueError, match=r"prediction only: load it without quantization_config"):
+            model.train()
+        assert not any(module.training for module in model.modules())
+        assert model.eval() is model
+    plain = LCMForMultitaskPretraining.from_pretrained(folder).train()
+    assert plain.training
+    labels = torch.zeros(len(connectivity), len(plain.config.bei_variables))
+    with torch.no_grad():
+        loss = packed(connectivity, labels=labels).loss
+    torch.testing.assert_close(loss, plain.eval()(connectivity, labels=labels).loss, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_what_the_first_layer_remembers_changes_nothing(folder: Path, connectivity: Tensor, weights: str) -> None:
     packed = LCMForMultitaskPretraining.from_pretrained(folder, quantization_config=LCMPackedConfig(weights))

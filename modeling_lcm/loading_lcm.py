@@ -1,0 +1,216 @@
+"""What is checked when weights or adapters are loaded, so that what does not fit is an error with a name."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import cached_file
+
+from .configuration_lcm import LCMConfig
+
+
+ADAPTER_BASE = "adapter_base.json"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+# Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
+_HEAD_MODULES = {
+    "LCMModel": set(),
+    "LCMForMultitaskPretraining": {"score", "bei_layer_choice", "edge_features", "edge_score"},
+    "LCMForSequenceClassification": {
+        "score",
+        "bei_layer_choice",
+        "edge_features",
+        "edge_score",
+        "task_embeddings",
+        "task_edge_score",
+        "task_layer_choice",
+    },
+}
+
+
+def check_loaded(model: PreTrainedModel, info: dict[str, Any], may_differ: bool) -> list[str]:
+    """Compare what a weights file holds with what a model needs.
+
+    Args:
+        model: The model that was loaded.
+        info: Transformers' loading information.
+        may_differ: Whether tensors may have another shape than in the file; they then start anew.
+
+    Returns:
+        Modules of the head that start anew.
+
+    Raises:
+        ValueError: Tensors are missing, left over or (unless they may) of another shape; each is named.
+    """
+    saved_as = (model.config.architectures or [type(model).__name__])[0]
+    wanted, saved = (_HEAD_MODULES.get(name, set()) for name in (type(model).__name__, saved_as))
+    missing = [key for key in info["missing_keys"] if key.split(".")[0] not in wanted - saved]
+    extra = [key for key in info["unexpected_keys"] if key.split(".")[0] not in saved - wanted]
+    if missing or extra or info["error_msgs"]:
+        raise ValueError(
+            f"These weights do not fit {type(model).__name__} (saved as {saved_as}): "
+            f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
+        )
+    shapes = [
+        f"{name} is {tuple(saved_shape)} in the file and {tuple(shape)} in the model"
+        for name, saved_shape, shape in sorted(info["mismatched_keys"])
+    ]
+    if shapes and not may_differ:
+        raise ValueError(
+            f"These weights do not fit {type(model).__name__}: {'; '.join(shapes)}. Load them with the configuration "
+            "that they were saved with, or pass ignore_mismatched_sizes=True to start these tensors anew."
+        )
+    return sorted(
+        {key.split(".")[0] for key in info["missing_keys"]} | {entry[0] for entry in info["mismatched_keys"]}
+    )
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Leave Transformers' table of missing tensors out of its log; [`check_loaded`] says the same, and refuses."""
+    theirs = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return " LOAD REPORT" not in str(record.msg)
+
+    theirs.addFilter(is_other)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(is_other)
+
+
+def hub_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of some arguments of `from_pretrained` that say where on the Hub to look."""
+    return {name: given[name] for name in HUB_ARGUMENTS if given.get(name) is not None}
+
+
+def refuse_adapter_alone(place: Any, **hub: Any) -> None:
+    """Explain why an adapter's folder could not be loaded as a model; quiet about anything else.
+
+    Args:
+        place: Folder or Hub repository whose weights were not found.
+        **hub: `revision`, `token`, `cache_dir`.
+
+    Raises:
+        ValueError: It is an adapter.
+    """
+    file = _file_of(place, ADAPTER_CONFIG, **hub, local_files_only=True)  # Transformers has looked for it already
+    if file is None:
+        return
+    above = Path(place).resolve().parent
+    done = f" Here that has been done: load {above}." if (above / "config.json").is_file() else ""
+    raise ValueError(
+        f"{place} is an adapter of the base model {_recorded_base(file)}, not a whole model: load it with "
+        "modeling_lcm.load_adapter. For from_pretrained, and for packed weights (LCMPackedConfig), merge it into its "
+        f"base first (merge_and_unload(), then save_pretrained).{done}"
+    )
+
+
+def check_adapter(model: PreTrainedModel, adapter: str | os.PathLike, **hub: Any) -> LCMConfig | None:
+    """Compare an adapter with the base model onto which it is about to be loaded.
+
+    Args:
+        model: The base, possibly with other adapters injected into it.
+        adapter: Folder or Hub repository of the adapter.
+        **hub: `revision`, `token`, `cache_dir`, of the adapter.
+
+    Returns:
+        The configuration saved with the adapter; None for one that PEFT saved without.
+
+    Raises:
+        ValueError: It was made for another vocabulary, other regions, another size or other weights; both are named.
+    """
+    if _file_of(adapter, "config.json", **hub) is None:
+        return None
+    config = LCMConfig.from_pretrained(str(adapter), **hub)
+    file = _file_of(adapter, ADAPTER_CONFIG, **hub)
+    recorded, chosen = file and _recorded_base(file), model.name_or_path
+    check_architecture(config, model.config, adapter, recorded, chosen)
+    check_weights(model, adapter, recorded, chosen, **hub)
+    return config
+
+
+def check_architecture(config: LCMConfig, base: Any, adapter: Any, recorded: str | None, chosen: str | None) -> None:
+    """Raise `ValueError` unless an adapter's configuration and a base's have regions, vocabulary and size in common.
+
+    Args:
+        config: Saved with the adapter.
+        base: The base model's configuration.
+        adapter: Place of the adapter.
+        recorded: Base that the adapter was made for.
+        chosen: Place of the base.
+    """
+    for what, ours, theirs in (
+        ("regions", config.num_regions, base.num_regions),
+        ("vocabulary", _vocabulary(config), _vocabulary(base)),
+        ("width", config.hidden_size, base.hidden_size),
+        ("number of layers", config.num_hidden_layers, base.num_hidden_layers),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"The adapter {adapter} was made for the base model {recorded}, not for {chosen}, which has another "
+                f"{what}: {ours} in the adapter, {theirs} in the base."
+            )
+
+
+def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, chosen: str | None, **hub: Any) -> None:
+    """Raise `ValueError` unless a base has the weights that an adapter was made for; arguments as above.
+
+    Rounded, quantised and offloaded weights cannot be compared and pass, and so does an adapter saved by PEFT alone.
+    """
+    file = _file_of(adapter, ADAPTER_BASE, **hub)
+    rounded = getattr(model, "is_quantized", False) or model.dtype != torch.float32
+    if file is None or rounded or any(tensor.is_meta for tensor in model.parameters()):
+        return
+    expected = json.loads(Path(file).read_text(encoding="utf-8"))["weights_sha256"]
+    found = base_fingerprint(model)
+    if found != expected:
+        raise ValueError(
+            f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
+            f"{chosen} has other weights ({found[:12]})."
+        )
+
+
+@torch.no_grad()
+def base_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the pretrained weights that an adapter leaves alone, as float32; the same with and without one.
+
+    Args:
+        model: [`LCMForSequenceClassification`], possibly with adapters injected into it.
+    """
+    digest = hashlib.sha256()
+    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
+    for name in sorted(weights):
+        if name.startswith(("model.layers.", "model.stem.proj.", "model.bei_embeddings.")) and "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _vocabulary(config: LCMConfig) -> str:
+    """Variables with their labels, in order: `sex (F, M), age (a number)`."""
+    return ", ".join(
+        f"{variable['name']} ({', '.join(map(str, variable['labels'])) or 'a number'})"
+        for variable in config.bei_variables
+    )
+
+
+def _file_of(place: Any, name: str, **hub: Any) -> str | None:
+    """Where a file of a folder or a Hub repository is, if it has one and is within reach."""
+    try:
+        return cached_file(str(place), name, _raise_exceptions_for_missing_entries=False, **hub)
+    except OSError:
+        return None
+
+
+def _recorded_base(file: str) -> str | None:
+    return json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
