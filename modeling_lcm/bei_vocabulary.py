@@ -125,6 +125,14 @@ class BEIVariable:
 
         return find
 
+    def knows(self, value: Any) -> bool:
+        """Whether a recorded value is one of the labels, in any spelling that [`parse`] takes; categorical only."""
+        try:
+            self._label_finder()(_plain(value))
+        except (TypeError, ValueError):
+            return False
+        return True
+
     def parse(self, values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray:
         """Read one column of records as float64 `(batch,)`: label index or value in `unit`, NaN if not recorded.
 

@@ -20,7 +20,7 @@ from training.comparison import FITTED
 from training.data import Cohort
 from training.evaluate import EvaluateArguments
 from training.fold import few_labelled
-from training.protocol import Design, Rows
+from training.protocol import Design, Rows, make_task
 from training.runs import record_of
 from training.splits import Folds
 from training.stages import finetune
@@ -155,6 +155,47 @@ def test_evaluate_resume_keeps_finished_folds(
     changed = evaluate_arguments(finetuning={"epochs": 3}, resume=True)
     with pytest.raises(ValueError, match=r"made with other settings of fine-tuning .*settings\.json"):
         training.evaluate.evaluate(changed)
+
+
+def test_refused_evaluation_leaves_its_output_free(
+    evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError):
+        training.evaluate.evaluate(evaluate_arguments(n_folds=100))
+    with pytest.raises(ValueError, match="no phenotype 'nosuch'"):
+        training.evaluate.evaluate(evaluate_arguments(harmonise="nosuch"))
+    assert not (tmp_path / "folds").exists()
+
+
+def test_resume_refuses_other_data(
+    evaluate_arguments: Callable[..., EvaluateArguments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, load_cohort = evaluate_arguments(), training.evaluate.load_cohort
+
+    def stop(*args: Any) -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.evaluate, "run_fold", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate.evaluate(arguments)
+
+    def changed(folder: str) -> Cohort:
+        cohort = load_cohort(folder)
+        return replace(cohort, table=cohort.table.assign(age=cohort.table["age"][::-1].to_numpy()))
+
+    monkeypatch.setattr(training.evaluate, "load_cohort", changed)
+    with pytest.raises(ValueError, match=r"made with other settings of data \(content\)"):
+        training.evaluate.evaluate(replace(arguments, resume=True))
+
+
+def test_two_of_three_labels(cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
+    table = cohort.table.assign(group=["C", *cohort.table["group"][1:]])
+    tuning = FinetuneArguments(task="group", labels=["a", "B"])
+    task = make_task(replace(cohort, table=table), tuning)
+    assert task.labels == ("a", "B")
+    assert np.isnan(task.targets[0])
+    assert not np.isnan(task.targets[1:]).any()
+    assert "Not among the labels a, B of 'group', and left out: C: 1." in caplog.text
 
 
 def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(

@@ -306,12 +306,12 @@ def test_a_column_that_tells_the_label_is_warned_of(
     cohort.table.loc[0, "mostly"] = "q"
     finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
     warned = [record.getMessage() for record in caplog.records if "leakage" in record.getMessage()]
-    assert [message.split("'")[1] for message in warned] == ["scanner", "ward"]
+    assert [message.split("'")[1] for message in warned] == ["score", "scanner", "ward"]
     caplog.clear()
     cohort.table["sex"] = np.where(cohort.table["group"] == "A", "F", "M")
     finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
-    assert "'sex' of a training scan tells its 'group', and the checkpoint was pretrained on it" in caplog.text
+    assert "The column 'sex' alone tells 'group'; the pretraining learns it" in caplog.text
     caplog.clear()
     cohort.table["points"] = 3 * cohort.table["score"] - 1
     finetune(cohort, EVERYBODY, finetune_arguments(task="score", kind="continuous", epochs=1))
-    assert "'points' of a training scan tells its 'score'" in caplog.text
+    assert "The column 'points' alone tells 'score'" in caplog.text

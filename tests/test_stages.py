@@ -267,7 +267,7 @@ def test_finetune_pretrained_regression_keeps_its_scaling(
         ({"task": ""}, "no phenotype '' in the data"),
         ({"task": "constant"}, "'constant': a categorical variable needs two or more different labels"),
         ({"labels": ["A", "B", "C"]}, "No training scan has the label C of 'group'"),
-        ({"labels": ["A", "C"]}, "'B'"),
+        ({"labels": ["A", "C"]}, "the label C of"),
         ({"task": "empty", "kind": "continuous"}, "'empty' is recorded for none of the training scans"),
         ({"task": "empty"}, "'empty' is recorded for none of the training scans"),
         ({"task": "lonely"}, "A single person of the training set has the label x, y of 'lonely'"),

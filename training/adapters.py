@@ -4,6 +4,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.utils import find_adapter_config_file
 
 from modeling_lcm import LCMForSequenceClassification
+from modeling_lcm.adapters_lcm import without_peft_warning
+from modeling_lcm.loading_lcm import check_place
 
 from .arguments import FinetuneArguments
 from .optimizers import trains_pretrained_tokens
@@ -43,7 +45,8 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
         target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
         modules_to_save=whole,
     )
-    adapted = get_peft_model(model, config)
+    with without_peft_warning():
+        adapted = get_peft_model(model, config)
     if model.config.edge_readout and not edges_train:
         # PEFT goes by the end of a name: `score` copies `edge_score` too, and its loaders then ask the folder for it.
         model.edge_score.requires_grad_(False)
@@ -68,5 +71,10 @@ def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:
 
 
 def is_adapter(checkpoint: str) -> bool:
-    """Whether a name stands for an adapter: a folder or a Hub repository with `adapter_config.json`."""
+    """Whether a name stands for an adapter: a folder or a Hub repository with `adapter_config.json`.
+
+    Raises:
+        FileNotFoundError: it is meant as a folder, and there is none.
+    """
+    check_place(checkpoint)
     return find_adapter_config_file(checkpoint) is not None

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.utils import cached_file
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor, save_adapter
+from modeling_lcm.loading_lcm import ADAPTER_CONFIG, check_place
 
 from .arguments import LoopArguments
 from .data import Cohort
@@ -55,6 +56,7 @@ def read_record(checkpoint: str | Path) -> dict[str, Any]:
     path: str | Path | None = Path(checkpoint) / RECORD
     if not Path(checkpoint).is_dir():
         try:
+            check_place(checkpoint)
             path = cached_file(str(checkpoint), RECORD)
         except OSError:  # no such repository or file, or none within reach
             path = None
@@ -65,22 +67,32 @@ def load_processor(checkpoint: str) -> LCMProcessor:
     """The processor saved with a checkpoint.
 
     Raises:
-        ValueError: there is no checkpoint of that name.
+        ValueError: there is no checkpoint of that name, or it is an adapter.
     """
     if not checkpoint:
         raise ValueError("No checkpoint was given: add --checkpoint FOLDER (made by training.pretrain).")
     folder = Path(checkpoint)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(_about_adapter(folder))
     if folder.is_dir() and not (folder / "config.json").is_file():
         inside = folder / "checkpoint"
         hint = f" Is {inside} meant?" if inside.is_dir() else ""
         raise ValueError(f"The folder {checkpoint} holds no checkpoint (no config.json).{hint}")
     try:
+        check_place(checkpoint)
         return AutoProcessor.from_pretrained(checkpoint)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{checkpoint} is neither a checkpoint folder nor a repository within reach: {reason}"
         ) from error
+
+
+def _about_adapter(folder: Path) -> str:
+    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    above = folder.resolve().parent
+    merged = f"the checkpoint that it was merged into, {above}, or " if (above / "config.json").is_file() else ""
+    return f"{folder} is an adapter, a checkpoint is needed: give {merged}its base model, {base}."
 
 
 def load_model(checkpoint: str, **options: Any) -> LCMForMultitaskPretraining | LCMForSequenceClassification:

@@ -1,5 +1,6 @@
 """A prepared cohort: one row per scan with FC and phenotypes, and how batches for the model are made of it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,6 +133,13 @@ class Cohort:
     def volumes(self) -> list[int]:
         """Volumes of every scan's stored time series; 0 where there is none."""
         return [0] * len(self.table) if self.series is None else self.series.data["volumes"][:].to_pylist()
+
+    def checksum(self) -> str:
+        """Short SHA-256 of the table and all FC: the same for the same scans with the same records."""
+        digest = hashlib.sha256(self.table.to_csv(index=False).encode())
+        for start in range(0, len(self.table), 1000):
+            digest.update(np.ascontiguousarray(self.triangles[start : start + 1000]).tobytes())
+        return digest.hexdigest()[:16]
 
     def phenotypes(self) -> list[str]:
         """Names of the phenotype columns."""

@@ -4,6 +4,7 @@ Per fold: pretrain (and fine-tune) on the training subjects alone, predict the t
 simple models on the same subjects. Nothing is chosen on a test fold.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from .arguments import FinetuneArguments, PretrainArguments, command_line, parse
 from .checkpoints import check_same_regions, load_processor
 from .data import load_cohort
 from .evaluation_report import write_reports
-from .files import require_new, write_json, write_text
+from .files import require_new, require_writable, write_json, write_text
 from .fold import MODEL, run_fold
 from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
-from .protocol import Design, EvaluateArguments, draw_folds, make_task, pretrained_tasks
+from .protocol import Design, EvaluateArguments, draw_folds, make_task, pretrained_tasks, save_folds
 from .report import METRIC_TITLES, by_task, number_text, results_table_text
 from .splits import Folds
 from .summary import prediction_tables, summary
@@ -45,9 +46,14 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     started = time.monotonic()
     output = require_new(arguments.output, arguments.resume)
     design = make_design(arguments)
-    _same_settings(output / "settings.json", design)
+    settings = _settings(design)
+    _require_same(output / "settings.json", settings)
     folds = draw_folds(design.table, design.tasks, arguments, output)
     remarks = _remarks(design)
+    require_writable(output)
+    # Only now: a refused evaluation leaves its output free.
+    write_json(output / "settings.json", settings)
+    save_folds(folds, output)
     for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
         print(line, flush=True)
     results = _all_folds(design, folds, output)
@@ -69,7 +75,13 @@ def _remarks(design: Design) -> dict[str, list[str]]:
     """
     pretraining = design.pretraining
     pretrained = [*pretraining.categorical, *pretraining.continuous] if pretraining else []
-    remarks = {task.name: leaking_columns(design.table, task, pretrained) for task in design.tasks}
+    remarks = {}
+    for task in design.tasks:
+        rows = task.known(np.arange(design.num_tested))
+        truth = task.truth(rows)
+        remarks[task.name] = leaking_columns(
+            design.table.iloc[rows], task.name, truth, task.is_classification, pretrained
+        )
     if design.tuning is not None and pretraining is None:
         tested = np.concatenate([np.arange(design.num_tested), *design.external.values()])
         table = design.cohort.table.iloc[tested]
@@ -99,6 +111,8 @@ def make_design(arguments: EvaluateArguments) -> Design:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
     else:
         check_same_regions(load_processor(tuning.checkpoint), cohort)
+    if arguments.harmonise is not None:
+        cohort.require_column(arguments.harmonise)
     if arguments.same_person is not None:
         cohort = join_people(cohort, arguments.same_person)
     num_tested, external = len(cohort.table), {}
@@ -166,23 +180,39 @@ def _first_look(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _same_settings(path: Path, design: Design) -> None:
-    """Record the settings, or refuse to go on with folds that were trained under others."""
+def _settings(design: Design) -> dict[str, Any]:
+    """What folds must have in common to stand in one table: settings and data."""
     free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
     settings = {
         **{name: value for name, value in asdict(design.arguments).items() if name not in free},
         "pretraining": None if design.pretraining is None else asdict(design.pretraining),
         "fine-tuning": None if design.tuning is None else asdict(design.tuning),
+        "data (content)": design.cohort.checksum(),
     }
+    if design.tuning is not None and design.pretraining is None:
+        settings["checkpoint (content)"] = _checkpoint_content(design.tuning.checkpoint)
+    return settings
+
+
+def _checkpoint_content(checkpoint: str) -> dict[str, str]:
+    """SHA-256 of a local checkpoint's weights by file; nothing for one on the Hub."""
+    found = {}
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _require_same(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with folds that were trained under other settings or on other data."""
     if not path.is_file():
-        write_json(path, settings)
         return
     recorded = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in settings if recorded.get(name) != settings[name]]
     if changed:
         raise ValueError(
             f"The folds in {path.parent} were made with other settings of {', '.join(changed)} ({path}): use "
-            "those, or another output."
+            "the same, or another output."
         )
 
 

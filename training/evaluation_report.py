@@ -44,7 +44,8 @@ def write_reports(output: Path, design: Design, metrics: dict[str, Any], results
     """
     parts = []
     for task in design.tasks:
-        found = by_task(metrics)[task.name] | {"settings": metrics["settings"]}
+        found = by_task(metrics)[task.name]
+        found = found | {"settings": metrics["settings"], "warnings": found["notes"], "notes": []}
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
         name = "report.html" if design.tuning else f"report_{task.name}.html"
@@ -58,6 +59,14 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
     headline = [metric for metric in HEADLINE_METRICS if metric in next(iter(results["models"].values()))]
     if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
         tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
+    others = [metric for metric in METRIC_TITLES if metric in results["models"][MODEL] and metric not in headline]
+    tables["Other metrics, mean ± standard deviation over folds"] = [
+        ["model", *(METRIC_TITLES[metric] for metric in others)],
+        *(
+            [model, *(_over_folds(metric, summaries.get(metric)) for metric in others)]
+            for model, summaries in results["models"].items()
+        ),
+    ]
     for column, groups in (results.get("groups") or {}).items():
         metric = next(metric for metric in GROUP_METRICS if metric in next(iter(results["models"].values())))
         models = list(next(iter(groups.values()))["models"])
@@ -80,9 +89,15 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
 def _uncertainty(results: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     rows = []
     for model, summaries in results["models"].items():
-        if any("pooled" in summary for summary in summaries.values()):
+        if model not in CONSTANT and any("pooled" in summary for summary in summaries.values()):
             rows.append([model, *(_uncertain(metric, summaries.get(metric, {})) for metric in metrics)])
     return [["model", *(METRIC_TITLES[metric] for metric in metrics)], *rows]
+
+
+def _over_folds(metric: str, summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "-"
+    return f"{number_text(metric, summary['mean'])} ± {number_text(metric, summary['std'])}"
 
 
 def _uncertain(metric: str, summary: Mapping[str, Any]) -> str:
@@ -94,13 +109,14 @@ def _uncertain(metric: str, summary: Mapping[str, Any]) -> str:
 
 
 def _markdown(results: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
-    parts = [f"# {results['title']}", summary_sentence(results), results_table_markdown(results)]
+    parts = [f"# {results['title']}", summary_sentence(results)]
+    parts += [f"**Note.** {line}" for line in results["warnings"]]
+    parts.append(results_table_markdown(results))
     for caption, table in tables.items():
         parts += [f"**{caption}**", table_markdown(table)]
-    if results["notes"]:
-        parts.append("\n".join(f"- {note}" for note in results["notes"]))
     protocol = results["protocol"]
-    parts.append("\n".join(f"- {name.replace('_', ' ')}: {_plain(value)}" for name, value in protocol.items()))
+    given = {name: _plain(value) for name, value in protocol.items() if value != []}
+    parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
     return "\n\n".join(parts)
 
 

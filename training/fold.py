@@ -141,7 +141,7 @@ def _tune(
         shown = _hide_labels(design, np.setdiff1d(rows.training, labelled))
         tuning = replace(tuning, labels_per_class=None)
     watcher = EpochWatcher(design, rows.test) if design.arguments.optimistic and name == MODEL else None
-    model, processor, history = finetune(shown, rows.training, tuning, after_epoch=watcher)
+    model, processor, history = finetune(shown, rows.training, tuning, after_epoch=watcher, check_leakage=False)
     member.histories["fine-tuning" if name == MODEL else f"fine-tuning, {name}"] = history
     logits = predict_logits(model, design.cohort, rows.test)["logits"]
     member.predictions[name] = predictions_of(logits, processor.tokenizer, design.tasks)

@@ -61,6 +61,7 @@ def predict_table(
     Raises:
         ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
             another base.
+        FileNotFoundError: a folder is not there.
     """
     if adapter is not None or (checkpoint and is_adapter(checkpoint)):
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)

@@ -17,7 +17,7 @@ from .arguments import FinetuneArguments, PretrainArguments, setting
 from .data import Cohort
 from .metrics import classification_metrics, regression_metrics
 from .splits import Folds, leave_site_out, make_folds
-from .stages import infer_variable
+from .stages import infer_variable, only_labels
 
 
 SPLITS = ("kfold", "leave_site_out")
@@ -239,12 +239,12 @@ def make_task(cohort: Cohort, arguments: FinetuneArguments) -> Task:
     """The downstream variable of a fine-tuning configuration.
 
     Raises:
-        ValueError: the column does not exist, has no value or a single one, or has a label that is not in `labels`.
+        ValueError: the column does not exist, or has no value or a single one.
     """
     cohort.require_column(arguments.task)
-    _require_values(cohort.table, arguments.task)
-    variable = infer_variable(cohort.table, arguments.task, arguments.kind, arguments.labels)
-    return _encode(cohort.table, variable)
+    table = only_labels(cohort.table, arguments)
+    _require_values(table, arguments.task)
+    return _encode(table, infer_variable(table, arguments.task, arguments.kind, arguments.labels))
 
 
 def pretrained_tasks(table: pd.DataFrame, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
@@ -305,14 +305,13 @@ def _encode(table: pd.DataFrame, variable: BEIVariable) -> Task:
 
 
 def draw_folds(table: pd.DataFrame, tasks: Sequence[Task], arguments: EvaluateArguments, output: Path) -> list[Folds]:
-    """The folds of every repeat: those in the output folder, a split file's, or new ones, which are saved.
+    """The folds of every repeat: those in the output folder, a split file's, or new ones.
 
     Raises:
         ValueError: folds that cannot be made, or in which a class would be absent from the training subjects.
     """
     found = []
-    for repeat in range(arguments.repeats):
-        path = output / (f"splits_{repeat}.json" if arguments.repeats > 1 else "splits.json")
+    for repeat, path in enumerate(_split_files(output, arguments.repeats)):
         if path.is_file():
             folds = Folds.load(path)
         elif arguments.splits is not None:
@@ -323,14 +322,23 @@ def draw_folds(table: pd.DataFrame, tasks: Sequence[Task], arguments: EvaluateAr
             column = arguments.stratify or next((task.name for task in tasks if task.is_classification), None)
             folds = make_folds(table, arguments.n_folds, arguments.seed + repeat, column)
         for task in tasks:
-            _check_folds(table, task, folds)
-        if not path.is_file():
-            folds.save(path)
+            _check_folds(table, task, folds, arguments)
         found.append(folds)
     return found
 
 
-def _check_folds(table: pd.DataFrame, task: Task, folds: Folds) -> None:
+def save_folds(folds: Sequence[Folds], output: Path) -> None:
+    """Write the folds of every repeat into the output folder."""
+    for each, path in zip(folds, _split_files(output, len(folds)), strict=True):
+        each.save(path)
+
+
+def _split_files(output: Path, repeats: int) -> list[Path]:
+    names = [f"splits_{repeat}.json" for repeat in range(repeats)] if repeats > 1 else ["splits.json"]
+    return [output / name for name in names]
+
+
+def _check_folds(table: pd.DataFrame, task: Task, folds: Folds, arguments: EvaluateArguments) -> None:
     """Raise `ValueError` when the training subjects of a fold lack a class, or nobody is tested at all."""
     subjects = table["subject_id"].astype(str)
     if task.is_classification:
@@ -340,7 +348,7 @@ def _check_folds(table: pd.DataFrame, task: Task, folds: Folds) -> None:
         if alone:
             raise ValueError(
                 f"The class {alone[0]!r} of {task.name!r} has one subject, who cannot be trained on and tested: leave "
-                "the class out, or name other tasks."
+                "the class out (labels of the fine-tuning settings names those to keep), or name other tasks."
             )
     tested = 0
     for fold in range(len(folds.test_subjects)):
@@ -349,6 +357,9 @@ def _check_folds(table: pd.DataFrame, task: Task, folds: Folds) -> None:
         absent = set(range(len(task.labels))) - set(task.targets[train].astype(int)) if len(test) else set()
         if absent or not len(train):
             names = ", ".join(task.labels[index] for index in sorted(absent)) or "any value"
-            raise ValueError(f"No training subject of fold {fold} has {names} of {task.name!r}: use other folds.")
+            advice = "use other folds"
+            if arguments.split == "leave_site_out":
+                advice = f"{arguments.site_column!r} all but tells it, so sites cannot be left out; split by subject"
+            raise ValueError(f"No training subject of fold {fold} has {names} of {task.name!r}: {advice}.")
     if not tested:
         raise ValueError(f"No test subject has a value of {task.name!r}: there is nothing to score.")

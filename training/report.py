@@ -4,7 +4,8 @@ All three read the same `results`:
 
     {"title": str, "protocol": {name: value}, "n_subjects": int,
      "models": {model: {metric: {"mean": float, "std": float, "per_fold": [float]}}},
-     "chance": {metric: float}, "settings": {name: value, or a dict of them}, "notes": [str]}
+     "chance": {metric: float}, "settings": {name: value, or a dict of them}, "notes": [str],
+     "warnings": [str]}
 
 The last three may be missing. NaN and None (what JSON makes of it) both mean that a metric is undefined.
 """
@@ -79,6 +80,7 @@ def write_report(
         protocol=_flat(results["protocol"]),
         settings=_flat(results.get("settings") or {}),
         notes=list(results.get("notes") or []),
+        warnings=list(results.get("warnings") or []),
         num_folds=_num_folds(results),
         fold_header=["model", *(f"fold {fold + 1}" for fold in range(_num_folds(results)))],
         folds={

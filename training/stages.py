@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from .adapters import with_adapter
 from .arguments import FinetuneArguments, PretrainArguments
 from .augment import training_dataset
 from .checkpoints import check_same_regions, load_processor
-from .data import Cohort, is_phenotype, make_dataset
+from .data import Cohort, make_dataset
 from .engine import Trainer
+from .leakage import leaking_columns
 from .optimizers import freeze
 from .splits import few_labels, hold_out
 from .transfer import model_pseudo_labels, start_from_related_tokens
@@ -156,6 +158,7 @@ def finetune(
     arguments: FinetuneArguments,
     folder: Path | None = None,
     after_epoch: Callable[[nn.Module], None] | None = None,
+    check_leakage: bool = True,
 ) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
@@ -165,6 +168,7 @@ def finetune(
         arguments (`FinetuneArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
+        check_leakage (`bool`): warn of columns that tell the label.
 
     Returns:
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
@@ -179,7 +183,9 @@ def finetune(
     if not cohort.table[arguments.task].iloc[rows].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(processor.tokenizer, cohort, rows, arguments)
-    warn_of_leakage(cohort.table.iloc[rows], tokenizer)
+    cohort = replace(cohort, table=only_labels(cohort.table, arguments))
+    if check_leakage:
+        _warn_of_leakage(cohort.table.iloc[rows], tokenizer)
     set_seed(arguments.seed)
     model = _task_model(arguments, tokenizer)
     tokenizer.check_config(model.config)
@@ -206,6 +212,24 @@ def finetune(
     trainer = Trainer(model, *datasets, arguments, folder)
     history = trainer.train(after_epoch)
     return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
+
+
+def only_labels(table: pd.DataFrame, arguments: FinetuneArguments) -> pd.DataFrame:
+    """The table with the task's labels that the settings name; other people's count as not recorded.
+
+    So two groups of a cohort of three can be told apart. Says how many are left out.
+    """
+    if arguments.kind != "categorical" or arguments.labels is None:
+        return table
+    variable = BEIVariable(arguments.task, "categorical", arguments.labels)
+    values = table[arguments.task]
+    others = values.notna() & ~values.map(variable.knows, na_action="ignore").fillna(False).astype(bool)
+    if others.any():
+        counts = ", ".join(f"{label}: {count}" for label, count in values[others].value_counts().items())
+        logger.warning(
+            "Not among the labels %s of %r, and left out: %s.", ", ".join(arguments.labels), arguments.task, counts
+        )
+    return table.assign(**{arguments.task: values.mask(others)})
 
 
 def _split(
@@ -322,49 +346,12 @@ def _require_people(labels: Tensor, subjects: pd.Series, variable: BEIVariable) 
         )
 
 
-def warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> list[str]:
-    """Warn of columns from which the label can be told for certain, such as a site with patients only.
-
-    What tells the label will be learnt from the connectome in the label's place (a scanner leaves its mark there), or
-    has been learnt already, where it is a pretrained variable.
-
-    Args:
-        records (`pd.DataFrame`): training records.
-        tokenizer (`BEITokenizer`): the vocabulary with the task.
-
-    Returns:
-        Names of the columns. A column counts if every value of it goes with one label, and this would happen by
-        chance less than once in a thousand; for a continuous task, if the two are correlated by 0.999.
-    """
+def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
+    """Warn of columns from which the label can be told for certain, such as a site with patients only."""
     task = tokenizer.task_variable
-    pretrained = {variable["name"] for variable in tokenizer.model_variables}
     known = records[records[task.name].notna()]
-    found = [
-        column
-        for column in records.columns
-        if (is_phenotype(column) or column == "dataset")
-        and column != task.name
-        and _tells(known[column], known[task.name], task.kind)
-    ]
-    for column in found:
-        logger.warning(
-            "Possible leakage: %r of a training scan tells its %r%s. A score will then not say whether brains differ.",
-            column,
-            task.name,
-            ", and the checkpoint was pretrained on it" if column in pretrained else "",
-        )
-    return found
-
-
-def _tells(column: pd.Series, labels: pd.Series, kind: str) -> bool:
-    known = column.notna()
-    column, labels = column[known], labels[known]
-    if kind == "continuous":
-        numbers = pd.to_numeric(column, errors="coerce")
-        if numbers.notna().sum() < 3 or numbers.nunique() < 2 or labels.nunique() < 2:
-            return False
-        return bool(abs(numbers.corr(labels.astype(float))) > 0.999)
-    if labels.nunique() < 2 or (labels.groupby(column).nunique() > 1).any():
-        return False
-    # Scans beyond the first one of each value: chance would have to hit the label of every one.
-    return labels.value_counts(normalize=True).iloc[0] ** (len(labels) - column.nunique()) < 1e-3
+    is_class = task.kind == "categorical"
+    truth = pd.factorize(known[task.name])[0] if is_class else known[task.name].to_numpy(dtype=float)
+    pretrained = [variable["name"] for variable in tokenizer.model_variables]
+    for line in leaking_columns(known, task.name, truth, is_class, pretrained):
+        logger.warning("Possible leakage. %s", line)
