@@ -82,7 +82,6 @@ COMPARISONS = {
             "abide_size_64x2": "2 layers, 64 wide: 109,000",
             "abide_size_64x8": "8 layers, 64 wide: 410,000",
             "abide_size_128x4": "4 layers, 128 wide: 811,000",
-            "abide_size_256x4": "4 layers, 256 wide: 3,196,000",
         },
         tuple((*column, model) for column in ABIDE_TASKS for model in ("LCM", "MLP")),
     ),

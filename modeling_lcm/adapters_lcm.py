@@ -8,6 +8,7 @@ tokenizer beside an adapter for a request to enlarge the base's vocabulary. PEFT
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers.utils import logging
 
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeScore
-from .loading_lcm import ADAPTER_BASE, base_fingerprint, check_adapter, check_architecture, check_weights
+from .loading_lcm import ADAPTER_BASE, base_fingerprint, check_adapter, check_architecture, check_place, check_weights
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
@@ -67,6 +68,7 @@ def load_adapter(
     Raises:
         ValueError: The base has another vocabulary, other regions or other weights than the one that the adapter was
             made for, or is not there; both are named.
+        FileNotFoundError: There is no such adapter.
         ImportError: PEFT is not installed.
     """
     from peft import PeftConfig, PeftModel
@@ -78,6 +80,7 @@ def load_adapter(
     revision = {"revision": settings.revision} if chosen == recorded and settings.revision else {}
     origin = {name: value for name, value in hub.items() if name in ("token", "cache_dir")} | revision
     try:
+        check_place(chosen)
         base_config = LCMConfig.from_pretrained(chosen, **origin)
     except OSError as error:
         raise ValueError(
@@ -88,7 +91,8 @@ def load_adapter(
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(chosen, dtype=torch.float32, **_task_of(config), **origin)
     check_weights(model, adapter, recorded, chosen, **hub)
-    peft_model = PeftModel.from_pretrained(model, str(adapter), **hub).eval()
+    with without_peft_warning():
+        peft_model = PeftModel.from_pretrained(model, str(adapter), **hub).eval()
     model.adapter_configs = {"default": config}
     return peft_model, LCMProcessor.from_pretrained(str(adapter), subfolder=PROCESSOR_FOLDER, **hub)
 
@@ -170,6 +174,7 @@ def _name_magnitudes(path: Path) -> None:
 
 
 def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
+    check_place(adapter)
     try:
         return LCMConfig.from_pretrained(str(adapter), **hub)
     except OSError as error:
@@ -223,3 +228,11 @@ def expected_new_weights() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """Silence what Transformers says of a property's old name, which PEFT still uses: nobody else can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield

@@ -93,6 +93,29 @@ def hub_arguments(given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in HUB_ARGUMENTS if given.get(name) is not None}
 
 
+def check_place(place: str | os.PathLike) -> None:
+    """Refuse a folder that is not there before the Hub is asked for it, which takes minutes without a network.
+
+    Args:
+        place: Folder or Hub repository.
+
+    Raises:
+        FileNotFoundError: It can only be meant as a folder (it starts with ".", "/" or "~", has more than one "/", or
+            lies in a folder that exists), and there is none.
+    """
+    name, parent = str(place), Path(place).parent
+    starts_local = name.startswith((".", "~")) or Path(name).is_absolute()
+    is_local = starts_local or name.count("/") > 1 or (parent != Path() and parent.is_dir())
+    if is_local and not Path(name).exists():
+        raise FileNotFoundError(f"There is no folder {name}{_nearest(Path(name))}.")
+
+
+def _nearest(path: Path) -> str:
+    """How far a path leads, for an error message."""
+    found = next((parent for parent in path.parents if parent.is_dir()), None)
+    return f" ({path.relative_to(found)} is not in {found.resolve()})" if found else ""
+
+
 def refuse_adapter_alone(place: Any, **hub: Any) -> None:
     """Explain why an adapter's folder could not be loaded as a model; quiet about anything else.
 

@@ -33,8 +33,9 @@ from modeling_lcm.modeling_lcm import LCMAttention
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS
 from training.adapters import adapted_modules, is_adapter, with_adapter
 from training.arguments import FinetuneArguments
-from training.checkpoints import load_processor, save_checkpoint
+from training.checkpoints import load_processor, read_record, save_checkpoint
 from training.data import Cohort
+from training.explain import ExplainArguments, explain
 from training.predict import main as predict
 from training.predict import predict_table
 
@@ -195,6 +196,21 @@ def test_pefts_and_transformers_own_loaders(folders: dict, connectivity: Tensor,
         torch.testing.assert_close(base.eval()(connectivity=connectivity).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_pefts_loader_without_the_task_fails_as_the_page_says(folders: dict) -> None:
+    with pytest.raises(KeyError, match=r"task_edge_score\.weight"):
+        AutoPeftModelForSequenceClassification.from_pretrained(folders["sex"][0])
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        AutoPeftModelForSequenceClassification.from_pretrained(folders["state"][0])
+    nameless = AutoPeftModelForSequenceClassification.from_pretrained(folders["group"][0])
+    assert nameless.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_warns_of_pefts_use_of_transformers(pretrained: Path, tmp_path: Path) -> None:
+    save_adapter(*make_adapter(pretrained, "group"), tmp_path / "adapter")
+    stack_adapter(load_adapter(tmp_path / "adapter")[0], tmp_path / "adapter", "again")
+
+
 @pytest.mark.parametrize("first", ["group", "sex"])
 @torch.no_grad()
 def test_adapters_are_stacked_on_one_base_and_switched(folders: dict, connectivity: Tensor, first: str) -> None:
@@ -231,8 +247,13 @@ def test_another_base_is_refused_by_name(folders: dict, pretrained: Path, tmp_pa
         load_adapter(folder, base=tmp_path / "renamed")
     with pytest.raises(ValueError, match=r"The base model nowhere/at/all of the adapter .* is not within reach"):
         load_adapter(folder, base="nowhere/at/all")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is no adapter of a Large Connectome Model"):
         load_adapter(tmp_path / "empty")
+    with pytest.raises(
+        FileNotFoundError, match=rf"no folder {tmp_path}/empty/a/b \(a/b is not in {tmp_path}/empty\)\."
+    ):
+        load_adapter(tmp_path / "empty" / "a" / "b")
     assert processor.tokenizer.task is None
 
 
@@ -334,6 +355,36 @@ def test_predict_with_base_and_adapter_or_the_adapter_alone(
     assert tables[0]["group=A"].nunique() > 5
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["./x", "~/x", "a/b/c", "runs/none", "/none/at/all"])
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("The Hub was asked.")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", connect)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for loads in (is_adapter, load_adapter, load_processor):
+        with pytest.raises((FileNotFoundError, ValueError), match=f"There is no folder {name}"):
+            loads(name)
+    assert read_record(name) == {}
+    with pytest.raises(AssertionError, match="The Hub was asked"):
+        is_adapter("somebody/model")
+
+
+def test_an_adapter_where_a_checkpoint_is_needed(
+    pretrained: Path, dataset: Path, tmp_path: Path, finetune_arguments: Callable[..., FinetuneArguments]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "tuned", *make_adapter(pretrained, "group"), finetune_arguments(), {})
+    adapter = str(checkpoint / "adapter")
+    for needs in (load_processor, lambda place: explain(ExplainArguments(place, data=str(dataset), output="none"))):
+        with pytest.raises(
+            ValueError, match=f"is an adapter, .*merged into, {checkpoint}, or its base.*, {pretrained}"
+        ):
+            needs(adapter)
 
 
 def test_what_the_folder_holds(folders: dict) -> None:
