@@ -21,7 +21,15 @@ from transformers.utils import logging
 
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeScore
-from .loading_lcm import ADAPTER_BASE, base_fingerprint, check_adapter, check_architecture, check_place, check_weights
+from .loading_lcm import (
+    ADAPTER_BASE,
+    base_fingerprint,
+    check_adapter,
+    check_architecture,
+    check_place,
+    check_weights,
+    file_of,
+)
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
@@ -175,13 +183,12 @@ def _name_magnitudes(path: Path) -> None:
 
 def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
     check_place(adapter)
-    try:
-        return LCMConfig.from_pretrained(str(adapter), **hub)
-    except OSError as error:
+    if file_of(adapter, "config.json", **hub) is None:  # Transformers would take the default configuration
         raise ValueError(
-            f"{adapter} is no adapter of a Large Connectome Model: it has no config.json with its task. Save adapters "
-            "with modeling_lcm.save_adapter."
-        ) from error
+            f"{adapter} is no adapter of a Large Connectome Model: it has no config.json with its task, or "
+            "is not within reach. Save adapters with modeling_lcm.save_adapter."
+        )
+    return LCMConfig.from_pretrained(str(adapter), **hub)
 
 
 def _task_of(config: LCMConfig) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def refuse_adapter_alone(place: Any, **hub: Any) -> None:
     Raises:
         ValueError: It is an adapter.
     """
-    file = _file_of(place, ADAPTER_CONFIG, **hub, local_files_only=True)  # Transformers has looked for it already
+    file = file_of(place, ADAPTER_CONFIG, **(hub | {"local_files_only": True}))  # Transformers has looked for it
     if file is None:
         return
     above = Path(place).resolve().parent
@@ -152,10 +152,10 @@ def check_adapter(model: PreTrainedModel, adapter: str | os.PathLike, **hub: Any
     Raises:
         ValueError: It was made for another vocabulary, other regions, another size or other weights; both are named.
     """
-    if _file_of(adapter, "config.json", **hub) is None:
+    if file_of(adapter, "config.json", **hub) is None:
         return None
     config = LCMConfig.from_pretrained(str(adapter), **hub)
-    file = _file_of(adapter, ADAPTER_CONFIG, **hub)
+    file = file_of(adapter, ADAPTER_CONFIG, **hub)
     recorded, chosen = file and _recorded_base(file), model.name_or_path
     check_architecture(config, model.config, adapter, recorded, chosen)
     check_weights(model, adapter, recorded, chosen, **hub)
@@ -190,7 +190,7 @@ def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, ch
 
     Rounded, quantised and offloaded weights cannot be compared and pass, and so does an adapter saved by PEFT alone.
     """
-    file = _file_of(adapter, ADAPTER_BASE, **hub)
+    file = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
     rounded = getattr(model, "is_quantized", False) or model.dtype != torch.float32
     if file is None or rounded or any(tensor.is_meta for tensor in model.parameters()):
         return
@@ -227,8 +227,8 @@ def _vocabulary(config: LCMConfig) -> str:
     )
 
 
-def _file_of(place: Any, name: str, **hub: Any) -> str | None:
-    """Where a file of a folder or a Hub repository is, if it has one and is within reach."""
+def file_of(place: Any, name: str, **hub: Any) -> str | None:
+    """Where a file of a folder or a Hub repository is; None without one, or without the repository in reach."""
     try:
         return cached_file(str(place), name, _raise_exceptions_for_missing_entries=False, **hub)
     except OSError:

@@ -247,7 +247,8 @@ def test_another_base_is_refused_by_name(folders: dict, pretrained: Path, tmp_pa
         load_adapter(folder, base=tmp_path / "renamed")
     with pytest.raises(ValueError, match=r"The base model nowhere/at/all of the adapter .* is not within reach"):
         load_adapter(folder, base="nowhere/at/all")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir()  # nor is one that PEFT saved without the task
+    (tmp_path / "empty" / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
     with pytest.raises(ValueError, match="is no adapter of a Large Connectome Model"):
         load_adapter(tmp_path / "empty")
     with pytest.raises(
