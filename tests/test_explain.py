@@ -13,10 +13,11 @@ from modeling_lcm import LCMForMultitaskPretraining
 from modeling_lcm.atlases import ATLASES, region_names
 from tests.training_fixtures import PEOPLE, REGIONS, SHORT, TINY
 from training import explain
-from training.association import permutation_test, stability
+from training.association import Maps, permutation_test, stability
 from training.data import Cohort
 from training.evaluate import evaluate
 from training.explain import ExplainArguments, attention_by_scan, best_layer, rollout
+from training.explain_report import _connections_caption
 from training.protocol import EvaluateArguments
 from training.regions import network_of, networks_of
 
@@ -134,6 +135,23 @@ def test_explain_a_checkpoint(pretrained: Path, dataset: Path, tmp_path: Path, c
     reads_edges = LCMForMultitaskPretraining.from_pretrained(pretrained).config.edge_readout
     assert ("This model also reads every edge" in page) == reads_edges
     assert "http" not in page
+    assert f"What the tokens of {dataset.name} read" in page  # several variables of a folder called "checkpoint"
+    explain.main(
+        f"--permutations 100 --variables sex --checkpoint {pretrained} --data {dataset} "
+        f"--output {tmp_path / 'one'}".split()
+    )
+    assert "What the tokens of sex read" in (tmp_path / "one" / "explanation.html").read_text()
+
+
+@pytest.mark.parametrize(("stable", "q"), [(0.9, 0.01), (0.1, 0.01), (0.9, 0.5), (0.1, 0.5)])
+def test_the_picture_of_connections_says_that_they_are_not_tested(stable: float, q: float) -> None:
+    values = np.full(REGIONS, q)
+    maps = Maps(values, {}, values, values, np.append(values, 1.0), stable, stable)
+    caption = _connections_caption(maps)
+    assert "They are not tested" in caption
+    assert ("is unstable" in caption) == (stable < 0.5)
+    assert ("beyond chance" in caption) == (q > 0.05)
+    assert ("take nothing from this picture" in caption) == (stable < 0.5 or q > 0.05)
 
 
 def test_explain_an_evaluation(

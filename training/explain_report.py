@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from modeling_lcm.atlases import ATLASES, region_coordinates
 
-from .association import SIGNIFICANT, STABLE, Explained
+from .association import SIGNIFICANT, STABLE, Explained, Maps
 from .data import Cohort
 from .figures import CONNECTIONS, plot_connections, plot_network_bars, plot_region_attention
 from .files import write_folder, write_json, write_text
@@ -52,7 +52,7 @@ def write_explanation(
         write_json(folder / "summary.json", [_summary(entry) for entry in found])
         page = render_page(
             "explanation.html",
-            source=Path(arguments.evaluation or arguments.checkpoint).name,
+            source=_title_of(arguments, found),
             data=Path(arguments.data).name,
             method=METHOD_TITLES[arguments.method],
             permutations=arguments.permutations,
@@ -63,6 +63,15 @@ def write_explanation(
         write_text(folder / "explanation.html", page)
 
     write_folder(output, fill)
+
+
+def _title_of(arguments: Any, found: Sequence[Explained]) -> str:
+    """Name of the evaluation or checkpoint; what a folder called "checkpoint" predicts, or the data set, says more."""
+    name = Path(arguments.evaluation or arguments.checkpoint).resolve().name
+    if name != "checkpoint":
+        return name
+    variables = {entry.variable for entry in found}
+    return variables.pop() if len(variables) == 1 else Path(arguments.data).resolve().name
 
 
 def _region_table(entry: Explained, names: Sequence[str]) -> pd.DataFrame:
@@ -97,7 +106,7 @@ def _summary(entry: Explained) -> dict[str, Any]:
                 "regions_with_effect": int((maps.q < SIGNIFICANT).sum()),
                 "map_stability": maps.mean_stability,
                 "effect_stability": maps.effect_stability,
-                "stable": bool(min(maps.mean_stability, maps.effect_stability) >= STABLE),
+                "stable": bool(not _is_unstable(maps)),
             }
             for method, maps in entry.maps.items()
         },
@@ -112,7 +121,7 @@ def _section(entry: Explained, method: str, cohort: Cohort, regions: pd.DataFram
     return {
         "token": entry.token,
         "sentence": entry.sentence(method),
-        "unstable": min(maps.mean_stability, maps.effect_stability) < STABLE,
+        "unstable": _is_unstable(maps),
         "layers": ", ".join(map(str, layers)),
         "header": ["region", "attention (1 = even)", *maps.by_class, "correlation with the label", "q"],
         "rows": [
@@ -141,11 +150,28 @@ def _figures(entry: Explained, method: str, cohort: Cohort) -> dict[str, Figure]
         edges = np.zeros((extractor.num_regions, extractor.num_regions))
         edges[np.ix_(strongest, strongest)] = _connectivity_difference(entry, cohort)[np.ix_(strongest, strongest)]
         versus = f"{entry.label} minus others" if entry.label else "upper minus lower half"
-        caption = f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences"
-        drawn[caption] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
+        drawn[_connections_caption(maps)] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
     if networks_of(extractor.region_names) is not None:
         drawn["By network or lobe; dots are regions"] = plot_network_bars(maps.mean, extractor.region_names)
     return drawn
+
+
+def _connections_caption(maps: Maps) -> str:
+    """What the connections show, that none is tested, and where their choice itself rests on too little."""
+    caption = (
+        f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences. They "
+        "are not tested: chance alone makes some of them large."
+    )
+    doubts = []
+    if _is_unstable(maps):
+        doubts.append("the map that chose these regions is unstable")
+    if not (maps.q < SIGNIFICANT).any():
+        doubts.append("attention to no region goes with the label beyond chance")
+    return f"{caption} Here, {' and '.join(doubts)}: take nothing from this picture." if doubts else caption
+
+
+def _is_unstable(maps: Maps) -> bool:
+    return min(maps.mean_stability, maps.effect_stability) < STABLE
 
 
 def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:
