@@ -173,7 +173,7 @@ def compare(part: str, runs: dict[str, Callable[[], None]], repeats: int, device
     Also says so on the error stream at once, so that a long measurement that is cut off leaves what it had.
     """
     for run in runs.values():
-        for _ in range(2):
+        for _ in range(min(2, repeats)):
             seconds(run, device)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats):
