@@ -72,7 +72,7 @@ def test_every_block_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for table, task in (("cohort", "cohort"), ("sex", "sex")):
         assert task in pd.read_csv(lemon / f"{table}.tsv", sep="\t").columns
     # The files of an adapter, as the page's table names them; Trainer's has the same.
-    named = set(re.findall(r"`([\w/.]+)`", PAGE.split("| file | what it is |")[1].split("```")[0])) - {"load_adapter"}
+    named = set(re.findall(r"`([\w/.]+)`", PAGE.split("| file | what it is |")[1].split("```")[0]))
     for folder in (lemon / "cohort" / "checkpoint" / "adapter", lemon / "trainer" / "adapter"):
         assert {path.name for path in folder.iterdir()} - {"README.md"} == {name.strip("/") for name in named}
     assert load_processor(str(lemon / "careful" / "checkpoint")).tokenizer.task == "cohort"
