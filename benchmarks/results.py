@@ -163,18 +163,25 @@ def summary_table(records: dict[str, dict[str, Any]]) -> str:
         for task, results in by_task(metrics).items():
             if any(name in comparison.studies for comparison in COMPARISONS.values()):
                 continue
-            models, headline = results["models"], headline_metric(results)
-            if "linear" not in models:
+            headline = headline_metric(results)
+            if "linear" not in results["models"]:
                 continue
-            scores = [
-                f"{models[name][headline]['mean']:.3f} ± {models[name][headline]['std']:.3f}"
-                if name in models
-                else "-"
-                for name in ("LCM", "linear", "linear, log FC")
-            ]
-            cells = [metrics["title"], task, str(results["n_subjects"]), METRIC_TITLES[headline], *scores]
-            rows.append(f"| {' | '.join(cells)} |")
+            # A study that tests elsewhere is about the people there.
+            for tested in (results.get("external") or {"": results}).values():
+                scores = [
+                    _score(tested["models"].get(name, {}).get(headline))
+                    for name in ("LCM", "linear", "linear, log FC")
+                ]
+                cells = [metrics["title"], task, str(tested["n_subjects"]), METRIC_TITLES[headline], *scores]
+                rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def _score(summary: dict[str, Any] | None) -> str:
+    """Mean ± standard deviation over folds; of a single test, its score."""
+    if summary is None:
+        return "-"
+    return f"{summary['mean']:.3f}" + ("" if summary["std"] is None else f" ± {summary['std']:.3f}")
 
 
 def comparison_table(comparison: Comparison, records: dict[str, dict[str, Any]]) -> str:
