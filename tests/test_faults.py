@@ -22,7 +22,7 @@ import training.engine
 import training.resume
 from tests.child_processes import run_one
 from tests.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
-from training import pretrain
+from training import predict, pretrain
 from training.data import Cohort, load_cohort
 from training.engine import Trainer
 from training.files import require_writable, write_folder
@@ -337,10 +337,15 @@ def test_output_that_cannot_be_written(
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OSError, match=r"Nothing can be written to .*/run \(Read-only file system\): choose another"):
         require_writable(small_disk / "run")
-    with pytest.raises(SystemExit) as caught:
-        pretrain.main(["--output", str(small_disk / "out"), "--data", str(dataset)])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("error: Nothing can be written to") == 1
+    data = ["--data", str(dataset), "--output"]
+    for script, given in (
+        (pretrain, [*data, str(small_disk / "out")]),
+        (predict, [*data, str(small_disk / "table.tsv"), "--checkpoint", "unread"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            script.main(given)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.count("error: Nothing can be written to") == 1
 
 
 # --- stopping ---

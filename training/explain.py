@@ -22,7 +22,7 @@ from .association import Explained, explain_token
 from .checkpoints import check_same_regions, load_model, load_processor
 from .data import Cohort, load_cohort, to_matrices
 from .explain_report import write_explanation
-from .files import require_new
+from .files import require_new, require_writable
 from .splits import Folds
 
 
@@ -159,6 +159,7 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
     models = _models(arguments, cohort)
     tokenizer = load_processor(models[0][0]).tokenizer
     variables = _variables(arguments, tokenizer)
+    require_writable(output.parent)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
     reads_edges = False
     for checkpoint, rows in models:

@@ -11,7 +11,7 @@ from .adapters import is_adapter
 from .arguments import PredictArguments, command_line, parse_arguments
 from .checkpoints import check_same_regions, load_model, load_processor
 from .data import Cohort, load_cohort, to_matrices
-from .files import require_new, write_text
+from .files import require_new, require_writable, write_text
 from .splits import Folds
 
 
@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
     if arguments.splits is not None:
         rows = Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[1]
+    require_writable(output.parent)
     table = predict_table(arguments.checkpoint, cohort, rows, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")
