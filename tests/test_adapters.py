@@ -316,15 +316,17 @@ def test_an_adapter_alone_is_no_model(
 
 
 def test_new_weights_are_told_in_one_sentence(
-    folders: dict, pretrained: Path, caplog: pytest.LogCaptureFixture
+    folders: dict, pretrained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transformers_logging.get_logger().addHandler(caplog.handler)  # Transformers' loggers do not propagate
+    logger = transformers_logging.get_logger()
+    monkeypatch.setattr(logger, "propagate", False)  # True where CI is set: everything would be heard twice
+    logger.addHandler(caplog.handler)
     try:
         LCMForSequenceClassification.from_pretrained(pretrained, num_labels=2, task_variable="group")
         LCMForMultitaskPretraining.from_pretrained(pretrained)
         load_adapter(folders["group"][0])
     finally:
-        transformers_logging.get_logger().removeHandler(caplog.handler)
+        logger.removeHandler(caplog.handler)
     (said,) = [record.getMessage() for record in caplog.records]
     new = "task_edge_score, task_embeddings, task_layer_choice"
     assert said.startswith(f"New in this LCMForSequenceClassification, not from {pretrained}: {new}. Train them")
