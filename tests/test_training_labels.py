@@ -1,6 +1,7 @@
 """Which labels training sees: unlabelled people, pseudo-labels, few labels, people held back for validation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_pseudo_labels_defaults_fill_what_is_not_recorded(
     assert labels["bei_labels"][fifth, 1] == MISSING  # a continuous variable has no default
 
 
+def test_default_labels_of_the_settings_replace_those_of_the_vocabulary(
+    cohort: Cohort,
+    pretrained: Path,
+    finetune_arguments: Callable[..., FinetuneArguments],
+    trained_labels: list,
+) -> None:
+    cohort.table.loc[3, "sex"] = None
+    arguments = finetune_arguments(pseudo_labels="defaults", default_labels=["sex=M"])
+    finetune(cohort, EVERYBODY, arguments)
+    [(subjects, labels)] = trained_labels
+    assert labels["bei_labels"][subjects.index("0004"), 0] == 1.0  # F is 0, M is 1
+    with pytest.raises(ValueError, match=r"sex=X is no categorical token of .*; it has sex=F, sex=M"):
+        finetune(cohort, EVERYBODY, replace(arguments, default_labels=["sex=X"]))
+    with pytest.raises(ValueError, match=r'no variable of .* has a default label: .*"recorded"'):
+        finetune(cohort, EVERYBODY, replace(arguments, default_labels=None))
+    with pytest.raises(ValueError, match="default_labels are used with pseudo_labels set to defaults or model"):
+        replace(arguments, pseudo_labels="recorded")
+
+
 def test_pseudo_labels_model_are_confident_guesses_of_the_pretrained_model(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], trained_labels: list, pretrained: Path
 ) -> None:
@@ -137,11 +157,12 @@ def test_pseudo_labels_never_label_the_task(
 
 @pytest.mark.parametrize("mode", ["recorded", "defaults", "model"])
 def test_unlabelled_people_change_the_result(
-    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], mode: str
+    cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained_with_defaults: Path, mode: str
 ) -> None:
     cohort.table.loc[12:, "group"] = None
-    alone = finetune(cohort, EVERYBODY[:12], finetune_arguments(pseudo_labels=mode, epochs=1))[0].state_dict()
-    joined = finetune(cohort, EVERYBODY, finetune_arguments(pseudo_labels=mode, epochs=1))[0].state_dict()
+    arguments = finetune_arguments(checkpoint=str(pretrained_with_defaults), pseudo_labels=mode, epochs=1)
+    alone = finetune(cohort, EVERYBODY[:12], arguments)[0].state_dict()
+    joined = finetune(cohort, EVERYBODY, arguments)[0].state_dict()
     assert not torch.equal(alone["model.bei_embeddings.weight"], joined["model.bei_embeddings.weight"])
 
 

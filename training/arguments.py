@@ -185,6 +185,13 @@ class FinetuneArguments(DataArguments, LoopArguments):
         "vocabulary's default labels where nothing is recorded); \"model\" (also the pretrained model's own confident "
         "predictions).",
     )
+    default_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": 'Tokens that pseudo_labels="defaults" takes for people of whom nothing is recorded, e.g. '
+            "'adhd=control'; they replace the vocabulary's own."
+        },
+    )
     pseudo_label_threshold: float = setting(0.9, 'Least probability of a pseudo-label with pseudo_labels="model".')
 
     def __post_init__(self) -> None:
@@ -204,6 +211,8 @@ class FinetuneArguments(DataArguments, LoopArguments):
         _require(
             self, "pseudo_labels", self.pseudo_labels in PSEUDO_LABELS, f"must be one of {', '.join(PSEUDO_LABELS)}"
         )
+        if self.default_labels and self.pseudo_labels not in ("defaults", "model"):
+            raise ValueError("default_labels are used with pseudo_labels set to defaults or model only: set it, too.")
         _require(self, "new_tokens", self.new_tokens in ("related", "random"), "must be related or random")
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 

@@ -33,7 +33,7 @@ from .engine import Trainer
 from .leakage import leaking_columns
 from .optimizers import freeze
 from .splits import few_labels, hold_out
-from .transfer import model_pseudo_labels, start_from_related_tokens
+from .transfer import model_pseudo_labels, start_from_related_tokens, with_default_labels
 
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def finetune(
     check_same_regions(processor, cohort)
     if not cohort.table[arguments.task].iloc[rows].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
-    tokenizer = task_tokenizer(processor.tokenizer, cohort, rows, arguments)
+    tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, rows, arguments)
     cohort = replace(cohort, table=only_labels(cohort.table, arguments))
     if check_leakage:
         _warn_of_leakage(cohort.table.iloc[rows], tokenizer)

@@ -1,19 +1,47 @@
 """What the pretrained model already knows, handed on to fine-tuning: pseudo-labels, and where new tokens start."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
+from .arguments import FinetuneArguments
 from .data import Cohort
 from .predict import predict_logits
 
 
 MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
 JITTER = 0.1  # keeps two new tokens apart that start at the same pretrained one; embeddings have deviation 1
+
+
+def with_default_labels(tokenizer: BEITokenizer, arguments: FinetuneArguments) -> BEITokenizer:
+    """The pretrained vocabulary with the settings' default labels (paper: "rest", "healthy") in place of its own.
+
+    Raises:
+        ValueError: a default is not a token of the vocabulary, or defaults are asked for and there are none.
+    """
+    if arguments.pseudo_labels not in ("defaults", "model"):
+        return tokenizer
+    chosen = dict(token.partition("=")[::2] for token in arguments.default_labels or [])
+    tokens = [token for variable in tokenizer.variables if variable.labels for token in variable.tokens]
+    unknown = set(arguments.default_labels or []) - set(tokens)
+    if unknown:
+        raise ValueError(
+            f"default_labels: {', '.join(sorted(unknown))} is no categorical token of {arguments.checkpoint}; it has "
+            f"{', '.join(tokens)}."
+        )
+    variables = [replace(item, default=chosen.get(item.name, item.default)) for item in tokenizer.variables]
+    if arguments.pseudo_labels == "defaults" and all(item.default is None for item in variables):
+        raise ValueError(
+            f'pseudo_labels="defaults", but no variable of {arguments.checkpoint} has a default label: give some in '
+            f'default_labels (tokens among {", ".join(tokens)}), or take pseudo_labels="recorded".'
+        )
+    return BEITokenizer(variables=variables, task=tokenizer.task, task_is_new=tokenizer.task_is_new)
 
 
 def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, threshold: float) -> Tensor:
