@@ -5,7 +5,7 @@ layer's self-attention has nothing to read yet. Both give the results of plain a
 Shapes: batch B, regions N, BEI tokens P, hidden size d, heads H.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from .configuration_lcm import LCMConfig
 # Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
 # measured, on an accelerator what it computes during the launch of those operations.
 LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
+# For so many rows, products head by head, written side by side, beat a batched one and the copy that transposes it.
+LEAST_ROWS = 200
+GROUP_BYTES = 2**24  # of a wide tensor on a CPU; larger ones leave its cache, and get fresh memory each time
 
 
 def is_plain(*modules: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
@@ -55,7 +58,7 @@ def eager_attention_forward(
 
 
 class HeadProducts(nn.Module):
-    """Per head, one product with its part of a key or value projection: `(H, rows, width)` -> `(H, rows, width')`.
+    """Per head, one product with its part of a key or value projection: `(rows, H, width)` -> `(rows, H, width')`.
 
     What a key or value projection of cross-attention becomes where its weight is kept in another form (see
     `quantization_lcm.py`). It has no way back to a product with the memory, so such attention is always folded.
@@ -168,61 +171,102 @@ class LCMAttention(nn.Module):
         queries = queries.view(*queries.shape[:2], -1, self.head_dim) * self.scaling
         dropout = self.dropout if self.training else 0.0
         if isinstance(self.k_proj, HeadProducts):
-            context, weights, _ = _weighted_memory(self.k_proj(_by_head(queries)), memory, queries.shape[1], dropout)
-            return self.o_proj(_by_token(self.v_proj(context), memory.shape[0]).flatten(2)), weights
-        key_weight, value_weight = (
-            projection.weight.view(-1, self.head_dim, memory.shape[2]) for projection in (self.k_proj, self.v_proj)
-        )
-        # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
-        bias = (self.v_proj.bias + 0 * self.k_proj.bias).view(-1, self.head_dim)
-        arguments = (queries, memory, key_weight, value_weight, bias, dropout)
-        if not keep_weights and _can_recompute(queries, memory):
-            return self.o_proj(FoldedAttention.apply(*arguments).flatten(2)), None
-        output, weights, _ = _folded_attention(*arguments)
-        return self.o_proj(output.flatten(2)), weights if keep_weights else None
+            keep = _draw_kept(queries, memory, dropout)
+            context, weights = _weighted_memory(self.k_proj(queries.flatten(0, 1)), memory, queries.shape[1], keep)
+            output = self.v_proj(context).unflatten(0, (memory.shape[0], -1))
+        else:
+            key_weight, value_weight = (
+                projection.weight.view(-1, self.head_dim, memory.shape[2]) for projection in (self.k_proj, self.v_proj)
+            )
+            # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
+            bias = (self.v_proj.bias + 0 * self.k_proj.bias).view(-1, self.head_dim)
+            arguments = (queries, memory, key_weight, value_weight, bias)
+            if not keep_weights and _can_recompute(queries, memory):
+                return self.o_proj(FoldedAttention.apply(*arguments, dropout).flatten(2)), None
+            keep = _draw_kept(queries, memory, dropout)
+            output, weights = _folded_attention(*arguments, keep)
+        if not keep_weights:
+            return self.o_proj(output.flatten(2)), None
+        weights = weights if keep is None else weights * keep
+        return self.o_proj(output.flatten(2)), weights.unflatten(1, (queries.shape[1], -1)).transpose(1, 2)
 
 
-def _by_head(states: Tensor) -> Tensor:
-    """`(B, P, H, width)` -> `(H, B * P, width)`."""
-    return states.permute(2, 0, 1, 3).flatten(1, 2)
+def _draw_kept(queries: Tensor, memory: Tensor, dropout: float) -> Tensor | None:
+    """Factors `(B, P * H, N)` of attention weights: 0 for a dropped one, else 1 / (1 - dropout); None without dropout.
+
+    They are drawn in the order of plain attention, so that one seed drops the same weights in both.
+    """
+    if not dropout:
+        return None
+    ones = memory.new_ones(memory.shape[0], queries.shape[2], queries.shape[1], memory.shape[1])
+    return F.dropout(ones, dropout).transpose(1, 2).flatten(1, 2)
 
 
-def _by_token(states: Tensor, batch: int) -> Tensor:
-    """`(H, B * P, width)` -> `(B, P, H, width)`."""
-    return states.unflatten(1, (batch, -1)).permute(1, 2, 0, 3)
+def _groups(queries: Tensor, memory: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Parts of the batch `(queries, memory, ...)` for which the widest tensors, `(P, H, d)` a person, stay small."""
+    if queries.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        yield queries, memory, *others
+        return
+    people = max(1, GROUP_BYTES // (queries[0, ..., 0].numel() * memory.shape[2] * memory.element_size()))
+    for start in range(0, memory.shape[0], people):
+        part = slice(start, start + people)
+        asked = queries if queries.shape[0] == 1 else queries[part]
+        yield asked, memory[part], *(other if other is None else other[part] for other in others)
+
+
+def _head_products(rows: Tensor, weight: Tensor) -> Tensor:
+    """Per head, one product: `(rows, H, width)` and `(H, width, width')` -> `(rows, H, width')`."""
+    side_by_side = (
+        rows.device.type == "cpu"
+        and rows.shape[0] >= LEAST_ROWS
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+    if not side_by_side:
+        return (rows.transpose(0, 1) @ weight).transpose(0, 1)
+    products = rows.new_empty(*rows.shape[:2], weight.shape[2])
+    for head in range(rows.shape[1]):
+        torch.mm(rows[:, head], weight[head], out=products[:, head])
+    return products
 
 
 def _by_person(states: Tensor, tokens: int) -> Tensor:
-    """`(H, B * P, width)` -> `(B, H * P, width)`."""
-    return states.unflatten(1, (-1, tokens)).transpose(0, 1).flatten(1, 2)
+    """`(B * P, H, width)` -> `(B, P * H, width)`."""
+    return states.unflatten(0, (-1, tokens)).flatten(1, 2)
 
 
-def _weighted_memory(
-    folded: Tensor, memory: Tensor, tokens: int, dropout: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
-    """Sums of memory rows `(H, B * P, d)` by folded queries `(H, B * P or P, d)`.
+def _by_row(states: Tensor, heads: int) -> Tensor:
+    """`(B, P * H, width)` -> `(B * P, H, width)`."""
+    return states.unflatten(1, (-1, heads)).flatten(0, 1)
 
-    Returns also the weights `(B, H, P, N)` with dropout, and what the backward pass needs: the weights
-    `(B, H * P, N)` before it and its mask.
+
+def _weighted_memory(folded: Tensor, memory: Tensor, tokens: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums of memory rows `(B * P, H, d)` by folded queries `(B * P or P, H, d)`, and weights `(B, P * H, N)`.
+
+    The weights are those before dropout.
     """
-    plain = (_by_person(folded, tokens) @ memory.transpose(1, 2)).softmax(-1)
-    weights, mask = torch.native_dropout(plain, dropout, True) if dropout else (plain, None)
-    context = (weights @ memory).unflatten(1, (-1, tokens)).transpose(0, 1).flatten(1, 2)
-    return context, weights.unflatten(1, (-1, tokens)), (plain, mask)
+    weights = (_by_person(folded, tokens) @ memory.transpose(1, 2)).softmax(-1)
+    kept = weights if keep is None else weights * keep
+    return _by_row(kept @ memory, folded.shape[1]), weights
 
 
 def _folded_attention(
-    queries: Tensor, memory: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor, dropout: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
+    queries: Tensor, memory: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Folded cross-attention of scaled queries `(B or 1, P, H, head_dim)` over memory `(B, N, d)`.
 
-    Weights are `(H, head_dim, d)`, the value bias `(H, head_dim)`. Returns the result `(B, P, H, head_dim)`, then as
-    [`_weighted_memory`].
+    Projections are `(H, head_dim, d)`, the value bias `(H, head_dim)`; `keep` is as [`_draw_kept`] makes it. Returns
+    the result `(B, P, H, head_dim)` and the weights before dropout `(B, P * H, N)`.
     """
-    context, weights, saved = _weighted_memory(_by_head(queries) @ key_weight, memory, queries.shape[1], dropout)
-    output = _by_token(context @ value_weight.transpose(1, 2), memory.shape[0])
-    row_sums = weights.sum(-1).transpose(1, 2)[..., None] if dropout else 1.0  # (B, P, H, 1)
-    return output + row_sums * bias, weights, saved
+    tokens, outputs, weights = queries.shape[1], [], []
+    for asked, read, kept in _groups(queries, memory, keep):
+        context, part = _weighted_memory(_head_products(asked.flatten(0, 1), key_weight), read, tokens, kept)
+        outputs.append(_head_products(context, value_weight.transpose(1, 2)).unflatten(0, (-1, tokens)))
+        weights.append(part)
+    output, weight = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (outputs, weights))
+    row_sums = 1.0 if keep is None else (weight * keep).sum(-1).view(*output.shape[:3], 1)
+    return output + row_sums * bias, weight
 
 
 def _can_recompute(queries: Tensor, memory: Tensor) -> bool:
@@ -251,39 +295,45 @@ class FoldedAttention(torch.autograd.Function):
         bias: Tensor,
         dropout: float,
     ) -> Tensor:
-        output, _, (plain, mask) = _folded_attention(queries, memory, key_weight, value_weight, bias, dropout)
-        ctx.save_for_backward(queries, memory, key_weight, value_weight, bias, plain, mask)
+        keep = _draw_kept(queries, memory, dropout)
+        output, weights = _folded_attention(queries, memory, key_weight, value_weight, bias, keep)
+        mask = None if keep is None else keep.bool()  # a quarter of its memory
+        ctx.save_for_backward(queries, memory, key_weight, value_weight, bias, weights, mask)
         ctx.dropout = dropout
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        queries, memory, key_weight, value_weight, bias, plain, mask = ctx.saved_tensors
-        tokens = queries.shape[1]
-        keep = 1.0 if mask is None else mask * (1 / (1 - ctx.dropout))
-        weights = plain * keep
-        by_head = _by_head(grad_output)
-        grad_context = _by_person(by_head @ value_weight, tokens)  # (B, H * P, d)
-        grad_weights = grad_context @ memory.transpose(1, 2)
-        grad_value = grad_bias = None
-        row_sums = weights.sum(-1).unflatten(1, (-1, tokens)).transpose(1, 2)[..., None]
-        if mask is not None:
-            grad_weights += (grad_output * bias).sum(-1).transpose(1, 2).flatten(1)[..., None]
-        if ctx.needs_input_grad[3]:
-            context = (weights @ memory).unflatten(1, (-1, tokens)).transpose(0, 1).flatten(1, 2)
-            grad_value = by_head.transpose(1, 2) @ context
-        if ctx.needs_input_grad[4]:
-            grad_bias = (grad_output * (1.0 if mask is None else row_sums)).sum((0, 1))
-        grad_plain = grad_weights * keep
-        grad_scores = plain * (grad_plain - (grad_plain * plain).sum(-1, keepdim=True))
-        grad_memory = None
-        heads = _by_head(queries)
-        if ctx.needs_input_grad[1]:
-            folded = _by_person(heads @ key_weight, tokens)
-            grad_memory = weights.transpose(1, 2) @ grad_context
-            grad_memory.baddbmm_(grad_scores.transpose(1, 2), folded)
-        grad_folded = (grad_scores @ memory).unflatten(1, (-1, tokens)).transpose(0, 1).flatten(1, 2)
-        grad_key = heads.transpose(1, 2) @ grad_folded if ctx.needs_input_grad[2] else None
-        grad_queries = _by_token(grad_folded @ key_weight.transpose(1, 2), memory.shape[0])
-        return grad_queries, grad_memory, grad_key, grad_value, grad_bias, None
+        queries, memory, key_weight, value_weight, bias, weights, mask = saved = ctx.saved_tensors
+        keep = None if mask is None else mask * (1 / (1 - ctx.dropout))
+        tokens, heads = queries.shape[1:3]
+        needed = zip(saved[:5], ctx.needs_input_grad, strict=False)
+        grads = [torch.zeros_like(part) if is_needed else None for part, is_needed in needed]
+        grad_queries, grad_memory, grad_key, grad_value, grad_bias = grads
+        groups = _groups(queries, memory, weights, keep, grad_output, grad_queries, grad_memory)
+        for asked, read, plain, kept, grad, into_queries, into_memory in groups:
+            used = plain if kept is None else plain * kept
+            rows = grad.flatten(0, 1)
+            grad_context = _by_person(_head_products(rows, value_weight), tokens)  # (B, P * H, d)
+            grad_used = grad_context @ read.transpose(1, 2)
+            if kept is not None:
+                grad_used += (grad * bias).sum(-1).flatten(1)[..., None]
+            if grad_value is not None:
+                grad_value.baddbmm_(rows.permute(1, 2, 0), _by_row(used @ read, heads).transpose(0, 1))
+            if grad_bias is not None:
+                row_sums = 1.0 if kept is None else used.sum(-1).view(*grad.shape[:3], 1)
+                grad_bias += (grad * row_sums).sum((0, 1))
+            grad_plain = grad_used if kept is None else grad_used * kept
+            grad_scores = plain * (grad_plain - (grad_plain * plain).sum(-1, keepdim=True))
+            rows = asked.flatten(0, 1)
+            if into_memory is not None:
+                folded = _by_person(_head_products(rows, key_weight), tokens)
+                torch.bmm(used.transpose(1, 2), grad_context, out=into_memory)
+                into_memory.baddbmm_(grad_scores.transpose(1, 2), folded)
+            grad_folded = _by_row(grad_scores @ read, heads)
+            if grad_key is not None:
+                grad_key.baddbmm_(rows.permute(1, 2, 0), grad_folded.transpose(0, 1))
+            if into_queries is not None:
+                into_queries.copy_(_head_products(grad_folded, key_weight.transpose(1, 2)).unflatten(0, (-1, tokens)))
+        return *grads, None

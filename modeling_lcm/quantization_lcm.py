@@ -142,8 +142,8 @@ class PackedHeads(HeadProducts):
         ]
 
     def forward(self, states: Tensor) -> Tensor:
-        """`(heads, rows, in)` -> `(heads, rows, out)`."""
-        return torch.stack([product(rows) for product, rows in zip(self.products, states, strict=True)])
+        """`(rows, heads, in)` -> `(rows, heads, out)`."""
+        return torch.stack([product(rows) for product, rows in zip(self.products, states.unbind(1), strict=True)], 1)
 
 
 def pack(model: nn.Module, weights: str = "int8") -> nn.Module:
