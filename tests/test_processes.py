@@ -307,6 +307,8 @@ def train_sharded(dataset: Path, folder: Path, resume: bool) -> None:
         return accelerator
 
     Trainer._make_accelerator = make_sharding
+    with pytest.raises(ValueError, match="Adafactor cannot step sharded weights"):
+        make_trainer(load_cohort(dataset), None, optimizer="adafactor")
     trainer = make_trainer(load_cohort(dataset), folder, cut=resume)
     assert type(trainer.model).__name__.startswith("FSDP")
     main = trainer.accelerator.is_main_process

@@ -93,7 +93,7 @@ class Trainer:
 
     Raises:
         ValueError: `patience` without validation data, fewer scans than processes, a number of processes that does not
-            divide `total_batch_size`, or an FSDP configuration without GPUs.
+            divide `total_batch_size`, an FSDP configuration without GPUs, or with Adafactor.
     """
 
     def __init__(
@@ -122,6 +122,11 @@ class Trainer:
             model.activation_checkpointing_enable()
         share_batch_norm(model, processes > 1)
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if is_sharded and arguments.optimizer == "adafactor":
+            raise ValueError(
+                "PyTorch's Adafactor cannot step sharded weights: set optimizer to adamw (its state is sharded, too), "
+                "or take a configuration without FSDP."
+            )
         self._whole = without_weights(model) if is_sharded else None
         self.trained = model
         optimizer = make_optimizer(model, arguments)

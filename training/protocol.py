@@ -45,7 +45,7 @@ class EvaluateArguments:
         metadata={"help": "Without --finetune: the pretrained variables to score; default: all that the data have."},
     )
     split: str = setting("kfold", '"kfold" (by subject), or "leave_site_out" (one fold per site).')
-    n_folds: int = setting(5, "Number of folds.")
+    n_folds: int = setting(5, "Number of folds of kfold; sites and split files bring their own.")
     repeats: int = setting(1, "Cross-validations, each with its own fold seed and training seed.")
     splits: str | None = setting(None, "Existing split file; default: drawn with the seed, balanced by the task.")
     stratify: str | None = setting(
