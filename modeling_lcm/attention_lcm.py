@@ -19,8 +19,8 @@ from .configuration_lcm import LCMConfig
 # Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
 # measured, on an accelerator what it computes during the launch of those operations.
 LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
-# For so many rows, products head by head, written side by side, beat a batched one and the copy that transposes it.
-LEAST_ROWS = 200
+# For so many multiplications, products head by head, written side by side, beat a batched one and its transposed copy.
+LEAST_SIDE_BY_SIDE = 8e8
 GROUP_BYTES = 2**24  # of a wide tensor on a CPU; larger ones leave its cache, and get fresh memory each time
 
 
@@ -218,7 +218,7 @@ def _head_products(rows: Tensor, weight: Tensor) -> Tensor:
     """Per head, one product: `(rows, H, width)` and `(H, width, width')` -> `(rows, H, width')`."""
     side_by_side = (
         rows.device.type == "cpu"
-        and rows.shape[0] >= LEAST_ROWS
+        and rows.shape[0] * weight.numel() >= LEAST_SIDE_BY_SIDE
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -309,7 +309,7 @@ class FoldedAttention(torch.autograd.Function):
         keep = None if mask is None else mask * (1 / (1 - ctx.dropout))
         tokens, heads = queries.shape[1:3]
         needed = zip(saved[:5], ctx.needs_input_grad, strict=False)
-        grads = [torch.zeros_like(part) if is_needed else None for part, is_needed in needed]
+        grads = [part.new_zeros(part.shape) if is_needed else None for part, is_needed in needed]
         grad_queries, grad_memory, grad_key, grad_value, grad_bias = grads
         groups = _groups(queries, memory, weights, keep, grad_output, grad_queries, grad_memory)
         for asked, read, plain, kept, grad, into_queries, into_memory in groups:

@@ -44,7 +44,7 @@ def grouped() -> Iterator[None]:
     """The fast paths as for a large batch: person by person, products head by head."""
     with fast(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_lcm, "GROUP_BYTES", 1)
-        patch.setattr(attention_lcm, "LEAST_ROWS", 1)
+        patch.setattr(attention_lcm, "LEAST_SIDE_BY_SIDE", 0)
         yield
 
 
