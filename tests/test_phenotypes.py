@@ -6,43 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modeling_lcm.atlases import region_labels
 from modeling_lcm.bei_vocabulary import BEIVariable
 from tests.cohort_layouts import signals_of, write_image, write_label_image
 from training.assemble import summary_of
 from training.data import load_cohort
-from training.phenotypes import Column, clean_columns, infer_columns, parse_number
+from training.phenotypes import Column, clean_columns, infer_columns
 from training.prepare import PrepareArguments, prepare
 from training.recipes import available, load_recipe
 from training.sources.tables import as_text_table
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "how"),
-    [
-        ("24", 24, ""), ("24.5", 24.5, ""), ("24,5", 24.5, ""), ("-3", -3, ""), ("1e2", 100, ""),
-        ("45-49", 47, "range"), ("45 \u2013 49", 47, "range"), ("20 to 25 years", 22.5, "range"),
-        ("90+", 90, "bound"), ("> 89", 89, "bound"), ("\u226489,5", 89.5, "bound"), ("90 +", 90, "bound"),
-        ("31 years", 31, ""), ("031Y", 31, ""), ("31 yrs.", 31, ""),
-    ],
-)  # fmt: skip
-def test_numbers_as_people_write_them(text: str, value: float, how: str) -> None:
-    assert parse_number(text) == (value, how)
-
-
-@pytest.mark.parametrize("text", ["old", "49-45", "1,234.5", "24 months", "1-2-3", "+", "12:30"])
-def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"no number|ends before it begins|could not convert"):
-        parse_number(text)
-
-
-@given(st.floats(0, 1000, allow_nan=False).map(lambda value: round(value, 3)))
-def test_decimal_point_and_comma_agree(value: float) -> None:
-    text = f"{value:.3f}"
-    assert parse_number(text) == parse_number(text.replace(".", ",")) == (pytest.approx(value), "")
 
 
 def raw_table(**columns: list) -> pd.DataFrame:
@@ -67,7 +40,11 @@ def test_declared_columns_keep_going_and_name_the_line() -> None:
     assert found == [(5, "Gender"), (3, "Age"), (4, "Age")]
     assert "unknown label 'x'" in cleaned.problems[0].reason
     assert "'1000' is outside 0 to 120 years" in cleaned.problems[1].reason
-    assert cleaned.remarks == ["Age: 1 values were bounds such as 90+, replaced by the bound"]
+    assert cleaned.remarks == [
+        "Gender: 1 cell holds -999, declared as missing",
+        "Age: 1 cell holds -999, declared as missing",
+        "Age: 1 values were bounds such as 90+, replaced by the bound",
+    ]
 
 
 def test_undeclared_columns_are_numbers_or_joined_labels() -> None:

@@ -254,6 +254,7 @@ def _quality(
         "unusable_values": [
             f"{where}, line {item.line}, column {item.column!r}: {item.reason}" for item in cohort.cleaned.problems
         ],
+        "questions": cohort.cleaned.questions,
         "remarks": [
             *cohort.source.remarks,
             *cohort.cleaned.remarks,
@@ -304,7 +305,7 @@ def cohort_record(cohort: PreparedCohort, table: pd.DataFrame) -> dict[str, Any]
 
 
 def summary_of(folder: str | Path) -> tuple[str, int]:
-    """What a run did, for the terminal, and how many scans and values were dropped without a rule."""
+    """What a run did, for the terminal, and how many scans and values were dropped without a rule, or need a word."""
     quality = json.loads((Path(folder) / QUALITY).read_text(encoding="utf-8"))
     ruled = [item for item in quality["excluded"] if item["by_rule"]]
     unruled = [item for item in quality["excluded"] if not item["by_rule"]]
@@ -314,6 +315,7 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
     lines += _first(
         f"{len(quality['unusable_values'])} values could not be used and are missing:", quality["unusable_values"]
     )
+    lines += _first("Please confirm:", quality["questions"])
     lines += _first(
         "Near-identical FC of different people:",
         [f"{i['first']} and {i['second']} (r = {i['r']:.3f})" for i in quality["duplicates"]],
@@ -321,7 +323,7 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
     lines += [f"Warning: {quality['order_warning']}"] if quality["order_warning"] else []
     lines += [f"Against {quality['shift']['reference']}: {quality['shift']['verdict']}"] if "shift" in quality else []
     lines += [*quality["remarks"], f"Report: {Path(folder) / 'quality.html'}"]
-    return "\n".join(lines), len(unruled) + len(quality["unusable_values"])
+    return "\n".join(lines), len(unruled) + len(quality["unusable_values"]) + len(quality["questions"])
 
 
 def _first(title: str, items: list[str], most: int = 10) -> Iterator[str]:

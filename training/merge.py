@@ -271,6 +271,7 @@ def _merged_quality(
         "subjects": int(table["subject_id"].nunique()),
         "excluded": [item | {"scan": f"{name}: {item['scan']}"} for name, q in each.items() for item in q["excluded"]],
         "unusable_values": [f"{name}: {text}" for name, q in each.items() for text in q["unusable_values"]],
+        "questions": [f"{name}: {text}" for name, q in each.items() for text in q.get("questions", [])],
         "remarks": [f"{name}: {text}" for name, q in each.items() for text in q["remarks"]],
         "duplicates": [
             {"first": table["subject_id"][a], "second": table["subject_id"][b], "r": round(r, 4)}

@@ -10,13 +10,15 @@ from tqdm.auto import tqdm
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
+from modeling_lcm.bei_vocabulary import BEIVariable
 
 from .arguments import command_line, parse_arguments, setting
 from .assemble import Excluded, PreparedCohort, assemble, summary_of
 from .data import is_phenotype
 from .files import require_new
 from .identity import SAME_PERSON
-from .phenotypes import Cleaned, clean_columns, infer_columns
+from .missing import MissingCodes
+from .phenotypes import Cleaned, Column, clean_columns, clean_labels, infer_columns
 from .quality import Rules, homotopic_pairs
 from .recipes import Recipe, load_recipe
 from .sources.base import Source
@@ -91,6 +93,13 @@ class PrepareArguments:
     phenotypes: list[str] = field(
         default_factory=list,
         metadata={"help": "Columns to keep, as NAME or NAME=COLUMN. Default: all but the identifiers."},
+    )
+    missing: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Codes for missing values, such as -9999 (all columns) or age=999 (one column; age= for none in "
+            "it). Default: n/a, empty and the like; other codes that stand out are taken as missing, and asked about."
+        },
     )
     keep_time_series: bool = setting(
         False, "Also store the ROI time series (float16, standardised): for fine-tuning on random windows of them."
@@ -240,6 +249,7 @@ def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) 
     )
     if not recipe.columns:
         _require_columns(raw, list(_wanted(arguments, raw).values()), where)
+    _missing_codes(arguments, recipe, raw)
     for column in identifiers:
         if raw[column].isna().any():
             raise ValueError(f"{where}, line {raw.index[raw[column].isna()][0]}: {column!r} is missing.")
@@ -269,19 +279,32 @@ def describe(
     read.iloc[list(left_out)] = None
     session = raw[arguments.session_column].tolist() if arguments.session_column else "1"
     table = pd.DataFrame({"subject_id": raw[arguments.subject_column].tolist(), "session": session})
+    codes = _missing_codes(arguments, recipe, raw)
     wanted = {} if recipe.columns else _wanted(arguments, raw)
-    cleaned = clean_columns(read, recipe.columns) if recipe.columns else infer_columns(read, wanted)
-    if arguments.mean_fd_column:
-        displacement = infer_columns(read, {"mean_fd": arguments.mean_fd_column})
-        table["qc_mean_fd"] = pd.to_numeric(displacement.table["mean_fd"], errors="coerce")
+    cleaned = clean_columns(read, recipe.columns, codes) if recipe.columns else infer_columns(read, wanted, codes)
+    told = {*wanted.values(), *(item.column for item in recipe.columns)}  # what is said of a column, is said once
     if recipe.name:
         table["dataset"] = recipe.name
     for name, column in (("site", arguments.site_column), ("scanner", arguments.scanner_column)):
         if column and name not in cleaned.table.columns:
-            table[name] = raw[column].tolist()
+            found = clean_labels(read, name, column, codes)
+            table[name] = found.table[name]
+            cleaned.add_notes(found, column in told)
+    if arguments.mean_fd_column:
+        variable = BEIVariable("mean_fd", "continuous", unit="mm")
+        found = clean_columns(read, [Column(variable, arguments.mean_fd_column)], codes)
+        table["qc_mean_fd"] = found.table["mean_fd"]
+        cleaned.add_notes(found, arguments.mean_fd_column in told)
     for other, column in recipe.same_person.items():
         table[f"{SAME_PERSON}{other}"] = raw[column].tolist() if column in raw.columns else None
     return pd.concat([table, cleaned.table], axis=1), cleaned, left_out
+
+
+def _missing_codes(arguments: PrepareArguments, recipe: Recipe, raw: pd.DataFrame) -> MissingCodes:
+    names = [*map(str, raw.columns), *(variable.name for variable in recipe.variables)]
+    if not recipe.columns:
+        names += _wanted(arguments, raw)
+    return MissingCodes.parse(arguments.missing, list(dict.fromkeys(names)))
 
 
 def _left_out(recipe: Recipe, raw: pd.DataFrame) -> dict[int, str]:
@@ -324,7 +347,7 @@ def _require_columns(raw: pd.DataFrame, names: list[str], where: str) -> None:
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
-    """Command line; exit code 1 when scans or values were dropped without a rule."""
+    """Command line; exit code 1 when scans or values were dropped without a rule, or a guess is to be confirmed."""
     arguments = parse_arguments(PrepareArguments, argv)
     recipe = load_recipe(arguments.recipe)
     if recipe.name:

@@ -137,7 +137,7 @@ def _column(path: Path, name: str, entry: Any) -> Column:
             variable,
             str(entry.get("column", "")),
             value=None if "value" not in entry else str(entry["value"]),
-            missing=tuple(map(str, entry.get("missing") or ())),
+            missing=tuple(map(str, entry["missing"] or ())) if "missing" in entry else None,
             low=None if low is None else float(low),
             high=None if high is None else float(high),
             exclude=tuple(map(str, entry.get("exclude") or ())),

@@ -77,38 +77,38 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"There is no table {path}.")
     text = decode(path)
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = find_separator(first, path.suffix.lower())
     try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=find_separator(header, path.suffix.lower()),
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-        )
-    except (ValueError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    table.columns = [
-        # pandas calls a column without a name so.
-        f"column {number}" if re.fullmatch(r"Unnamed: \d+", name) else clean_text(name) or f"column {number}"
-        for number, name in enumerate(table.columns, start=1)
-    ]
-    doubled = table.columns[table.columns.duplicated()]
-    if len(doubled):
+        rows = list(csv.reader(io.StringIO(text), delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from error
+    top = next((number for number, row in enumerate(rows) if any(map(str.strip, row))), None)
+    if top is None:
+        raise ValueError(f"{path} cannot be read as a table: it is empty.")
+    header = [clean_text(name) or f"column {number}" for number, name in enumerate(rows[top], start=1)]
+    doubled = [name for name in header if header.count(name) > 1]
+    if doubled:
         raise ValueError(f"{path} has two columns called {doubled[0]!r}; rename one of them.")
-    table = as_text_table(table)
-    table.index = pd.Index(range(2, len(table) + 2))  # line in the file, for messages
+    body = [_as_wide_as(header, row, path, top + number) for number, row in enumerate(rows[top + 1 :], start=2)]
+    table = as_text_table(pd.DataFrame(body, columns=header, dtype=object))
+    table.index = pd.Index(range(top + 2, top + 2 + len(table)))  # line in the file, for messages
     table = table[table.notna().any(axis=1)]
     if table.empty:
         raise ValueError(f"The table {path} has no rows.")
     return table
 
 
-def number_of(text: str) -> float:
-    """A number with a point or a comma before its decimals.
+def _as_wide_as(header: list[str], row: list[str], path: Path, line: int) -> list[str | None]:
+    """A row with a cell for every column; absent ones at its end are missing.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: it has more cells: one of them was cut at a separator, and all behind it stand in a wrong column.
     """
-    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    if any(map(str.strip, row[len(header) :])):
+        raise ValueError(
+            f"{path}, line {line} has {len(row)} cells, but the header has {len(header)}. A cell may hold the "
+            'separator, as 1,234 does: write it in quotes ("1,234"). Or the first column has no name (row names of '
+            "R): give it one."
+        )
+    return [*row[: len(header)], *[None] * (len(header) - len(row))]
