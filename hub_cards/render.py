@@ -94,7 +94,9 @@ def variable_rows(processor: LCMProcessor) -> list[dict[str, str]]:
     for variable in processor.tokenizer.variables:
         scaled = (variable.mean, variable.std) != (0, 1)
         scaling = f"scaled: (value - {variable.mean:.4g}) / {variable.std:.4g}" if scaled else "not scaled"
-        meaning = ", ".join(variable.labels) or f"{variable.unit or 'no unit recorded'}; {scaling}"
+        positive = variable.positive_label if variable.name == processor.tokenizer.task else variable.positive
+        named = [f"{label} (positive)" if label == positive else label for label in variable.labels]
+        meaning = ", ".join(named) or f"{variable.unit or 'no unit recorded'}; {scaling}"
         aliases = "; ".join(f"{alias} = {label}" for alias, label in variable.aliases.items())
         role = "downstream task" if variable.name == processor.tokenizer.task else "pretrained"
         rows.append(

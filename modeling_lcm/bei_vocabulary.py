@@ -5,23 +5,26 @@ variable, one token per continuous variable. Everything here works on plain valu
 """
 
 import math
-import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
+from .bei_records import MISSING_TEXTS, RecordTable, measurement, number_in, plain_value
 from .loss_lcm import IGNORE_INDEX
 
 
-logger = logging.get_logger(__name__)
-
-MISSING_TEXTS = frozenset({"", "n/a", "nan"})  # compared in lower case
 IDENTIFIER_COLUMNS = frozenset({"participant_id", "session_id", "scan_id", "subject", "subject_id"})
 MAX_CATEGORICAL_NUMBERS = 10  # a numeric column with more distinct values is taken for a measurement
 MAX_INFERRED_LABELS = 50  # a text column with more distinct values is taken for an identifier or free text
+# How the label of a comparison group begins: of two labels, the other one is what a study looks for.
+_REFERENCE = re.compile(
+    r"(?:healthy\w*|controls?|unaffected|normal|typical\w*|negative|false|absent|placebo|non\w*|no|not|without|hcs?|cn|"
+    r"nc|con|ctrl|tdc?)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -33,6 +36,8 @@ class BEIVariable:
         kind: `"categorical"` (one token per label) or `"continuous"` (one token).
         labels: Labels in token order, two or more; empty for a continuous variable.
         default: Pseudo-label for people of whom nothing is recorded (e.g. `"rest"`, `"healthy"`); only on request.
+        positive: The label that sensitivity, F1 and ROC AUC speak of where two labels are told apart; the last one of
+            two if `None`.
         aliases: Other spellings, `{"male": "M", "1": "M"}`.
         unit: Unit of a continuous variable, e.g. `"years"`.
         mean: Subtracted from a continuous value before training, in `unit`.
@@ -48,6 +53,7 @@ class BEIVariable:
     kind: str
     labels: list[str] = field(default_factory=list)
     default: str | None = None
+    positive: str | None = None
     aliases: dict[str, str] = field(default_factory=dict)
     unit: str | None = None
     mean: float = 0.0
@@ -60,6 +66,7 @@ class BEIVariable:
         # YAML and JSON bring labels such as 0 or 1 as numbers; everything below compares stripped text.
         self.labels = [str(label).strip() for label in self.labels]
         self.default = None if self.default is None else str(self.default).strip()
+        self.positive = None if self.positive is None else str(self.positive).strip()
         if not isinstance(self.name, str) or not self.name.strip() or "=" in self.name:
             raise ValueError(f"A BEI variable needs a non-empty name without '=', got {self.name!r}.")
         kinds = ("categorical", "continuous")
@@ -71,8 +78,8 @@ class BEIVariable:
             self._check_continuous()
 
     def _check_continuous(self) -> None:
-        has_labels = self.labels or self.aliases or self.default is not None
-        self._require(not has_labels, "a continuous variable has no labels, aliases or default; remove them")
+        has_labels = self.labels or self.aliases or self.default is not None or self.positive is not None
+        self._require(not has_labels, "a continuous variable has no labels, aliases or default, nor a positive label")
         valid_scaling = math.isfinite(self.mean) and 0 < self.std < math.inf
         self._require(valid_scaling, f"needs a finite mean and a std above 0, got {self.mean} and {self.std}")
 
@@ -80,8 +87,9 @@ class BEIVariable:
         distinct = len(set(self.labels)) == len(self.labels) > 1
         self._require(distinct, f"a categorical variable needs two or more different labels, got {self.labels}")
         self._require((self.mean, self.std) == (0, 1), "mean and std are for continuous variables only; remove them")
-        known_default = self.default is None or self.default in self.labels
-        self._require(known_default, f"default {self.default!r} is not one of its labels {self.labels}")
+        for what, label in (("default", self.default), ("positive", self.positive)):
+            known = label is None or label in self.labels
+            self._require(known, f"{what} {label!r} is not one of its labels {self.labels}")
         self._normalize_aliases()
         unusable = [text for text in (*self.labels, *self.aliases) if text.lower() in MISSING_TEXTS]
         self._require(not unusable, f"{unusable} reads as a missing value; write 'not applicable', for example")
@@ -105,16 +113,34 @@ class BEIVariable:
         """Token texts in order: `"sex=M"`, `"sex=F"`, or `"age"`."""
         return [f"{self.name}={label}" for label in self.labels] or [self.name]
 
+    @property
+    def positive_label(self) -> str | None:
+        """The positive one of two labels; `None` for more labels, or none."""
+        if len(self.labels) != 2:
+            return None
+        return self.labels[1] if self.positive is None else self.positive
+
+    def label_of(self, value: Any) -> str:
+        """The label that a recorded value stands for, in any spelling that [`parse`] takes; categorical only.
+
+        Raises:
+            ValueError: it is none of them; the message names those that are.
+        """
+        plain = plain_value(value)
+        if plain is None:
+            raise ValueError("nothing is recorded")
+        return self.labels[self._label_finder()(plain)]
+
     def _label_finder(self) -> Callable[[Any], int]:
         """Function from a recorded value to its label's index: as spelt, in another case, or as an equal number."""
         labels = {label: index for index, label in enumerate(self.labels)}
         exact: dict[Any, int] = labels | {alias: labels[label] for alias, label in self.aliases.items()}
         any_case = _unambiguous((text.casefold(), index) for text, index in exact.items())
-        as_number = _unambiguous((_number_in(text), index) for text, index in exact.items())
+        as_number = _unambiguous((number_in(text), index) for text, index in exact.items())
 
         def find(value: Any) -> int:
             text = str(value)
-            for table, key in ((exact, text), (any_case, text.casefold()), (as_number, _number_in(text))):
+            for table, key in ((exact, text), (any_case, text.casefold()), (as_number, number_in(text))):
                 if key in table:
                     return table[key]
             aliases = "".join(f", {alias} (= {label})" for alias, label in self.aliases.items())
@@ -128,7 +154,7 @@ class BEIVariable:
     def knows(self, value: Any) -> bool:
         """Whether a recorded value is one of the labels, in any spelling that [`parse`] takes; categorical only."""
         try:
-            self._label_finder()(_plain(value))
+            self.label_of(value)
         except (TypeError, ValueError):
             return False
         return True
@@ -144,11 +170,11 @@ class BEIVariable:
             ValueError: Unknown label, or a continuous value that is not a finite number.
             TypeError: A value that is neither text nor a number.
         """
-        convert = _measurement if self.kind == "continuous" else self._label_finder()
+        convert = measurement if self.kind == "continuous" else self._label_finder()
         parsed = np.full(len(values), np.nan)
         for row, raw in enumerate(values):
             try:
-                value = _plain(raw)
+                value = plain_value(raw)
                 if value is not None:
                     parsed[row] = convert(value)
             except (TypeError, ValueError) as error:
@@ -202,46 +228,6 @@ def as_variables(variables: Iterable[BEIVariable | Mapping[str, Any]]) -> list[B
     return checked
 
 
-class RecordTable:
-    """Columns of records, whatever they came as: a dict or pandas row, a list of them, or a DataFrame.
-
-    Raises:
-        ValueError: There is no record.
-        TypeError: The records are something else.
-    """
-
-    def __init__(self, records: Any) -> None:
-        # Recognised by what it offers, so that pandas stays optional.
-        self._frame = records if hasattr(records, "columns") and hasattr(records, "itertuples") else None
-        self._rows = [] if self._frame is not None else _as_rows(records)
-        self.count = len(self._rows if self._frame is None else self._frame)
-        if self.count == 0:
-            raise ValueError("The batch of records is empty; give at least one record ({} if nothing is known).")
-        names = (name for row in self._rows for name in row) if self._frame is None else self._frame.columns
-        self.names: list[Any] = list(dict.fromkeys(names))
-
-    def column(self, name: str) -> list[Any]:
-        """Values of one column, `None` where absent."""
-        if self._frame is None:
-            return [row.get(name) for row in self._rows]
-        return self._frame[name].tolist() if name in self.names else [None] * self.count
-
-    def where(self, row: int) -> str:
-        """Name a row, counted from 0, together with the participant if the table tells."""
-        participant = _plain(self.column("participant_id")[row])
-        return f"row {row}" if participant is None else f"row {row} ({participant})"
-
-    def warn_of_misspelt(self, names: Iterable[str]) -> None:
-        """Warn of columns that differ from a variable in case only: the variable would silently count as missing."""
-        any_case = {str(column).casefold(): column for column in self.names}
-        for name in names:
-            if name not in self.names and name.casefold() in any_case:
-                logger.warning(
-                    f"The records have a column {any_case[name.casefold()]!r} but no {name!r}, which therefore "
-                    f"counts as not recorded. Rename the column if it is meant."
-                )
-
-
 def infer_variables(table: RecordTable, columns: Sequence[str] | None = None) -> list[BEIVariable]:
     """Propose a vocabulary for a table: see `BEITokenizer.from_records`."""
     chosen = [name for name in table.names if name not in IDENTIFIER_COLUMNS] if columns is None else columns
@@ -252,8 +238,8 @@ def infer_variables(table: RecordTable, columns: Sequence[str] | None = None) ->
         )
     variables = []
     for name in chosen:
-        values = {value for value in map(_plain, table.column(name)) if value is not None}
-        numeric = all(_number_in(str(value)) is not None and not isinstance(value, bool) for value in values)
+        values = {value for value in map(plain_value, table.column(name)) if value is not None}
+        numeric = all(number_in(str(value)) is not None and not isinstance(value, bool) for value in values)
         texts = {str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values}
         if columns is None and len(texts) < 2:
             continue  # a constant or empty column tells nothing
@@ -265,9 +251,17 @@ def infer_variables(table: RecordTable, columns: Sequence[str] | None = None) ->
                 f"Column {name!r} has {len(texts)} different texts, more than a categorical variable should have "
                 f"({MAX_INFERRED_LABELS}); name the columns that are wanted with columns=[...]."
             )
-        labels = sorted(texts, key=lambda text: (_number_in(text) if numeric else 0.0, text))
-        variables.append(BEIVariable(name, "categorical", labels))
+        labels = sorted(texts, key=lambda text: (number_in(text) if numeric else 0.0, text))
+        variables.append(BEIVariable(name, "categorical", comparison_first(labels)))
     return variables
+
+
+def comparison_first(labels: Sequence[str]) -> list[str]:
+    """Labels in their order, but of two the comparison group's first, such as `control`: the last one is positive."""
+    found = [label for label in labels if _REFERENCE.match(label)]
+    if len(labels) == 2 and len(found) == 1:
+        return sorted(labels, key=lambda label: label != found[0])
+    return list(labels)
 
 
 def merge_variables(
@@ -298,6 +292,9 @@ def _merge_versions(versions: Sequence[BEIVariable], declared: Mapping[str, str]
         kind=_agreed(first.name, "kind", [version.kind for version in versions]),
         labels=list(labels),
         default=_agreed(first.name, "default", [v.default and preferred.get(v.default, v.default) for v in versions]),
+        positive=_agreed(
+            first.name, "positive", [v.positive and preferred.get(v.positive, v.positive) for v in versions]
+        ),
         aliases=preferred,
         unit=_agreed(first.name, "unit", [version.unit for version in versions]),
         mean=first.mean,
@@ -345,51 +342,6 @@ def _agreed(name: str, what: str, values: Sequence[Any]) -> Any:
             f"BEI variable {name!r}: the vocabularies disagree on its {what}, {given[0]!r} and {given[1]!r}."
         )
     return given[0] if given else None
-
-
-def _as_rows(records: Any) -> list[Mapping[str, Any]]:
-    if isinstance(records, Mapping) or hasattr(records, "to_dict"):
-        records = [records]
-    if isinstance(records, str) or not isinstance(records, Iterable):
-        raise TypeError(f"records must be a dict, a list of dicts or a DataFrame, got a {type(records).__name__}.")
-    rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in records]
-    for index, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise TypeError(f"Record {index} must be a dict of variable name to value, got a {type(row).__name__}.")
-    return rows
-
-
-def _plain(value: Any) -> Any:
-    """One table cell as stripped text or a Python number; `None` if nothing was recorded."""
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars and 0-d tensors
-        value = value.item()
-    if isinstance(value, str):
-        text = value.strip()
-        return None if text.lower() in MISSING_TEXTS else text
-    # pandas.NA and NaT are recognised by name, so that pandas stays optional.
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    if not isinstance(value, numbers.Number):
-        raise TypeError(f"got a {type(value).__name__}, but a record holds one text or number per variable.")
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _measurement(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number; correct it, or leave it empty if it is not known.")
-    return number
-
-
-def _number_in(text: str) -> float | None:
-    """The number that a text spells, so that "1", 1, 1.0 and True find the same label; `None` if it spells none."""
-    try:
-        return float({"true": "1", "false": "0"}.get(text.lower(), text))
-    except ValueError:
-        return None
 
 
 def _unambiguous(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:

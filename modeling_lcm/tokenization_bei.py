@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from .bei_vocabulary import BEIVariable, RecordTable, as_variables, infer_variables, merge_variables
+from .bei_records import RecordTable
+from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables
 from .loss_lcm import IGNORE_INDEX
 
 
@@ -253,14 +254,21 @@ class BEITokenizer(PreTrainedTokenizer):
             return type(self)(variables=added, task=added[-1].name, task_is_new=True)
         return type(self)(variables=added, task=self.task)
 
-    def for_task(self, name: str) -> "BEITokenizer":
+    def for_task(self, name: str, positive: str | None = None) -> "BEITokenizer":
         """Return a tokenizer whose downstream task is the pretrained variable `name`; its own tokens are fine-tuned.
 
+        Args:
+            name: The variable; its tokens keep their order.
+            positive: Its positive label, if it is another one than so far.
+
         Raises:
-            ValueError: There is no such variable, or this tokenizer already has a new task.
+            ValueError: There is no such variable or label, or this tokenizer already has a new task.
         """
         self._require_pretrained()
-        return type(self)(variables=self._variables, task=self._find(name).name)
+        task = self._find(name)
+        task = task if positive is None else replace(task, positive=positive)
+        variables = [task if variable.name == name else variable for variable in self._variables]
+        return type(self)(variables=variables, task=name)
 
     def fit_scaling(self, records: Any, names: Sequence[str] | None = None) -> "BEITokenizer":
         """Return a tokenizer whose continuous variables have mean 0 and standard deviation 1 on these records.
@@ -297,7 +305,8 @@ class BEITokenizer(PreTrainedTokenizer):
         """Propose a vocabulary for a table: a starting point to be read, named and given units and aliases.
 
         Numeric columns with more than 10 different values become continuous (unscaled: see `fit_scaling`), others
-        categorical with sorted labels. By default all columns but identifiers and constant ones are taken.
+        categorical with sorted labels; of two, that of a comparison group such as `control` comes first, because the
+        last one is the positive one. By default all columns but identifiers and constant ones are taken.
 
         Raises:
             ValueError: An absent column, an explicitly named constant one, or a text column that looks like free text.

@@ -117,7 +117,7 @@ class TestDemoAdapterAndDataset:
         assert "mae" not in metrics  # undefined
         for expected in ("30 people", "3 folds", "0.700 ± 0.010", "| linear | 0.750", "| majority | 0.500"):
             assert expected in text
-        assert "| cohort | categorical | downstream task | young, elderly |" in text
+        assert "| cohort | categorical | downstream task | young, elderly (positive) |" in text
         assert "training subjects | 2 |" in text
         assert "Dry run: nothing was uploaded" in out
 

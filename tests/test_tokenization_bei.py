@@ -130,7 +130,7 @@ def test_error_in_a_participants_table_names_the_participant(tokenizer):
 
 
 def test_column_that_differs_in_case_only_is_pointed_out(tokenizer, caplog):
-    logger = logging.getLogger("modeling_lcm.bei_vocabulary")
+    logger = logging.getLogger("modeling_lcm.bei_records")
     logger.addHandler(caplog.handler)
     try:
         labels = tokenizer({"Sex": "F", "age": 40})["labels"]
@@ -259,7 +259,11 @@ def test_damaged_or_foreign_vocabulary_files_are_named(tokenizer, tmp_path):
 
 def test_pandas_is_needed_for_tables_only(tokenizer, monkeypatch):
     folder = Path(tokenization_bei.__file__).parent
-    needed = {name for file in ("tokenization_bei.py", "bei_vocabulary.py") for name in get_imports(folder / file)}
+    needed = {
+        name
+        for file in ("tokenization_bei.py", "bei_vocabulary.py", "bei_records.py")
+        for name in get_imports(folder / file)
+    }
     assert needed - set(sys.stdlib_module_names) == {"numpy", "torch", "transformers"}
     monkeypatch.setitem(sys.modules, "pandas", None)
     assert tokenizer([{"age": 60}])["labels"].tolist() == [[-100, 1, -100]]

@@ -135,6 +135,13 @@ class PretrainArguments(DataArguments, LoopArguments):
     vocabulary: str | None = setting(
         None, "Folder of a saved BEI tokenizer, instead of a vocabulary built from the training records."
     )
+    positive: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Positive label of variables with two labels, as VARIABLE=LABEL. Default: what the data set "
+            "declares, else the last in alphabetical order that is no comparison group such as control."
+        },
+    )
     size: str = setting("nano", 'Named size: "nano", "147m", "735m" or "1.2b".')
     hidden_size: int | None = setting(None, "Overrides the size's width.")
     num_hidden_layers: int | None = setting(None, "Overrides the size's depth.")
@@ -156,7 +163,15 @@ class FinetuneArguments(DataArguments, LoopArguments):
     task: str = setting("", "Phenotype column to predict.")
     kind: str = setting("categorical", '"categorical" (labels) or "continuous" (numbers).')
     labels: list[str] | None = field(
-        default=None, metadata={"help": "Class names in order; the last of two is the positive one. Default: sorted."}
+        default=None,
+        metadata={
+            "help": "Class names in order; the last of two is the positive one. Default: sorted, of two the "
+            "comparison group (control, healthy, ...) first."
+        },
+    )
+    positive: str | None = setting(
+        None,
+        "The positive one of two labels, of which sensitivity, F1 and ROC AUC speak. Default: the last of labels.",
     )
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
     new_tokens: str = setting(
@@ -213,6 +228,8 @@ class FinetuneArguments(DataArguments, LoopArguments):
         )
         if self.default_labels and self.pseudo_labels not in ("defaults", "model"):
             raise ValueError("default_labels are used with pseudo_labels set to defaults or model only: set it, too.")
+        if self.positive is not None and self.kind != "categorical":
+            raise ValueError(f"positive is {self.positive!r}, but {self.task!r} is continuous: leave it out.")
         _require(self, "new_tokens", self.new_tokens in ("related", "random"), "must be related or random")
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 

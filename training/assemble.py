@@ -5,7 +5,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 from .card import describe_dataset, write_card
 from .data import COHORTS_FILE, FC_DEFINITION, QUALITY
 from .files import write_folder, write_json
+from .labels import data_set_labels
 from .phenotypes import Cleaned
 from .quality import (
     HOMOTOPIC_ORDER,
@@ -68,6 +69,7 @@ class PreparedCohort:
         rules (`Rules`): exclusion rules.
         excluded (`list[Excluded]`): scans left out before reading.
         settings (`dict`): settings of the run.
+        positive (`dict[str, str]`): declared positive labels, by variable.
     """
 
     recipe: Recipe
@@ -78,6 +80,7 @@ class PreparedCohort:
     rules: Rules
     excluded: list[Excluded]
     settings: dict[str, Any]
+    positive: dict[str, str]
 
 
 def assemble(
@@ -136,7 +139,7 @@ def assemble(
 
     content = Content(
         table, to_write(scans, kept, cohort.settings["keep_time_series"]), cohort.extractor, statistics, pictures,
-        quality, [cohort_record(cohort, table)], cohort.recipe.variables, parquet,
+        quality, [cohort_record(cohort, table)], vocabulary_of(cohort), parquet,
     )  # fmt: skip
     write_folder(output, lambda folder: write_dataset(folder, content))
     shutil.rmtree(work)
@@ -255,6 +258,7 @@ def _quality(
             f"{where}, line {item.line}, column {item.column!r}: {item.reason}" for item in cohort.cleaned.problems
         ],
         "questions": cohort.cleaned.questions,
+        "labels": data_set_labels(table, cohort.positive),
         "remarks": [
             *cohort.source.remarks,
             *cohort.cleaned.remarks,
@@ -292,6 +296,14 @@ def order_warning(table: pd.DataFrame) -> str | None:
     )
 
 
+def vocabulary_of(cohort: PreparedCohort) -> list[BEIVariable]:
+    """The recipe's variables, with the positive labels of the settings."""
+    return [
+        replace(variable, positive=cohort.positive.get(variable.name, variable.positive))
+        for variable in cohort.recipe.variables
+    ]
+
+
 def cohort_record(cohort: PreparedCohort, table: pd.DataFrame) -> dict[str, Any]:
     """What stays known of a cohort when it is merged with others."""
     recipe = cohort.recipe
@@ -300,7 +312,7 @@ def cohort_record(cohort: PreparedCohort, table: pd.DataFrame) -> dict[str, Any]
         "title": recipe.title, "terms": recipe.terms, "url": recipe.url, "citation": recipe.citation,
         "scans": len(table), "subjects": int(table["subject_id"].nunique()),
         "settings": {name: value for name, value in cohort.settings.items() if value not in (None, "", [])},
-        "reading": cohort.source.settings,
+        "reading": cohort.source.settings, "positive": cohort.positive,
     }  # fmt: skip
 
 
@@ -316,6 +328,7 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
         f"{len(quality['unusable_values'])} values could not be used and are missing:", quality["unusable_values"]
     )
     lines += _first("Please confirm:", quality["questions"])
+    lines += _first("Labels:", quality["labels"])
     lines += _first(
         "Near-identical FC of different people:",
         [f"{i['first']} and {i['second']} (r = {i['r']:.3f})" for i in quality["duplicates"]],

@@ -1,8 +1,9 @@
 """A prepared cohort: one row per scan with FC and phenotypes, and how batches for the model are made of it."""
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,14 @@ class Cohort:
             triangles of the FC matrices, row-major, without the diagonal.
         feature_extractor (`FCFeatureExtractor`): the FC definition and atlas of all scans.
         series (`StoredSeries`, *optional*): ROI time series, where the data set keeps them.
+        positive (`dict[str, str]`): positive label of variables for which the data set declares it.
     """
 
     table: pd.DataFrame
     triangles: StoredTriangles | np.ndarray
     feature_extractor: FCFeatureExtractor
     series: StoredSeries | None = None
+    positive: dict[str, str] = field(default_factory=dict)
 
     def connectivity(self, rows: np.ndarray | None = None) -> np.ndarray:
         """FC matrices `(scans, regions, regions)`, float32, of some rows or of all."""
@@ -229,7 +232,14 @@ def load_cohort(folder: str | Path) -> Cohort:
         )
     table = data.select_columns([name for name in data.column_names if name not in SIGNAL_COLUMNS]).to_pandas()
     series = StoredSeries(data) if "time_series" in data.column_names else None
-    return Cohort(table, StoredTriangles(data, edges), extractor, series)
+    return Cohort(table, StoredTriangles(data, edges), extractor, series, _declared_positive(Path(folder)))
+
+
+def _declared_positive(folder: Path) -> dict[str, str]:
+    """Positive labels that the cohorts of a data set declare, by variable."""
+    path = folder / COHORTS_FILE
+    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {name: label for record in records for name, label in record.get("positive", {}).items()}
 
 
 class ConnectomeDataset(torch.utils.data.Dataset):

@@ -103,7 +103,7 @@ def figures(output: Path, cohort: Cohort, results: dict[str, Any]) -> dict[str, 
     ]
     predictions = pd.read_csv(output / "folds" / "predictions.tsv", sep="\t")
     labels = results["protocol"]["labels"]
-    positive = labels[1]
+    positive = results["protocol"]["positive"]
     curves = {
         model: [
             ((part["cohort"] == positive).to_numpy(dtype=int), part[f"{model}: {positive}"].to_numpy())

@@ -37,6 +37,7 @@ OWN_SETTINGS = (
     "task",
     "kind",
     "labels",
+    "positive",
 )
 
 

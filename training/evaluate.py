@@ -8,25 +8,29 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 
+from modeling_lcm import BEIVariable
+
 from .arguments import FinetuneArguments, PretrainArguments, command_line, parse_arguments
 from .checkpoints import check_same_regions, load_processor
-from .data import load_cohort
+from .data import Cohort, load_cohort
 from .evaluation_report import write_reports
 from .files import require_new, require_writable, write_json, write_text
 from .fold import MODEL, run_fold
+from .labels import label_lines
 from .leakage import leaking_columns, refuse_seen_subjects
 from .pooling import join_people, pool
 from .protocol import Design, EvaluateArguments, draw_folds, make_task, pretrained_tasks, save_folds
 from .report import METRIC_TITLES, by_task, number_text, results_table_text
 from .splits import Folds
 from .summary import prediction_tables, summary
+from .vocabulary import pretraining_variables
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -54,6 +58,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     # Only now: a refused evaluation leaves its output free.
     write_json(output / "settings.json", settings)
     save_folds(folds, output)
+    for line in _label_lines(design):
+        print(line, flush=True)
     for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
         print(line, flush=True)
     results = _all_folds(design, folds, output)
@@ -65,6 +71,13 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_reports(output, design, metrics, results)
     return metrics
+
+
+def _label_lines(design: Design) -> list[str]:
+    """Labels of the tasks in the tested cohort, and which one is positive."""
+    variables = [BEIVariable(task.name, "categorical", list(task.labels)) for task in design.tasks if task.labels]
+    setting = "--positive LABEL" if design.tuning is not None else "--positive VARIABLE=LABEL"
+    return label_lines(variables, design.table, setting)
 
 
 def _remarks(design: Design) -> dict[str, list[str]]:
@@ -115,8 +128,12 @@ def make_design(arguments: EvaluateArguments) -> Design:
         cohort.require_column(arguments.harmonise)
     if arguments.same_person is not None:
         cohort = join_people(cohort, arguments.same_person)
+    tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
     num_tested, external = len(cohort.table), {}
-    tasks = (make_task(cohort, tuning),) if tuning else pretrained_tasks(cohort.table, pretraining, arguments.tasks)
+    if tuning is not None:
+        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
+    else:
+        tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
     if arguments.train_data or arguments.external:
         cohort, parts = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
         external = dict(zip(arguments.external, parts[len(arguments.train_data) :], strict=True))
@@ -124,6 +141,33 @@ def make_design(arguments: EvaluateArguments) -> Design:
             table = cohort.table.iloc[rows]
             tasks = tuple(task.extended(table, rows, len(cohort.table)) for task in tasks)
     return Design(cohort, num_tested, external, tasks, pretraining, tuning, arguments)
+
+
+def _with_positive(
+    entries: Sequence[str], tuning: FinetuneArguments | None, pretraining: PretrainArguments | None
+) -> tuple[FinetuneArguments | None, PretrainArguments | None]:
+    """The files' settings with the positive labels of the command line: a bare label is the task's."""
+    for entry in entries:
+        name, sign, label = entry.partition("=")
+        if tuning is not None and (not sign or name == tuning.task):
+            tuning = replace(tuning, positive=label if sign else entry)
+        elif pretraining is not None:
+            others = [other for other in pretraining.positive if other.partition("=")[0] != name]
+            pretraining = replace(pretraining, positive=[*others, entry])
+        else:
+            raise ValueError(f"positive is {entry!r}, but the task is {tuning.task!r}: give one of its labels.")
+    return tuning, pretraining
+
+
+def _pretrained_variable(
+    cohort: Cohort, tuning: FinetuneArguments, pretraining: PretrainArguments | None
+) -> BEIVariable | None:
+    """The downstream variable as the checkpoint knows it, or will know it; `None` if it is a new one."""
+    if pretraining is None:
+        known = load_processor(tuning.checkpoint).tokenizer.variables
+    else:
+        known = pretraining_variables(cohort, np.arange(len(cohort.table)), pretraining, [tuning.task])
+    return next((variable for variable in known if variable.name == tuning.task), None)
 
 
 def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:

@@ -60,7 +60,9 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
     if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
         tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
     others = [metric for metric in METRIC_TITLES if metric in results["models"][MODEL] and metric not in headline]
-    tables["Other metrics, mean ± standard deviation over folds"] = [
+    positive = results["protocol"].get("positive")
+    speaks_of = "" if positive is None else f" ({positive} is positive)"
+    tables[f"Other metrics{speaks_of}, mean ± standard deviation over folds"] = [
         ["model", *(METRIC_TITLES[metric] for metric in others)],
         *(
             [model, *(_over_folds(metric, summaries.get(metric)) for metric in others)]
@@ -149,9 +151,9 @@ def _classification_figures(
 ) -> dict[str, Figure]:
     ours = pooled[MODEL]
     drawn: dict[str, Figure] = {}
-    if len(task.labels) == 2:
+    if task.positive is not None:
         curves = {name: _curves(task, name, folds) for name in pooled if name not in CONSTANT}
-        drawn[f"ROC over folds, positive class {task.labels[1]}"] = plot_roc(
+        drawn[f"ROC over folds, positive class {task.positive}"] = plot_roc(
             {name: pairs for name, pairs in curves.items() if any(len(np.unique(truth)) == 2 for truth, _ in pairs)}
         )
     drawn["Confusion matrix of LCM, all test folds"] = plot_confusion(ours.truth, ours.values.argmax(1), task.labels)
@@ -175,6 +177,6 @@ def _curves(task: Task, model: str, folds: Sequence[dict[str, Any]]) -> list[tup
     """Per fold true classes (1 = positive) and probabilities of the positive class."""
     scored = [fold["tasks"][task.name] for fold in folds if task.name in fold["tasks"]]
     return [
-        (task.truth(np.array(entry["rows"])), np.array(entry["predictions"][f"{model}: {task.labels[1]}"]))
+        (task.truth(np.array(entry["rows"])), np.array(entry["predictions"][f"{model}: {task.positive}"]))
         for entry in scored
     ]

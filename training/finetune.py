@@ -1,5 +1,7 @@
 """Stage two: `python -m training.finetune --config FILE.yaml` (or `accelerate launch -m training.finetune ...`)."""
 
+from functools import partial
+
 from accelerate import PartialState
 
 from .arguments import FinetuneArguments, command_line, parse_arguments
@@ -16,8 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     folder = output_folder(arguments)
     cohort = load_cohort(arguments.data)
     rows = training_rows(cohort, arguments)
-    model, processor, history = finetune(cohort, rows, arguments, folder / "run")
-    if PartialState().is_main_process:
+    is_first = PartialState().is_main_process
+    model, processor, history = finetune(
+        cohort, rows, arguments, folder / "run", announce=partial(print, flush=True) if is_first else None
+    )
+    if is_first:
         record = record_of(cohort, rows, history, arguments.checkpoint)
         save_checkpoint(folder / "checkpoint", model, processor, arguments, record)
         print(f"Fine-tuned checkpoint written to {folder / 'checkpoint'}")

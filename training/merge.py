@@ -18,6 +18,7 @@ from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_da
 from .data import COHORTS_FILE, QUALITY, Cohort, load_cohort
 from .files import require_new, write_folder
 from .identity import SAME_PERSON
+from .labels import data_set_labels
 from .quality import PREFIX, Rules, Statistics, find_duplicates, shift_against
 from .quality_report import Pictures
 from .store import CHUNK
@@ -52,6 +53,7 @@ class Part:
         table (`pd.DataFrame`): one row per scan, ids made unique over cohorts.
         variables (`list[BEIVariable]`): its vocabulary; empty if none was declared.
         cohort (`Cohort`): its scans.
+        positive (`dict[str, str]`): declared positive labels, by variable.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Part:
     table: pd.DataFrame
     variables: list[BEIVariable]
     cohort: Cohort
+    positive: dict[str, str]
 
     @property
     def extractor(self) -> FCFeatureExtractor:
@@ -102,6 +105,7 @@ def merge(arguments: MergeArguments) -> list[Path]:
         raise ValueError(f"Two inputs are the cohort {max(names, key=names.count)!r}; merge each cohort once.")
     aliases = load_yaml(arguments.aliases) if arguments.aliases else {}
     variables = _merge_vocabularies(parts, aliases)
+    _agreed_positive(parts)
     linked = _join_people(parts)
     groups: dict[str, list[Part]] = {}
     for part in parts:
@@ -133,7 +137,7 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
         table[column] = [None if pd.isna(place) else f"{name}/{place}" for place in table[column]]
     vocabulary = folder / VOCABULARY
     variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
-    return Part(name, folder, table, variables, cohort)
+    return Part(name, folder, table, variables, cohort, dict(cohort.positive))
 
 
 def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, str]]) -> list[BEIVariable]:
@@ -145,7 +149,22 @@ def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, st
         for name in set(part.table.columns) & {*spellings, *aliases}:
             table = spellings.get(name, dict(aliases.get(name, {})))
             part.table[name] = part.table[name].replace(table)
+            if name in part.positive:
+                part.positive[name] = table.get(part.positive[name], part.positive[name])
     return variables
+
+
+def _agreed_positive(parts: list[Part]) -> dict[str, str]:
+    """Positive labels of all cohorts, by variable."""
+    agreed: dict[str, str] = {}
+    for part in parts:
+        for name, label in part.positive.items():
+            if agreed.setdefault(name, label) != label:
+                raise ValueError(
+                    f"The cohorts disagree on the positive label of {name!r}, {agreed[name]!r} and {label!r}: prepare "
+                    f"one of them again with --positive {name}=LABEL, or declare the two the same with --aliases."
+                )
+    return agreed
 
 
 def _join_people(parts: list[Part]) -> list[tuple[str, str]]:
@@ -240,7 +259,10 @@ def _content(
         quality["remarks"].append(f"{len(here)} people are in two cohorts and have one subject_id")
     if arguments.reference is not None:
         quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
-    records = [json.loads((part.folder / COHORTS_FILE).read_text(encoding="utf-8"))[0] for part in parts]
+    records = [
+        json.loads((part.folder / COHORTS_FILE).read_text(encoding="utf-8"))[0] | {"positive": part.positive}
+        for part in parts
+    ]
     scans = _scans(parts, statistics.edges)
     return Content(table, scans, extractor, statistics, pictures, quality, records, variables, arguments.parquet)
 
@@ -272,6 +294,7 @@ def _merged_quality(
         "excluded": [item | {"scan": f"{name}: {item['scan']}"} for name, q in each.items() for item in q["excluded"]],
         "unusable_values": [f"{name}: {text}" for name, q in each.items() for text in q["unusable_values"]],
         "questions": [f"{name}: {text}" for name, q in each.items() for text in q.get("questions", [])],
+        "labels": data_set_labels(table, _agreed_positive(parts)),
         "remarks": [f"{name}: {text}" for name, q in each.items() for text in q["remarks"]],
         "duplicates": [
             {"first": table["subject_id"][a], "second": table["subject_id"][b], "r": round(r, 4)}

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from modeling_lcm import LCMForSequenceClassification, load_adapter
+from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
 
 from .adapters import is_adapter
 from .arguments import PredictArguments, command_line, parse_arguments
@@ -56,13 +56,21 @@ def predict_table(
 
     Returns:
         One row per scan: `subject_id`, `session`, and per variable the predicted label with the probability of every
-        label (columns `VARIABLE` and `VARIABLE=LABEL`), or the predicted value in its unit.
+        label (columns `VARIABLE` and `VARIABLE=LABEL`, of two labels the positive one last), or the predicted value
+        in its unit.
 
     Raises:
         ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
             another base.
         FileNotFoundError: a folder is not there.
     """
+    return _predict(checkpoint, cohort, rows, batch_size, adapter)[0]
+
+
+def _predict(
+    checkpoint: str, cohort: Cohort, rows: np.ndarray, batch_size: int, adapter: str | None
+) -> tuple[pd.DataFrame, list[BEIVariable]]:
+    """The table of predictions, and the variables in it."""
     if adapter is not None or (checkpoint and is_adapter(checkpoint)):
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
         finetuned = True
@@ -72,15 +80,16 @@ def predict_table(
     check_same_regions(processor, cohort)
     logits = predict_logits(model, cohort, rows, batch_size)["logits"]
     tokenizer = processor.tokenizer
-    names = [tokenizer.task] if finetuned else None
+    variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]
+    records = tokenizer.batch_decode(logits, variables=[variable.name for variable in variables])
     columns: dict[str, list] = {}
-    for record in tokenizer.batch_decode(logits, variables=names):
-        for variable, entry in record.items():
-            columns.setdefault(variable, []).append(entry.get("label", entry.get("value")))
-            for label, probability in entry.get("probabilities", {}).items():
-                columns.setdefault(f"{variable}={label}", []).append(probability)
+    for variable in variables:
+        entries = [record[variable.name] for record in records]
+        columns[variable.name] = [entry.get("label", entry.get("value")) for entry in entries]
+        for label in sorted(variable.labels, key=lambda label: label == variable.positive_label):
+            columns[f"{variable.name}={label}"] = [entry["probabilities"][label] for entry in entries]
     table = cohort.table[["subject_id", "session"]].iloc[rows].reset_index(drop=True)
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+    return pd.concat([table, pd.DataFrame(columns)], axis=1), variables
 
 
 @command_line
@@ -97,9 +106,12 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.splits is not None:
         rows = Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[1]
     require_writable(output.parent)
-    table = predict_table(arguments.checkpoint, cohort, rows, arguments.batch_size, arguments.adapter)
+    table, variables = _predict(arguments.checkpoint, cohort, rows, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")
+    positive = [f"{variable.name}={variable.positive_label}" for variable in variables if variable.positive_label]
+    if positive:
+        print(f"Positive of two labels: {', '.join(positive)}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from .assemble import Excluded, PreparedCohort, assemble, summary_of
 from .data import is_phenotype
 from .files import require_new
 from .identity import SAME_PERSON
+from .labels import infer_variable, label_columns, read_positive
 from .missing import MissingCodes
 from .phenotypes import Cleaned, Column, clean_columns, clean_labels, infer_columns
 from .quality import Rules, homotopic_pairs
@@ -101,6 +102,13 @@ class PrepareArguments:
             "it). Default: n/a, empty and the like; other codes that stand out are taken as missing, and asked about."
         },
     )
+    positive: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Positive one of two labels, as VARIABLE=LABEL: what sensitivity and ROC AUC will speak of. Kept "
+            "with the data set; training may choose another."
+        },
+    )
     keep_time_series: bool = setting(
         False, "Also store the ROI time series (float16, standardised): for fine-tuning on random windows of them."
     )
@@ -162,6 +170,9 @@ def prepare(arguments: PrepareArguments) -> Path:
     if arguments.bad_scans == "stop" and source.absent and not expected:
         raise FileNotFoundError(source.absent[0].reason)
     table, cleaned, excluded_rows = describe(arguments, recipe, source)
+    positive = {variable.name: variable.positive for variable in recipe.variables if variable.positive is not None}
+    labels = {name: infer_variable(table, name, "categorical").labels for name in label_columns(table)}
+    positive |= read_positive(arguments.positive, labels)
     excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
     extractor = make_extractor(arguments, source)
     rows = [row for row in range(len(source.table)) if row not in excluded_rows]
@@ -169,7 +180,7 @@ def prepare(arguments: PrepareArguments) -> Path:
     _read_scans(arguments, source, extractor, rows, work)
     if arguments.shard is not None:
         return work
-    cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments))
+    cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
     edges = extractor.num_regions * (extractor.num_regions - 1) // 2
     scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)

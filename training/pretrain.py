@@ -1,5 +1,7 @@
 """Stage one: `python -m training.pretrain --config FILE.yaml` (or `accelerate launch -m training.pretrain ...`)."""
 
+from functools import partial
+
 from accelerate import PartialState
 
 from .arguments import PretrainArguments, command_line, parse_arguments
@@ -16,8 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     folder = output_folder(arguments)
     cohort = load_cohort(arguments.data)
     rows = training_rows(cohort, arguments)
-    model, processor, history = pretrain(cohort, rows, arguments, folder / "run")
-    if PartialState().is_main_process:
+    is_first = PartialState().is_main_process
+    model, processor, history = pretrain(
+        cohort, rows, arguments, folder / "run", announce=partial(print, flush=True) if is_first else None
+    )
+    if is_first:
         save_checkpoint(folder / "checkpoint", model, processor, arguments, record_of(cohort, rows, history))
         print(f"Pretrained checkpoint written to {folder / 'checkpoint'}")
 

@@ -17,7 +17,7 @@ from .arguments import FinetuneArguments, PretrainArguments, setting
 from .data import Cohort
 from .metrics import classification_metrics, regression_metrics
 from .splits import Folds, leave_site_out, make_folds
-from .stages import infer_variable, only_labels
+from .vocabulary import only_labels, pretraining_variables, task_variable
 
 
 SPLITS = ("kfold", "leave_site_out")
@@ -48,6 +48,13 @@ class EvaluateArguments:
     n_folds: int = setting(5, "Number of folds of kfold; sites and split files bring their own.")
     repeats: int = setting(1, "Cross-validations, each with its own fold seed and training seed.")
     splits: str | None = setting(None, "Existing split file; default: drawn with the seed, balanced by the task.")
+    positive: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Positive one of two labels, as LABEL or VARIABLE=LABEL; goes before that of the other files. "
+            "Sensitivity, F1 and ROC AUC speak of it."
+        },
+    )
     stratify: str | None = setting(
         None, "Column whose classes k folds balance; default: the task, or the first categorical variable."
     )
@@ -114,7 +121,7 @@ class Task:
 
     Args:
         name (`str`): phenotype column.
-        labels (`tuple[str, ...]`): class names in order; empty for a continuous variable.
+        labels (`tuple[str, ...]`): class names in order, of two the positive one last; empty for a number.
         targets (`np.ndarray` of shape `(scans,)`): class index, or value in the variable's unit; NaN = not recorded.
     """
 
@@ -126,6 +133,11 @@ class Task:
     def is_classification(self) -> bool:
         """Whether the variable is categorical."""
         return bool(self.labels)
+
+    @property
+    def positive(self) -> str | None:
+        """The positive one of two labels."""
+        return self.labels[1] if len(self.labels) == 2 else None
 
     @property
     def kind(self) -> str:
@@ -158,8 +170,9 @@ class Task:
         if self.name in table:
             values = table[self.name]
             if self.is_classification:
-                numbers = {label: index for index, label in enumerate(self.labels)}
-                values = values.map(lambda value: numbers.get(str(value).strip(), np.nan))
+                variable = BEIVariable(self.name, "categorical", list(self.labels))
+                known = [value for value in values.unique() if variable.knows(value)]
+                values = values.map({value: self.labels.index(variable.label_of(value)) for value in known})
             targets[rows] = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
         return replace(self, targets=targets)
 
@@ -235,50 +248,49 @@ class Design:
         return Rows(others, others[others < self.num_tested], test)
 
 
-def make_task(cohort: Cohort, arguments: FinetuneArguments) -> Task:
+def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable | None = None) -> Task:
     """The downstream variable of a fine-tuning configuration.
 
+    Args:
+        cohort (`Cohort`): the tested cohort.
+        arguments (`FinetuneArguments`): settings.
+        known (`BEIVariable`, *optional*): the variable, if it was pretrained.
+
     Raises:
-        ValueError: the column does not exist, or has no value or a single one.
+        ValueError: the column does not exist, has no value or a single one, or not the positive label.
     """
     cohort.require_column(arguments.task)
     table = only_labels(cohort.table, arguments)
     _require_values(table, arguments.task)
-    return _encode(table, infer_variable(table, arguments.task, arguments.kind, arguments.labels))
+    return _encode(table, task_variable(table, arguments, known, cohort.positive))
 
 
-def pretrained_tasks(table: pd.DataFrame, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
+def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
     """The variables of a pretraining configuration that the tested cohort has, or those of them that are named.
 
     Args:
-        table (`pd.DataFrame`): one row per scan of the tested cohort.
+        cohort (`Cohort`): the tested cohort.
         arguments (`PretrainArguments`): names the variables, or a saved vocabulary.
         names (`Sequence[str]`): which to score; all by default.
 
     Raises:
         ValueError: a name that is not pretrained or not in the data, or nothing to score.
     """
-    variables: dict[str, BEIVariable | str]
+    table = cohort.table
     if arguments.vocabulary is not None:
-        saved = BEITokenizer.from_pretrained(arguments.vocabulary).variables
-        variables = {variable.name: variable for variable in saved}
+        variables = [variable.name for variable in BEITokenizer.from_pretrained(arguments.vocabulary).variables]
     else:
-        variables = dict.fromkeys(arguments.categorical, "categorical")
-        variables |= dict.fromkeys(arguments.continuous, "continuous")
+        variables = [*arguments.categorical, *arguments.continuous]
     unknown = [name for name in names if name not in variables]
     if unknown:
         raise ValueError(f"The tasks {', '.join(unknown)} are not pretrained; those are {', '.join(variables)}.")
     chosen = list(names) or [name for name in variables if name in table and table[name].notna().any()]
     if not chosen:
         raise ValueError(f"None of the pretrained variables {', '.join(variables)} is recorded in the tested cohort.")
-    tasks = []
     for name in chosen:
         _require_values(table, name)
-        variable = variables[name]
-        if isinstance(variable, str):
-            variable = infer_variable(table, name, variable)
-        tasks.append(_encode(table, variable))
-    return tuple(tasks)
+    found = {each.name: each for each in pretraining_variables(cohort, np.arange(len(table)), arguments, chosen)}
+    return tuple(_encode(table, found[name]) for name in chosen)
 
 
 def _require_values(table: pd.DataFrame, name: str) -> None:
@@ -293,12 +305,14 @@ def _require_values(table: pd.DataFrame, name: str) -> None:
 
 
 def _encode(table: pd.DataFrame, variable: BEIVariable) -> Task:
-    """The task of a variable; labels that nobody here has are left out of it."""
+    """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last."""
     targets = BEITokenizer(variables=[variable])(table)["labels"][:, 0].astype(float)
     targets[targets == IGNORE_INDEX] = np.nan
     if variable.kind == "continuous":
         return Task(variable.name, (), targets * variable.std + variable.mean)
     present = sorted({int(index) for index in targets[~np.isnan(targets)]})
+    if len(present) == 2 and variable.positive is not None:
+        present.sort(key=lambda index: variable.labels[index] == variable.positive)
     position = {index: number for number, index in enumerate(present)}
     targets = np.array([np.nan if np.isnan(index) else position[int(index)] for index in targets])
     return Task(variable.name, tuple(variable.labels[index] for index in present), targets)

@@ -1,7 +1,7 @@
 """The two training stages as functions: a cohort in, a trained model with its processor out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from .augment import training_dataset
 from .checkpoints import check_same_regions, load_processor
 from .data import Cohort, make_dataset
 from .engine import Trainer
+from .labels import label_lines
 from .leakage import leaking_columns
 from .optimizers import freeze
 from .splits import few_labels, hold_out
 from .transfer import model_pseudo_labels, start_from_related_tokens, with_default_labels
+from .vocabulary import only_labels, pretraining_variables, task_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ def pretrain(
     arguments: PretrainArguments,
     folder: Path | None = None,
     after_epoch: Callable[[nn.Module], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[LCMForMultitaskPretraining, LCMProcessor, list[dict[str, Any]]]:
     """Learn every BEI variable from FC.
 
@@ -54,6 +57,7 @@ def pretrain(
         arguments (`PretrainArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
+        announce (`Callable`, *optional*): called with a line for every variable with labels, before training.
 
     Returns:
         The trained model, its processor, and one record per epoch.
@@ -63,6 +67,7 @@ def pretrain(
     """
     train_rows, validation_rows = hold_out(cohort.table, rows, arguments.validation_fraction, arguments.seed, None)
     tokenizer = _vocabulary(cohort, train_rows, arguments)
+    _announce(announce, tokenizer.variables, cohort.table.iloc[train_rows], "--positive VARIABLE=LABEL")
     set_seed(arguments.seed)
     model = LCMForMultitaskPretraining(
         LCMConfig.from_size(
@@ -88,7 +93,7 @@ def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) 
     """The saved vocabulary, or one built from the training records; continuous variables scaled on these alone."""
     records = cohort.table.iloc[rows]
     if arguments.vocabulary is not None:
-        tokenizer = BEITokenizer.from_pretrained(arguments.vocabulary)
+        tokenizer = BEITokenizer(variables=pretraining_variables(cohort, rows, arguments))
         names = [variable.name for variable in tokenizer.variables]
         if not set(names) & set(cohort.phenotypes()):
             raise ValueError(
@@ -98,37 +103,7 @@ def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) 
         return tokenizer
     if not arguments.categorical and not arguments.continuous:
         raise ValueError("There is nothing to learn: name phenotype columns in categorical or continuous.")
-    for name in (*arguments.categorical, *arguments.continuous):
-        cohort.require_column(name)
-    variables = [infer_variable(records, name, "categorical") for name in arguments.categorical]
-    variables += [infer_variable(records, name, "continuous") for name in arguments.continuous]
-    return BEITokenizer(variables=variables).fit_scaling(records)
-
-
-def infer_variable(records: pd.DataFrame, name: str, kind: str, labels: list[str] | None = None) -> BEIVariable:
-    """The BEI variable of a phenotype column.
-
-    Args:
-        records (`pd.DataFrame`): training records.
-        name (`str`): the column.
-        kind (`str`): "categorical" or "continuous".
-        labels (`list[str]`, *optional*): labels in token order; default: those in the records, sorted.
-
-    Raises:
-        ValueError: an unknown kind, a column with a single value, or one with too many values to be labels.
-    """
-    if kind not in ("categorical", "continuous"):
-        raise ValueError(f"kind must be categorical or continuous, got {kind!r}.")
-    if kind == "continuous":
-        return BEIVariable(name, kind, unit="years" if name == "age" else None)
-    if labels is not None:
-        return BEIVariable(name, kind, labels)
-    variable = BEITokenizer.from_records(records, columns=[name]).variables[0]
-    if variable.kind != kind:
-        raise ValueError(
-            f"The column {name!r} holds numbers with many different values: declare it continuous, or list its labels."
-        )
-    return variable
+    return BEITokenizer(variables=pretraining_variables(cohort, rows, arguments)).fit_scaling(records)
 
 
 def _overrides(arguments: PretrainArguments) -> dict[str, Any]:
@@ -159,6 +134,7 @@ def finetune(
     folder: Path | None = None,
     after_epoch: Callable[[nn.Module], None] | None = None,
     check_leakage: bool = True,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
@@ -169,13 +145,15 @@ def finetune(
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
         check_leakage (`bool`): warn of columns that tell the label.
+        announce (`Callable`, *optional*): called with a line about the labels, before training.
 
     Returns:
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
 
     Raises:
         ValueError: no such checkpoint, an unknown column, a single class, a class without training scans or with a
-            single person, no recorded label at all, or another atlas than the checkpoint's.
+            single person, no recorded label at all, a positive label that is none of two, or another atlas than the
+            checkpoint's.
     """
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
@@ -184,6 +162,7 @@ def finetune(
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, rows, arguments)
     cohort = replace(cohort, table=only_labels(cohort.table, arguments))
+    _announce(announce, [tokenizer.task_variable], cohort.table.iloc[rows], "--positive LABEL")
     if check_leakage:
         _warn_of_leakage(cohort.table.iloc[rows], tokenizer)
     set_seed(arguments.seed)
@@ -214,22 +193,11 @@ def finetune(
     return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
 
 
-def only_labels(table: pd.DataFrame, arguments: FinetuneArguments) -> pd.DataFrame:
-    """The table with the task's labels that the settings name; other people's count as not recorded.
-
-    So two groups of a cohort of three can be told apart. Says how many are left out.
-    """
-    if arguments.kind != "categorical" or arguments.labels is None:
-        return table
-    variable = BEIVariable(arguments.task, "categorical", arguments.labels)
-    values = table[arguments.task]
-    others = values.notna() & ~values.map(variable.knows, na_action="ignore").fillna(False).astype(bool)
-    if others.any():
-        counts = ", ".join(f"{label}: {count}" for label, count in values[others].value_counts().items())
-        logger.warning(
-            "Not among the labels %s of %r, and left out: %s.", ", ".join(arguments.labels), arguments.task, counts
-        )
-    return table.assign(**{arguments.task: values.mask(others)})
+def _announce(
+    announce: Callable[[str], None] | None, variables: Sequence[BEIVariable], records: pd.DataFrame, setting: str
+) -> None:
+    for line in label_lines(variables, records, setting) if announce is not None else ():
+        announce(line)
 
 
 def _split(
@@ -259,28 +227,6 @@ def _task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[st
     if config.problem_type == "single_label_classification":
         weights[config.task_variable] = balanced_class_weights(labels["labels"], config.num_labels)
     return weights
-
-
-def task_tokenizer(
-    pretrained: BEITokenizer, cohort: Cohort, rows: np.ndarray, arguments: FinetuneArguments
-) -> BEITokenizer:
-    """The checkpoint's vocabulary with the downstream variable as its task: its own tokens if it was pretrained."""
-    known = next((variable for variable in pretrained.variables if variable.name == arguments.task), None)
-    if known is not None:
-        if known.kind != arguments.kind:
-            raise ValueError(
-                f"The checkpoint was pretrained on {known.name!r} as a {known.kind} variable: set kind to that."
-            )
-        if arguments.labels is not None and set(arguments.labels) != set(known.labels):
-            raise ValueError(
-                f"The checkpoint was pretrained on {known.name!r} with the labels {', '.join(known.labels)}: give "
-                "these, or none."
-            )
-        return pretrained.for_task(arguments.task)
-    records = cohort.table.iloc[rows]
-    variable = infer_variable(records, arguments.task, arguments.kind, arguments.labels)
-    tokenizer = pretrained.add_variable(variable, task=True)
-    return tokenizer.fit_scaling(records, [arguments.task]) if variable.kind == "continuous" else tokenizer
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:

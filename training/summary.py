@@ -125,7 +125,12 @@ def _task_summary(
         _add_uncertainty(models[name], predictions, design.arguments.resamples, design.arguments.seed)
     found = {
         "title": design.arguments.title if design.tuning else f"{design.arguments.title}: {task.name}",
-        "protocol": {"task": task.name, "labels": list(task.labels), **protocol},
+        "protocol": {
+            "task": task.name,
+            "labels": list(task.labels),
+            **({"positive": task.positive} if task.positive is not None else {}),
+            **protocol,
+        },
         "n_subjects": int(table["subject_id"].nunique()),
         "n_scans": len(rows),
         "models": models,
