@@ -26,7 +26,8 @@ from training.assemble import summary_of
 from training.data import load_cohort
 from training.prepare import PrepareArguments, main, prepare
 from training.sources.arrays import Regions, read_array
-from training.sources.images import check_confounds, entities
+from training.sources.entities import BIDSFile
+from training.sources.images import check_confounds
 from training.sources.tables import read_table
 
 
@@ -157,7 +158,7 @@ def test_images_of_a_table_and_wrong_space(labels_img: Path, tmp_path: Path, rng
 
 
 def test_bids_entities_and_zero_confounds(tmp_path: Path) -> None:
-    assert entities(Path("sub-1_task-rest_space-MNI_desc-preproc_bold.nii.gz"))["space"] == "MNI"
+    assert BIDSFile.of(Path("sub-1_task-rest_space-MNI_desc-preproc_bold.nii.gz")).entities["space"] == "MNI"
     with pytest.raises(ValueError, match="3 of 3 columns are zero"):
         check_confounds(pd.DataFrame({"trans_x": [0.0] * 9, "rot_x": [0.0] * 9, "csf": [np.nan] * 9}), tmp_path)
 

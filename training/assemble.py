@@ -25,7 +25,9 @@ from .quality import (
     STATISTICS,
     Rules,
     Statistics,
+    coverage_text,
     find_duplicates,
+    low_coverage,
     shift_against,
 )
 from .quality_report import Pictures, write_quality_report
@@ -269,6 +271,7 @@ def _quality(
         "regions_without_signal": {
             str(region) if names is None else names[region]: count for region, count in silent.most_common(10)
         },
+        "low_coverage": low_coverage([scans.records[number] for number in kept], names),
         "order_warning": order_warning(table),
         "rules": {name: value for name, value in vars(cohort.rules).items() if value is not None},
         "reading": cohort.source.settings,
@@ -332,6 +335,10 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
     lines += _first(
         "Near-identical FC of different people:",
         [f"{i['first']} and {i['second']} (r = {i['r']:.3f})" for i in quality["duplicates"]],
+    )
+    lines += _first(
+        "Regions with most of their voxels outside the field of view:",
+        [f"{region}: {coverage_text(found)}" for region, found in quality.get("low_coverage", {}).items()],
     )
     lines += [f"Warning: {quality['order_warning']}"] if quality["order_warning"] else []
     lines += [f"Against {quality['shift']['reference']}: {quality['shift']['verdict']}"] if "shift" in quality else []

@@ -304,10 +304,24 @@ def _merged_quality(
             region: sum(counts.get(region, 0) for counts in silent)
             for region in dict.fromkeys(r for c in silent for r in c)
         },
+        "low_coverage": _merged_coverage([quality.get("low_coverage", {}) for quality in each.values()]),
         "order_warning": " ".join(warnings) or order_warning(table),
         "rules": {f"{name}: {rule}": value for name, q in each.items() for rule, value in q["rules"].items()},
         "reading": {f"{name}: {key}": value for name, q in each.items() for key, value in q["reading"].items()},
     }
+
+
+def _merged_coverage(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """What `low_coverage` says of all cohorts together."""
+    merged: dict[str, dict[str, float]] = {}
+    for region, found in (item for part in parts for item in part.items()):
+        before = merged.get(region, {"scans": 0, "least": 1.0, "most": 0.0})
+        merged[region] = {
+            "scans": before["scans"] + found["scans"],
+            "least": min(before["least"], found["least"]),
+            "most": max(before["most"], found["most"]),
+        }
+    return merged
 
 
 @command_line

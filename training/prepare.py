@@ -1,7 +1,7 @@
 """Tables and scans -> one data set folder: `python -m training.prepare --config FILE.yaml`."""
 
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from .missing import MissingCodes
 from .phenotypes import Cleaned, Column, clean_columns, clean_labels, infer_columns
 from .quality import Rules, homotopic_pairs
 from .recipes import Recipe, load_recipe
-from .sources.base import Source
+from .sources.base import DEFAULT_ATLAS, Source
 from .sources.opening import open_source
 from .sources.tables import read_table
 from .store import FinishedScans, Shard, ShardWriter, open_plan, work_folder
@@ -59,7 +59,13 @@ class PrepareArguments:
     )
     time_series: str | None = setting(None, "ROI time series (volumes, regions) instead of FC, given the same way.")
     images: str | None = setting(None, "Preprocessed 4-D NIfTI images in MNI space, as a pattern.")
-    bids: str | None = setting(None, "Folder of fMRIPrep derivatives: all its runs in MNI space.")
+    bids: str | None = setting(
+        None, "Folder of derivatives: all runs of fMRIPrep in MNI space, or the tables that XCP-D made of them."
+    )
+    select: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Only scans of --bids with these entities, as ENTITY=VALUE: res=2, echo=1, seg=Gordon."},
+    )
     fetch: str | None = setting(None, 'Cohort that nilearn downloads: "abide_pcp".')
     fetch_url: str | None = setting(None, "Mirror to fetch from, in the same layout.")
     fetch_options: list[str] = field(
@@ -79,7 +85,10 @@ class PrepareArguments:
         metadata={"help": "Repeat every row of the table, as COLUMN=VALUE for each scan of a person."},
     )
     absent_scans: str = setting("report", 'Rows without a scan: "report", or "expected" if they are no mistake.')
-    atlas: str = setting("aal-116", "Atlas id; decides how many regions are needed and their order.")
+    atlas: str | None = setting(
+        None,
+        "Atlas id; decides how many regions are needed and their order. Default: aal-116, or that of --bids's tables.",
+    )
     labels_img: str | None = setting(None, "Label image of the atlas, for NIfTI input. Default: fetched by nilearn.")
     labels: str | None = setting(None, "Names of its values: a table with columns index and name.")
     regions: str | None = setting(
@@ -163,6 +172,7 @@ def prepare(arguments: PrepareArguments) -> Path:
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    arguments = replace(arguments, atlas=source.atlas or arguments.atlas or DEFAULT_ATLAS)
     if arguments.keep_time_series and source.kind != "time_series":
         raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
     expected = arguments.absent_scans == "expected"

@@ -16,6 +16,7 @@ DUPLICATES = ("report", "drop")
 # Homotopic FC is among the strongest there is: in the right order these edges beat some 90 % of the others, in a wrong
 # one half of them.
 HOMOTOPIC_ORDER = 0.7
+LOW_COVERAGE = 0.5  # share of a region's voxels with a signal, below which it is reported
 # Distances from a reference, in units of its spread between scans, from which on a shift is reported.
 SHIFT_LIMIT = 1.0
 _SIDES = (
@@ -96,6 +97,27 @@ def measure(matrix: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
         "mean_fc": round(float(edges.mean()), 5) if len(edges) else None,
         "homotopic": homotopic,
     }
+
+
+def low_coverage(records: Sequence[dict[str, Any]], names: Sequence[str] | None) -> dict[str, dict[str, float]]:
+    """Regions most of whose voxels have no signal in some scans: how many scans, smallest and largest share there."""
+    found: dict[int, list[float]] = {}
+    for record in records:
+        for region, share in record.get("low_coverage", ()):
+            found.setdefault(region, []).append(share)
+    return {
+        str(region) if names is None else names[region]: {
+            "scans": len(shares), "least": min(shares), "most": max(shares),
+        }
+        for region, shares in sorted(found.items(), key=lambda item: -len(item[1]))
+    }  # fmt: skip
+
+
+def coverage_text(found: dict[str, float]) -> str:
+    """Such as "3 scans, coverage 12 % to 40 %"."""
+    shares = [f"{found[end]:.0%}".replace("%", " %") for end in ("least", "most")]
+    scans = f"{found['scans']} scan{'s' if found['scans'] > 1 else ''}"
+    return f"{scans}, coverage {' to '.join(dict.fromkeys(shares))}"
 
 
 def homotopic_pairs(names: Sequence[str] | None, coordinates: np.ndarray | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from .data import is_phenotype
 from .figures import COLOURS
 from .files import write_text
 from .pages import render_page
+from .quality import coverage_text
 
 
 MOST_GROUPS = 12  # sites shown one by one; the smallest others are pooled
@@ -219,6 +220,7 @@ def write_quality_report(path: Path, quality: dict[str, Any], pictures: Pictures
     page = render_page(
         "quality.html",
         quality=quality,
+        coverage={region: coverage_text(found) for region, found in quality.get("low_coverage", {}).items()},
         figures=pictures.figures(),
         sites=_site_table(pictures),
         atlas=pictures.extractor.atlas,

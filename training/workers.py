@@ -15,7 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 
 from .data import to_triangles
-from .quality import measure
+from .quality import LOW_COVERAGE, measure
 from .sources.base import Scan, Source
 
 
@@ -93,6 +93,9 @@ class Job:
         record = measure(matrix, self.pairs) | {"volumes": scan.volumes, "mean_fd": scan.mean_fd}
         if scan.remarks:
             record["remarks"] = list(scan.remarks)
+        if scan.coverage is not None:
+            low = np.flatnonzero(scan.coverage < LOW_COVERAGE).tolist()  # a region without voxels is NaN: not low
+            record["low_coverage"] = [[region, round(float(scan.coverage[region]), 3)] for region in low]
         return Result(
             row, to_triangles(matrix[None])[0], record, standardise(scan.values) if self.keep_series else None
         )

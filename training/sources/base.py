@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+
+
+DEFAULT_ATLAS = "aal-116"
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Scan:
         mean_fd (`float`, *optional*): mean framewise displacement in mm.
         volumes (`int`, *optional*): volumes that FC was computed from, where that is known.
         remarks (`tuple[str, ...]`): what was done to the file's content, e.g. "transposed".
+        coverage (`np.ndarray` of shape `(regions,)`, *optional*): share of every region's voxels with a signal.
     """
 
     values: np.ndarray
@@ -25,6 +29,7 @@ class Scan:
     mean_fd: float | None = None
     volumes: int | None = None
     remarks: tuple[str, ...] = ()
+    coverage: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Source(ABC):
     kind = "time_series"  # what `read` gives: "time_series" or "connectivity"
     in_memory = False  # everything was read already: worker processes would only copy it
     slow = False  # seconds per scan: scans go to the workers one by one
+    atlas: ClassVar[Any] = None  # id, where the source knows it better than the settings
 
     def __getstate__(self) -> dict[str, Any]:
         """What workers get: they only read, and tables of 100,000 scans take memory."""

@@ -1,112 +1,236 @@
-"""fMRIPrep derivatives (BIDS layout): every preprocessed run in MNI space with the phenotypes of its person."""
+"""Derivatives in BIDS layout: all runs of fMRIPrep in MNI space, or XCP-D's tables, with the subjects' phenotypes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .images import STRATEGIES, ImageSource, entities, fmriprep_version
+from modeling_lcm.atlases import find_atlas
+
+from .base import DEFAULT_ATLAS, Absent, Source
+from .entities import BIDSFile, choose, one_version, only_in, parse_selection, values_of
+from .images import STRATEGIES, ImageSource, pipeline_version
+from .parcels import SUFFIXES, parcel_source
 from .tables import as_text_table, read_table
 
 
-IDENTITY = ("sub", "ses", "task", "acq", "dir", "run")
 PREFERRED_SPACE = "MNI152NLin2009cAsym"
 SUBJECT, SESSION = "participant_id", "scan"
+# Entities in which the files of one run often differ, so that the run would count several times.
+_OFTEN_COPIES = ("echo", "part", "rec")
 
 
 def bids_source(
     folder: str,
     participants: str | None = None,
-    task: str | None = None,
-    space: str | None = None,
+    select: Sequence[str] = (),
     strategy: str = "simple",
-    **options: Any,
-) -> ImageSource:
-    """Find the runs of an fMRIPrep folder.
+    atlas: str | None = None,
+    regions: Sequence[str] | None = None,
+    **images: Any,
+) -> Source:
+    """Find the scans of a folder of derivatives.
 
-    The table has `participant_id`, `scan` (what tells the person's runs apart), `session_id`, `task`, `run` and the
+    The table has `participant_id`, `scan` (what tells the subject's scans apart), `session_id`, `task`, `run` and the
     columns of `participants.tsv`, and of `sub-X_sessions.tsv` where there is one.
 
     Args:
         folder (`str`): the derivatives, with `sub-*` folders.
         participants (`str`, *optional*): table of phenotypes; default `participants.tsv` in the folder or above it.
-        task (`str`, *optional*): only this task.
-        space (`str`, *optional*): only this space; default MNI152NLin2009cAsym, or the one MNI space there is.
-        strategy (`str`): nilearn's denoising strategy, or "none".
-        options: other fields of `ImageSource`.
+        select (`Sequence[str]`): ENTITY=VALUE of the scans that are wanted; default: all, in MNI152NLin2009cAsym or
+            the one MNI space there is.
+        strategy (`str`): nilearn's denoising strategy for images, or "none".
+        atlas (`str`, *optional*): atlas id; for tables, it chooses those of the atlas.
+        regions (`Sequence[str]`, *optional*): names in the order that is wanted, for tables.
+        images: further fields of `ImageSource`.
 
     Raises:
         FileNotFoundError: the folder, its scans or the table are not there.
-        ValueError: an unknown strategy, no run in MNI space, or runs that cannot be told apart.
+        ValueError: an unknown strategy, no scan in MNI space, scans in several versions, or tables of several atlases.
     """
     root = Path(folder)
     if strategy not in (*STRATEGIES, "none"):
         raise ValueError(f"confounds must be one of {', '.join(STRATEGIES)} or none, got {strategy!r}.")
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}.")
-    found = sorted(root.glob("sub-*/**/*_desc-preproc_bold.nii*"))
-    if not found:
+    selection = parse_selection(select)
+    found = _selected(_find(root), selection, root)
+    files, remarks = _of_one_kind(found, root), []
+    is_image = files[0].entities["suffix"] == "bold"
+    if is_image:
+        files = _in_space(files, "space" in selection, root)
+    else:
+        files = _of_one_atlas(files, atlas, root)
+        if "run" not in selection:
+            files, remarks = _without_joined_runs(files)
+    files = one_version(files)
+    remarks += [remark for key in _OFTEN_COPIES if (remark := only_in(files, key)) is not None]
+    described = _describe(root, files, participants)
+    described["remarks"] += remarks
+    described["absent"] = _absent(found, files)
+    if not is_image:
+        return parcel_source(files, regions, described)
+    described["settings"] = {"confounds strategy": strategy, **described["settings"]}
+    return ImageSource(
+        paths=[file.path for file in files],
+        strategy=None if strategy == "none" else strategy,
+        atlas=atlas or DEFAULT_ATLAS,
+        **described,
+        **images,
+    )
+
+
+def _find(root: Path) -> list[BIDSFile]:
+    """Images and tables of scans in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    images = [BIDSFile.of(path) for path in sorted(root.glob("sub-*/**/*_bold.nii*"))]
+    tables = [BIDSFile.of(path) for suffix in SUFFIXES for path in sorted(root.glob(f"sub-*/**/*_{suffix}.tsv"))]
+    files = [*images, *(file for file in tables if "seg" in file.entities)]  # others are nuisance signals
+    if not files:
         raise FileNotFoundError(
-            f"{root} holds no scans: fMRIPrep's derivatives have sub-*/[ses-*/]func/*_desc-preproc_bold.nii.gz."
+            f"{root} holds no scans: fMRIPrep's derivatives have sub-*/[ses-*/]func/*_desc-preproc_bold.nii.gz, "
+            "XCP-D's have *_seg-*_timeseries.tsv or *_relmat.tsv."
         )
-    runs = _in_space([path for path in found if task in (None, entities(path).get("task"))], space, root, task)
+    return files
+
+
+def _selected(files: Sequence[BIDSFile], selection: dict[str, list[str]], root: Path) -> list[BIDSFile]:
+    """The files that the setting `select` allows; of images the preprocessed ones, unless it says otherwise.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if "desc" not in selection:
+        files = [file for file in files if file.entities["suffix"] != "bold" or file.entities.get("desc") == "preproc"]
+    if not files:
+        raise ValueError(f"{root} holds no *_desc-preproc_bold.nii.gz; for other images: --select desc=DESC.")
+    return choose(files, selection, root)
+
+
+def _of_one_kind(files: Sequence[BIDSFile], root: Path) -> list[BIDSFile]:
+    """Images, or else time series, or else matrices.
+
+    Raises:
+        ValueError: there are images as well as tables.
+    """
+    kinds = [suffix for suffix in ("bold", *SUFFIXES) if any(file.entities["suffix"] == suffix for file in files)]
+    if "bold" in kinds and len(kinds) > 1:
+        raise ValueError(
+            f"{root} holds images as well as tables of regions: choose with --select suffix=bold or --select "
+            f"suffix={kinds[1]}."
+        )
+    return [file for file in files if file.entities["suffix"] == kinds[0]]
+
+
+def _absent(found: Sequence[BIDSFile], chosen: Sequence[BIDSFile]) -> list[Absent]:
+    """Scans of which there are files, but none of the chosen kind, space or atlas."""
+    here = {file.key for file in chosen}
+    absent: dict[tuple[str, ...], BIDSFile] = {}
+    for file in found:
+        # fMRIPrep leaves single echoes in native space, and XCP-D puts runs together.
+        whole = file.without("echo").key
+        if file.key not in here and whole not in here and not any(_is_part(key, file.key) for key in here):
+            absent.setdefault(file.key, file)
+    what = ", ".join(
+        f"{key}-{chosen[0].entities[key]}" for key in ("suffix", "space", "seg") if key in chosen[0].entities
+    )
+    return [
+        Absent(f"{file.path} (subject sub-{key[0]})", f"{file.path} has no counterpart with {what}.")
+        for key, file in absent.items()
+    ]
+
+
+def _is_part(key: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """Whether a scan is a run of what a key without run stands for."""
+    return tuple(part for part in key if not part.startswith("run-")) == whole
+
+
+def _in_space(files: Sequence[BIDSFile], is_chosen: bool, root: Path) -> list[BIDSFile]:
+    """The images in one MNI space.
+
+    Raises:
+        ValueError: there are none, or they are in several spaces.
+    """
+    spaces = {file.entities.get("space", "native") for file in files}
+    standard = sorted(space for space in spaces if space.startswith("MNI"))
+    if PREFERRED_SPACE in standard and not is_chosen:
+        standard = [PREFERRED_SPACE]
+    if len(standard) != 1:
+        raise ValueError(
+            f"{root} holds no one set of runs in an MNI space; its spaces are {', '.join(sorted(spaces))}. Run "
+            f"fMRIPrep with --output-spaces {PREFERRED_SPACE}, or choose with --select space=SPACE."
+        )
+    return [file for file in files if file.entities.get("space") == standard[0]]
+
+
+def _of_one_atlas(files: Sequence[BIDSFile], atlas: str | None, root: Path) -> list[BIDSFile]:
+    """The tables of one atlas, in the preferred space if there are several.
+
+    Raises:
+        ValueError: there are none of the atlas, or of several ones and none was chosen.
+    """
+    names = sorted({file.entities["seg"] for file in files})
+    if atlas is not None:
+        wanted = find_atlas(atlas) or atlas.casefold()
+        names = [name for name in names if (find_atlas(name) or name.casefold()) == wanted]
+    if len(names) != 1:
+        problem = "of several atlases" if atlas is None else f"of the atlas {atlas} none"
+        raise ValueError(
+            f"{root} holds tables {problem}; there {values_of(files, 'seg')}. Choose one with --select seg=NAME, "
+            "without --atlas."
+        )
+    kept = [file for file in files if file.entities["seg"] == names[0]]
+    preferred = [file for file in kept if file.entities.get("space") == PREFERRED_SPACE]
+    return preferred if {file.key for file in preferred} == {file.key for file in kept} else kept
+
+
+def _without_joined_runs(files: Sequence[BIDSFile]) -> tuple[list[BIDSFile], list[str]]:
+    """Tables without those that XCP-D made of several runs put together: the runs are there, too."""
+    runs: dict[tuple[str, ...], int] = {}
+    for file in files:
+        if "run" in file.entities:
+            whole = file.without("run").key
+            runs[whole] = runs.get(whole, 0) + 1
+    joined = [file for file in files if "run" not in file.entities and runs.get(file.key, 0) > 1]
+    if not joined:
+        return list(files), []
+    remark = (
+        f"{len(joined)} tables are runs put together, whose runs are there too: left out. Take them: --select run="
+    )
+    return [file for file in files if file not in joined], [remark]
+
+
+def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -> dict[str, Any]:
+    """Table, places, settings and remarks of a source."""
     people, table_path = _participants(root, participants)
     records, places, without = [], [], []
-    for path in runs:
-        parts = entities(path)
-        subject = f"sub-{parts['sub']}"
+    for file in files:
+        subject, parts = f"sub-{file.entities['sub']}", file.entities
         record: dict[str, Any] = dict.fromkeys(people.columns) if subject not in people.index else {}
         if subject in people.index:
             record = people.loc[subject].to_dict()
         elif subject not in without:
             without.append(subject)
         record |= _session_record(root, parts)
-        named = "_".join(f"{key}-{parts[key]}" for key in IDENTITY[1:] if key in parts)
+        named = "_".join(f"{key}-{value}" for key, value in file.scan.items())
         record |= {SUBJECT: subject, SESSION: named or "1", "task": parts.get("task")}
         record |= {"session_id": parts.get("ses"), "run": parts.get("run")}
         records.append(record)
-        places.append(f"{path} (subject {subject})")
+        places.append(f"{file.path} (subject {subject})")
     table = as_text_table(pd.DataFrame(records))
     table.index = pd.Index(range(1, len(table) + 1))
-    settings = {"confounds strategy": strategy, "space": entities(runs[0])["space"], "phenotypes": str(table_path)}
-    if version := fmriprep_version(root):
+    settings = {"space": files[0].entities.get("space", "not stated"), "phenotypes": str(table_path)}
+    if version := pipeline_version(root):
         settings["preprocessing"] = version
     remarks = []
     if without:
         named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         remarks.append(f"{len(without)} people have no row in {table_path}; their phenotypes are missing: {named}")
-    return ImageSource(
-        table=table, places=places, paths=runs, settings=settings, remarks=remarks,
-        strategy=None if strategy == "none" else strategy, **options,
-    )  # fmt: skip
-
-
-def _in_space(paths: list[Path], space: str | None, root: Path, task: str | None) -> list[Path]:
-    """The runs of one MNI space, each once."""
-    if not paths:
-        raise ValueError(f"{root} holds no run of the task {task!r}.")
-    spaces = sorted({entities(path).get("space", "native") for path in paths})
-    standard = [name for name in spaces if name.startswith("MNI")]
-    if space is None and PREFERRED_SPACE in standard:
-        space = PREFERRED_SPACE
-    elif space is None and len(standard) == 1:
-        space = standard[0]
-    if space not in standard:
-        wanted = "an MNI space" if space is None else f"the space {space}"
-        raise ValueError(
-            f"{root} holds no one set of runs in {wanted}; its spaces are {', '.join(spaces)}. Run fMRIPrep with "
-            f"--output-spaces {PREFERRED_SPACE}, or choose with --bids_space."
-        )
-    chosen: dict[tuple[str | None, ...], Path] = {}
-    for path in paths:
-        parts = entities(path)
-        if parts.get("space") != space:
-            continue
-        key = tuple(parts.get(name) for name in IDENTITY)
-        if key in chosen:
-            raise ValueError(f"{chosen[key]} and {path} are the same run; remove one (another resolution, perhaps).")
-        chosen[key] = path
-    return list(chosen.values())
+    return {"table": table, "places": places, "settings": settings, "remarks": remarks}
 
 
 def _participants(root: Path, given: str | None) -> tuple[pd.DataFrame, Path]:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from modeling_lcm.nifti import LabelAtlas, extract_time_series, load_label_atlas
 
-from .base import Absent, Scan, Source
+from .base import DEFAULT_ATLAS, Absent, Scan, Source
+from .entities import BIDSFile, beside
 from .files import locate
 from .tables import read_table
 
@@ -22,6 +23,7 @@ IMAGE_FORMATS = (".nii", ".nii.gz")
 STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")  # of nilearn's load_confounds_strategy
 # Smallest share of the atlas that must lie inside an image's field of view.
 _FEWEST_INSIDE = 0.7
+_VOLUMES_SEEN = 5
 
 
 @dataclass
@@ -39,7 +41,7 @@ class ImageSource(Source):
     """
 
     paths: list[Path] = field(default_factory=list)
-    atlas: str = "aal-116"
+    atlas: str = DEFAULT_ATLAS
     labels_img: str | None = None
     labels: str | None = None
     strategy: str | None = None
@@ -54,16 +56,20 @@ class ImageSource(Source):
         return load_label_atlas(self.atlas, self.labels_img, self.labels)
 
     @cached_property
-    def atlas_points(self) -> np.ndarray:
-        """Places of the atlas's voxels, every seventh, `(points, 3)`, mm in MNI space."""
+    def atlas_voxels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the atlas's voxels `(voxels, 3)`, mm in MNI space, and the region of each, a position."""
         import nibabel
 
         image = self.label_atlas.image
-        return nibabel.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0)[::7])
+        values = np.round(np.asarray(image.dataobj)).astype(int)
+        position = {value: number for number, value in enumerate(self.label_atlas.labels)}
+        voxels = np.argwhere(np.isin(values, list(position)))
+        regions = np.array([position[value] for value in values[tuple(voxels.T)]])
+        return nibabel.affines.apply_affine(image.affine, voxels), regions
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers load the label image themselves."""
-        cached = ("label_atlas", "atlas_points")
+        cached = ("label_atlas", "atlas_voxels")
         return {key: value for key, value in super().__getstate__().items() if key not in cached}
 
     def region_names(self) -> list[str]:
@@ -74,7 +80,9 @@ class ImageSource(Source):
         """See `Source.read`."""
         path = self.paths[row]
         image = load_image(path)
-        check_space(image, path, self.label_atlas.id, self.atlas_points)
+        points, regions = self.atlas_voxels
+        coverage = region_coverage(image, points, regions, len(self.label_atlas.labels))
+        check_space(image, path, self.label_atlas.id, points)
         confounds, kept, mean_fd = self._confounds(row)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing regions are counted in the quality columns
@@ -82,7 +90,7 @@ class ImageSource(Source):
                 image, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
             ).time_series
         remarks = () if kept is None else (f"{len(signals)} volumes left by scrubbing",)
-        return Scan(signals, "time_series", mean_fd, len(signals), remarks)
+        return Scan(signals, "time_series", mean_fd, len(signals), remarks, coverage)
 
     def _confounds(self, row: int) -> tuple[Any, Any, float | None]:
         """Nuisance signals, volumes to keep (`None` = all) and mean framewise displacement."""
@@ -165,6 +173,37 @@ def load_image(path: Path) -> Any:
     return image
 
 
+def region_coverage(image: Any, points: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """Share of every region's voxels that lie inside an image and have a signal there.
+
+    Args:
+        image: 4-D image.
+        points (`np.ndarray` of shape `(voxels, 3)`): places of the atlas's voxels, mm.
+        regions (`np.ndarray` of shape `(voxels,)`): region of each, a position.
+        count (`int`): number of regions.
+
+    Returns:
+        `(regions,)`, from 0 to 1; NaN for a region without voxels.
+    """
+    voxels = np.round(_in_voxels(image, points)).astype(int)
+    inside = ((voxels >= 0) & (voxels < image.shape[:3])).all(axis=1)
+    data, place = np.asarray(image.dataobj), tuple(voxels[inside].T)
+    # Outside the measured part of the brain all volumes are 0: a few of them tell.
+    some = np.stack(
+        [data[(*place, volume)] for volume in np.linspace(0, image.shape[3] - 1, _VOLUMES_SEEN).astype(int)]
+    )
+    inside[inside] = np.ptp(some, axis=0) > 0
+    with np.errstate(invalid="ignore"):
+        return np.bincount(regions, inside, count) / np.bincount(regions, minlength=count)
+
+
+def _in_voxels(image: Any, points: np.ndarray) -> np.ndarray:
+    """Places in mm as positions in an image's grid."""
+    from nibabel.affines import apply_affine
+
+    return apply_affine(np.linalg.inv(image.affine), points)
+
+
 def check_space(image: Any, path: Path, atlas: str, points: np.ndarray) -> None:
     """Refuse an image that is not in MNI space, as far as its name and its field of view tell.
 
@@ -177,12 +216,10 @@ def check_space(image: Any, path: Path, atlas: str, points: np.ndarray) -> None:
     Raises:
         ValueError: the name says another space, or most of the atlas lies outside the image.
     """
-    from nibabel.affines import apply_affine
-
-    space = entities(path).get("space")
+    space = BIDSFile.of(path).entities.get("space")
     if space is not None and not space.startswith("MNI"):
         raise ValueError(f"the image is in the space {space!r}, not in MNI space; use fMRIPrep's output in MNI space.")
-    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    voxels = _in_voxels(image, points)
     inside = ((voxels >= -0.5) & (voxels <= np.array(image.shape[:3]) - 0.5)).all(axis=1).mean()
     if inside < _FEWEST_INSIDE:
         raise ValueError(
@@ -191,27 +228,18 @@ def check_space(image: Any, path: Path, atlas: str, points: np.ndarray) -> None:
         )
 
 
-def entities(path: Path) -> dict[str, str]:
-    """BIDS entities in a file's name, `{"sub": "01", "task": "rest", ...}`."""
-    pairs = [part.split("-", 1) for part in path.name.split(".")[0].split("_") if "-" in part]
-    return {key: value for key, value in pairs}
-
-
 def confounds_path(image: Path) -> Path:
-    """Table of nuisance signals that fMRIPrep wrote beside an image.
+    """Table of nuisance signals that fMRIPrep wrote beside an image; all echoes of a run share one.
 
     Raises:
         ValueError: there is none.
     """
-    stem = "_".join(
-        part
-        for part in image.name.split(".")[0].split("_")
-        if part.split("-")[0] not in ("space", "res", "desc", "bold")
-    )
-    for name in (f"{stem}_desc-confounds_timeseries.tsv", f"{stem}_desc-confounds_regressors.tsv"):
-        if (image.parent / name).is_file():
-            return image.parent / name
-    raise ValueError(f"there is no {stem}_desc-confounds_timeseries.tsv beside the image; fMRIPrep writes it.")
+    file = BIDSFile.of(image)
+    for suffix in ("timeseries", "regressors"):
+        if (path := beside(file, suffix, desc="confounds")) is not None:
+            return path
+    stem = "_".join(file.key[1:])
+    raise ValueError(f"there is no sub-{file.key[0]}_{stem}_desc-confounds_timeseries.tsv beside the image.")
 
 
 def check_confounds(table: pd.DataFrame, path: Path) -> None:
@@ -242,7 +270,7 @@ def mean_displacement(table: pd.DataFrame) -> float | None:
     return None
 
 
-def fmriprep_version(folder: Path) -> str | None:
+def pipeline_version(folder: Path) -> str | None:
     """Name and version of the pipeline from `dataset_description.json`."""
     path = folder / "dataset_description.json"
     try:

@@ -10,7 +10,7 @@ import pandas as pd
 from modeling_lcm.atlases import find_atlas, region_names
 
 from .arrays import Regions
-from .base import Source
+from .base import DEFAULT_ATLAS, Source
 from .bids import bids_source
 from .fetchers import fetch_source
 from .files import archive_source, file_source
@@ -51,15 +51,14 @@ def open_source(arguments: Any, check: Callable[[pd.DataFrame], None]) -> Source
             f"{', '.join(given) or 'none'}."
         )
     kind = given[0]
+    if arguments.select and kind != "bids":
+        raise ValueError("select chooses among the files of a BIDS folder: it goes with bids only.")
     if kind == "fetch":
         source: Source = fetch_source(
             arguments.fetch, arguments.data_dir, arguments.fetch_url, arguments.fetch_options, _regions(arguments)
         )
     elif kind == "bids":
-        source = bids_source(
-            arguments.bids, arguments.participants or None, arguments.bids_task, arguments.bids_space,
-            arguments.confounds, **_image_options(arguments),
-        )  # fmt: skip
+        source = _from_bids(arguments)
     else:
         source = _from_table(kind, arguments, check)
     if len(source.table) == 0:
@@ -68,6 +67,16 @@ def open_source(arguments: Any, check: Callable[[pd.DataFrame], None]) -> Source
     if kind in ("bids", "fetch"):
         check(source.table)
     return source
+
+
+def _from_bids(arguments: Any) -> Source:
+    shorthand = {"task": arguments.bids_task, "space": arguments.bids_space}
+    select = [*arguments.select, *(f"{key}={value}" for key, value in shorthand.items() if value is not None)]
+    regions = None if arguments.regions is None else read_table(arguments.regions).get("name")
+    return bids_source(
+        arguments.bids, arguments.participants or None, select, arguments.confounds, arguments.atlas,
+        None if regions is None else regions.tolist(), labels_img=arguments.labels_img, labels=arguments.labels,
+    )  # fmt: skip
 
 
 def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]) -> Source:
@@ -111,11 +120,13 @@ def _has_fmriprep_names(pattern: str) -> bool:
 
 
 def _image_options(arguments: Any) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("atlas", "labels_img", "labels")}
+    options = {name: getattr(arguments, name) for name in ("labels_img", "labels")}
+    return {"atlas": arguments.atlas or DEFAULT_ATLAS, **options}
 
 
 def _regions(arguments: Any) -> Regions:
-    known = find_atlas(arguments.atlas)
+    atlas = arguments.atlas or DEFAULT_ATLAS
+    known = find_atlas(atlas)
     names = None
     if arguments.regions is not None:
         table = read_table(arguments.regions)
@@ -123,4 +134,4 @@ def _regions(arguments: Any) -> Regions:
     elif known is not None:
         names = region_names(known)
     count = len(names) if names is not None else known.num_regions if known is not None else None
-    return Regions.of_atlas(arguments.atlas, count, names)
+    return Regions.of_atlas(atlas, count, names)
