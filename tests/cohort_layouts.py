@@ -105,3 +105,30 @@ def write_confounds(stem: Path, volumes: int, rng: np.random.Generator) -> None:
     table.loc[0, ["framewise_displacement", *(name for name in names if "derivative1" in name)]] = np.nan
     table.to_csv(f"{stem}.tsv", sep="\t", index=False, na_rep="n/a")
     Path(f"{stem}.json").write_text("{}")
+
+
+def write_xcpd(folder: Path, series: dict[str, np.ndarray], names: list[str], seg: str = "seg-Made10") -> Path:
+    """XCP-D's derivatives: per scan (`sub-01[_ses-1]_task-rest`) a time series, correlations, coverage and motion.
+
+    A region that is NaN in the signals is an `n/a` column; a volume that is NaN is a censored row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"Name": "XCP-D", "GeneratedBy": [{"Name": "xcp_d", "Version": "0.10.0"}]}
+    (folder / "dataset_description.json").write_text(json.dumps(description))
+    subjects = sorted({stem.split("_")[0] for stem in series})
+    pd.DataFrame({"participant_id": subjects, "age": [str(30 + n) for n in range(len(subjects))]}).to_csv(
+        folder / "participants.tsv", sep="\t", index=False
+    )
+    for stem, values in series.items():
+        func = folder / stem.split("_")[0] / "func"
+        func.mkdir(parents=True, exist_ok=True)
+        table = pd.DataFrame(values, columns=names)
+        space = f"{stem}_space-MNI152NLin2009cAsym_{seg}"
+        table.to_csv(func / f"{space}_stat-mean_timeseries.tsv", sep="\t", index=False, na_rep="n/a")
+        relmat = func / f"{space}_stat-pearsoncorrelation_relmat.tsv"
+        table.corr().to_csv(relmat, sep="\t", index_label="Node", na_rep="n/a")
+        coverage = pd.Series(np.where(np.isnan(values).all(axis=0), 0.2, 1.0), index=names, name="coverage")
+        coverage.to_csv(func / f"{space}_stat-coverage_bold.tsv", sep="\t", index_label="Node")
+        motion = pd.DataFrame({"framewise_displacement": [0.0, *[0.15] * (len(values) - 1)]})
+        motion.to_csv(func / f"{stem}_motion.tsv", sep="\t", index=False)
+    return folder
