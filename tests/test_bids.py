@@ -252,6 +252,28 @@ def test_one_of_several_atlases_is_chosen(tmp_path: Path) -> None:
     assert "sub-01" in absent.place
 
 
+def test_settings_of_images_do_not_go_with_tables(tmp_path: Path) -> None:
+    folder = write_xcpd(tmp_path / "xcp", series_of(1), NAMES)
+    for settings in ({"strategy": "compcor"}, {"labels_img": "labels.nii.gz"}):
+        with pytest.raises(ValueError, match="Tables are denoised and name their regions: leave out confounds"):
+            bids_source(str(folder), **settings)
+    func = folder / "sub-01" / "func"
+    (func / f"sub-01_task-rest_{MNI}_desc-preproc_bold.nii.gz").touch()
+    with pytest.raises(ValueError, match="images as well as tables of regions: choose with --select suffix=bold"):
+        bids_source(str(folder))
+    assert len(bids_source(str(folder), select=["suffix=timeseries"]).table) == 1
+
+
+def test_what_the_table_of_participants_says_beyond_the_scans_is_told(tmp_path: Path) -> None:
+    folder = write_xcpd(tmp_path / "xcp", series_of(1), NAMES)
+    (folder / "participants.tsv").write_text("participant_id\tage\ttask\n01\t30\tstroop\n02\t40\tstroop\n")
+    source = bids_source(str(folder))
+    assert source.table["task"].tolist() == ["rest"]
+    assert "1 subjects of" in source.remarks[0]
+    assert "have no scan here: sub-02" in source.remarks[0]
+    assert "are taken from file names: task" in source.remarks[1]
+
+
 def test_tables_of_runs_put_together_do_not_count_again(tmp_path: Path) -> None:
     values = series_of(3)
     names = ["sub-01_task-rest_run-1", "sub-01_task-rest_run-2", "sub-01_task-rest"]

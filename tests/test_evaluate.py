@@ -198,6 +198,18 @@ def test_two_of_three_labels(cohort: Cohort, caplog: pytest.LogCaptureFixture) -
     assert "Not among the labels a, B of 'group', and left out: C: 1." in caplog.text
 
 
+def test_labels_of_external_data_may_be_spelt_otherwise(cohort: Cohort) -> None:
+    task = make_task(cohort, FinetuneArguments(task="group"))
+    table = pd.DataFrame({"group": ["a", "B ", "C", None]})
+    targets = task.extended(table, np.arange(PEOPLE, PEOPLE + 4), PEOPLE + 4).targets[PEOPLE:]
+    np.testing.assert_array_equal(targets, [0, 1, np.nan, np.nan])
+    numbers = make_task(replace(cohort, table=cohort.table.assign(group=[1, 2] * 12)), FinetuneArguments(task="group"))
+    # Whole numbers beside missing ones are stored as 1.0 and 2.0.
+    floats = pd.DataFrame({"group": [1.0, np.nan, 2.0]})
+    targets = numbers.extended(floats, np.arange(PEOPLE, PEOPLE + 3), PEOPLE + 3).targets[PEOPLE:]
+    np.testing.assert_array_equal(targets, [0, np.nan, 1])
+
+
 def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
     cohort: Cohort,
     pretrained: Path,

@@ -18,7 +18,7 @@ import training.workers
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data import Cohort, ConnectomeDataset, load_cohort, make_dataset, to_matrices, to_triangles
 from training.files import write_folder, write_json
-from training.prepare import PrepareArguments, prepare
+from training.prepare import PrepareArguments, main, prepare
 from training.sources import arrays
 
 
@@ -469,3 +469,29 @@ def test_study_has_the_planted_effect(study: Study) -> None:
     inside = study.connectivity[:, :4, :4].mean((1, 2))
     is_b = (study.participants["group"] == "B").to_numpy()
     assert inside[is_b].min() > inside[~is_b].max()
+
+
+def test_prepare_asks_about_codes_until_they_are_declared(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = study.participants.assign(score=["-9999", "999", *study.participants["score"][2:].astype(str)])
+    table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
+    given = f"--participants {tmp_path / 'people.tsv'} --connectivity {study.folder / 'fc.npz'} --parquet false"
+    with pytest.raises(SystemExit) as exit_status:
+        main(f"{given} --atlas {ATLAS} --output {tmp_path / 'asked'}".split())
+    assert exit_status.value.code == 1
+    text = capsys.readouterr().out
+    assert "Please confirm:" in text
+    assert "score: 1 cell holds -9999 (line 2), far from the others" in text
+    main(f"{given} --atlas {ATLAS} --output {tmp_path / 'declared'} --missing -9999 score=999".split())
+    text = capsys.readouterr().out
+    assert "Please confirm:" not in text
+    assert "score: 1 cell holds 999, declared as missing" in text
+    assert "group, subjects: A 12, B 12 (positive)" in text
+    tables = [load_cohort(tmp_path / name).table for name in ("asked", "declared")]
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["score"].isna().tolist() == [True, True, *[False] * (PEOPLE - 2)]
+    with pytest.raises(SystemExit):
+        main(f"{given} --atlas {ATLAS} --output {tmp_path / 'wrong'} --missing scores=999".split())
+    assert "there is no column 'scores'; there are participant_id, sex" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()

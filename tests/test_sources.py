@@ -111,7 +111,9 @@ def test_people_without_a_row_of_phenotypes_are_kept_and_named(
     output = prepare(bids_arguments(folder, labels_img, tmp_path / "out"))
     table = load_cohort(output).table.set_index("subject_id")
     assert table["age"].isna().to_dict() == {"sub-01": False, "sub-02": True}
-    assert "1 people have no row in" in summary_of(output)[0]
+    text = summary_of(output)[0]
+    assert "1 subjects have no row in" in text
+    assert "4 subjects of" in text
 
 
 @pytest.mark.parametrize(

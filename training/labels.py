@@ -116,12 +116,12 @@ def label_lines(variables: Iterable[BEIVariable], table: pd.DataFrame, setting: 
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """Phenotypes of a data set that look like labels: few different texts, or very few whole numbers."""
+    """Phenotypes of a data set that may be labels: few different texts, or very few whole numbers."""
     found = []
     for name in filter(is_phenotype, table.columns):
         values = table[name].dropna().unique()
         is_number = pd.api.types.is_numeric_dtype(table[name])
-        few = 1 < len(values) <= (_MOST_NUMBERS if is_number else MOST_SHOWN)
+        few = "=" not in name and 1 < len(values) <= (_MOST_NUMBERS if is_number else MOST_SHOWN)
         if few and (not is_number or all(float(value).is_integer() for value in values)):
             found.append(str(name))
     return found

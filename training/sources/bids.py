@@ -17,6 +17,7 @@ from .tables import as_text_table, read_table
 
 PREFERRED_SPACE = "MNI152NLin2009cAsym"
 SUBJECT, SESSION = "participant_id", "scan"
+_OF_NAMES = (SESSION, "task", "session_id", "run")  # columns that the files' names fill
 # Entities in which the files of one run often differ, so that the run would count several times.
 _OFTEN_COPIES = ("echo", "part", "rec")
 
@@ -61,6 +62,8 @@ def bids_source(
     if is_image:
         files = _in_space(files, "space" in selection, root)
     else:
+        if strategy not in ("simple", "none") or any(value is not None for value in images.values()):
+            raise ValueError("Tables are denoised and name their regions: leave out confounds, labels_img and labels.")
         files = _of_one_atlas(files, atlas, root)
         if "run" not in selection:
             files, remarks = _without_joined_runs(files)
@@ -89,7 +92,9 @@ def _find(root: Path) -> list[BIDSFile]:
     """
     images = [BIDSFile.of(path) for path in sorted(root.glob("sub-*/**/*_bold.nii*"))]
     tables = [BIDSFile.of(path) for suffix in SUFFIXES for path in sorted(root.glob(f"sub-*/**/*_{suffix}.tsv"))]
-    files = [*images, *(file for file in tables if "seg" in file.entities)]  # others are nuisance signals
+    # Tables without an atlas are nuisance signals.
+    files = [*images, *(file for file in tables if "seg" in file.entities)]
+    files = [file for file in files if "sub" in file.entities]
     if not files:
         raise FileNotFoundError(
             f"{root} holds no scans: fMRIPrep's derivatives have sub-*/[ses-*/]func/*_desc-preproc_bold.nii.gz, "
@@ -226,11 +231,21 @@ def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -
     settings = {"space": files[0].entities.get("space", "not stated"), "phenotypes": str(table_path)}
     if version := pipeline_version(root):
         settings["preprocessing"] = version
-    remarks = []
-    if without:
-        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        remarks.append(f"{len(without)} people have no row in {table_path}; their phenotypes are missing: {named}")
+    scanned = {record[SUBJECT] for record in records}
+    remarks = [
+        *_named(without, f"subjects have no row in {table_path}; their phenotypes are missing"),
+        *_named([name for name in people.index if name not in scanned], f"subjects of {table_path} have no scan here"),
+        *_named(
+            [name for name in _OF_NAMES if name in people], f"columns of {table_path} give way to the files' names"
+        ),
+    ]
     return {"table": table, "places": places, "settings": settings, "remarks": remarks}
+
+
+def _named(items: Sequence[str], what: str) -> list[str]:
+    """A remark about some subjects or columns, the first of them named; none if there are none."""
+    named = ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")
+    return [f"{len(items)} {what}: {named}"] if items else []
 
 
 def _participants(root: Path, given: str | None) -> tuple[pd.DataFrame, Path]:
