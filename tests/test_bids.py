@@ -271,7 +271,7 @@ def test_what_the_table_of_participants_says_beyond_the_scans_is_told(tmp_path: 
     assert source.table["task"].tolist() == ["rest"]
     assert "1 subjects of" in source.remarks[0]
     assert "have no scan here: sub-02" in source.remarks[0]
-    assert "are taken from file names: task" in source.remarks[1]
+    assert "give way to the files' names: task" in source.remarks[1]
 
 
 def test_tables_of_runs_put_together_do_not_count_again(tmp_path: Path) -> None:

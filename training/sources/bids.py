@@ -234,7 +234,10 @@ def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -
     scanned = {record[SUBJECT] for record in records}
     remarks = [
         *_named(without, f"subjects have no row in {table_path}; their phenotypes are missing"),
-        *_named([name for name in people.index if name not in scanned], f"subjects of {table_path} have no scan here"),
+        *_named(
+            [name for name in people.index if name and name not in scanned],
+            f"subjects of {table_path} have no scan here",
+        ),
         *_named(
             [name for name in _OF_NAMES if name in people], f"columns of {table_path} give way to the files' names"
         ),
