@@ -148,7 +148,7 @@ def test_echoes_share_the_nuisance_signals_of_their_run(tmp_path: Path) -> None:
 def test_coverage_of_regions() -> None:
     rng = np.random.default_rng(0)
     data = rng.normal(size=(4, 4, 4, 12)).astype(np.float32)
-    data[2:] = 0
+    data[2], data[3] = 0, np.nan
     image = nibabel.Nifti1Image(data, np.diag([2.0, 2, 2, 1]))
     # Region 0 is measured, 1 has three voxels of four without signal, 2 lies outside the image, 3 has no voxel.
     points = np.array([[0, 0, 0], [2, 2, 2], [2, 0, 0], [4, 0, 0], [6, 0, 0], [4, 2, 2], [40, 0, 0], [-9, 0, 0]])

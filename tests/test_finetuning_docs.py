@@ -105,6 +105,7 @@ def test_errors_on_the_page(
         (cohort, {"task": "empty"}),
         (cohort, {"labels": ["A", "B", "C"]}),
         (cohort, {"task": "rare"}),
+        (cohort, {"positive": "C"}),
         (other, {}),
         (cohort, {"window_volumes": 20}),
         (cohort, {"patience": 2}),
@@ -118,7 +119,7 @@ def test_errors_on_the_page(
         said.append(str(error.value))
     said += [record.getMessage() for record in caplog.records]
     listed = re.findall(r"^\| `(.*?)`", PAGE.split("## What an error says")[1], re.MULTILINE)
-    assert len(listed) == 12
-    for message, text in zip(listed, said[:11], strict=False):
+    assert len(listed) == 13
+    for message, text in zip(listed, said[:12], strict=False):
         assert message in text
     assert any(listed[-1] in text for text in said)

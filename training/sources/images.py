@@ -82,7 +82,7 @@ class ImageSource(Source):
         image = load_image(path)
         points, regions = self.atlas_voxels
         coverage = region_coverage(image, points, regions, len(self.label_atlas.labels))
-        check_space(image, path, self.label_atlas.id, points)
+        check_space(image, path, self.label_atlas.id, points[::7])
         confounds, kept, mean_fd = self._confounds(row)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing regions are counted in the quality columns
@@ -187,12 +187,11 @@ def region_coverage(image: Any, points: np.ndarray, regions: np.ndarray, count: 
     """
     voxels = np.round(_in_voxels(image, points)).astype(int)
     inside = ((voxels >= 0) & (voxels < image.shape[:3])).all(axis=1)
-    data, place = np.asarray(image.dataobj), tuple(voxels[inside].T)
     # Outside the measured part of the brain all volumes are 0: a few of them tell.
-    some = np.stack(
-        [data[(*place, volume)] for volume in np.linspace(0, image.shape[3] - 1, _VOLUMES_SEEN).astype(int)]
-    )
-    inside[inside] = np.ptp(some, axis=0) > 0
+    data = np.asarray(image.dataobj)
+    some = [data[..., volume] for volume in np.linspace(0, image.shape[3] - 1, _VOLUMES_SEEN).astype(int)]
+    has_signal = np.any([volume != some[0] for volume in some[1:]], axis=0) & np.isfinite(some[0])
+    inside[inside] = has_signal[tuple(voxels[inside].T)]
     with np.errstate(invalid="ignore"):
         return np.bincount(regions, inside, count) / np.bincount(regions, minlength=count)
 
