@@ -285,6 +285,14 @@ def test_declared_columns_are_not_guessed_at_where_a_range_decides() -> None:
     np.testing.assert_array_equal(certain.table["age"], [99, -9999, 20, 30])
 
 
+def test_a_constant_that_is_no_label_is_a_problem_of_every_row() -> None:
+    state = BEIVariable("state", "categorical", ["rest", "task"])
+    cleaned = clean_columns(raw_table(["1", "2"]), [Column(state, "", value="sleep"), Column(state, "x")])
+    assert [(problem.column, problem.line) for problem in cleaned.problems] == [
+        ("state", 2), ("state", 3), ("x", 2), ("x", 3),
+    ]  # fmt: skip
+
+
 def test_sites_are_text_without_codes() -> None:
     found = clean_labels(raw_table(["1", "2", "-9999", "03"]), "site", "x")
     assert found.table["site"].tolist() == ["1", "2", None, "03"]

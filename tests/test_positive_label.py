@@ -177,6 +177,17 @@ def test_pretraining_takes_a_label_per_variable(
     assert tasks[0].labels == ("B", "A")
 
 
+def test_a_vocabulary_with_more_labels_than_the_cohort(cohort: Cohort, tmp_path: Path) -> None:
+    group = BEIVariable("group", "categorical", ["not applicable", "B", "A"])
+    BEITokenizer(variables=[group]).save_pretrained(tmp_path)
+    settings = PretrainArguments(vocabulary=str(tmp_path))
+    assert pretrained_tasks(cohort, settings)[0].labels == ("B", "A")
+    assert pretrained_tasks(cohort, replace(settings, positive=["group=B"]))[0].labels == ("A", "B")
+    cohort.table["group"] = [*["not applicable"] * 4, *cohort.table["group"][4:]]
+    with pytest.raises(ValueError, match="positive is 'B', but 'group' has 3 labels in the tested cohort"):
+        pretrained_tasks(cohort, replace(settings, positive=["group=B"]))
+
+
 def test_evaluation_scores_the_chosen_label(
     evaluate_arguments: Callable[..., EvaluateArguments], capsys: pytest.CaptureFixture[str]
 ) -> None:

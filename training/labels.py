@@ -71,14 +71,15 @@ def with_positive(variable: BEIVariable, label: str | None, keep_order: bool = F
     Args:
         variable (`BEIVariable`): the variable.
         label (`str`, *optional*): its positive label, in any spelling; `None` leaves the variable as it is.
-        keep_order (`bool`): whether the labels' tokens exist already.
+        keep_order (`bool`): whether the labels' tokens exist already. There may be more than two of them then: which
+            ones the data have shows later.
 
     Raises:
         ValueError: it has no such label, or not two labels.
     """
     if label is None:
         return variable
-    if len(variable.labels) != 2 or not variable.knows(label):
+    if (len(variable.labels) != 2 and not (variable.labels and keep_order)) or not variable.knows(label):
         raise ValueError(
             f"positive is {label!r}, but {variable.name!r} has "
             f"{'the labels ' + ', '.join(variable.labels) if variable.labels else 'no labels'}: needed is one of two "

@@ -124,7 +124,8 @@ class _Texts:
     def drop(self, codes: Sequence[str]) -> None:
         """Empty the cells that hold a declared code."""
         for code in dict.fromkeys(codes):
-            rows = [row for row, cell in enumerate(self.cells) if cell is not None and same_code(cell, code)]
+            spellings = {cell for cell in set(self.recorded) if same_code(cell, code)}
+            rows = [row for row, cell in enumerate(self.cells) if cell in spellings]
             for row in rows:
                 self.cells[row] = None
             if rows:
@@ -166,14 +167,14 @@ def clean_columns(raw: pd.DataFrame, columns: Sequence[Column], codes: MissingCo
         texts.certain |= column.missing == ()
         if variable.kind == "continuous":
             unit = variable.unit if column.factor == 1 else None
-            values = _read_numbers(texts, [_cell(text) for text in texts.cells], unit)
+            values = _read_numbers(texts, _read_cells(texts), unit)
             # A range says already which values are believed.
             has_range = column.low is not None or column.high is not None
             values = _believed(texts, values, column) if has_range else _without_codes(texts, values)
             result.table[variable.name] = pd.Series(values, dtype="float64") * column.factor
         else:
             result.table[variable.name] = pd.Series(_declared_labels(texts, column), dtype="object")
-    order = [column.column for column in columns]
+    order = [column.column or column.variable.name for column in columns]
     result.problems.sort(key=lambda problem: (order.index(problem.column), problem.row))
     return result
 
@@ -192,7 +193,7 @@ def infer_columns(raw: pd.DataFrame, wanted: Mapping[str, str], codes: MissingCo
     result = Cleaned(pd.DataFrame(index=range(len(raw))))
     for name, column in wanted.items():
         texts = _texts(raw, column, name, raw[column].tolist(), codes, result)
-        cells = [_cell(text) for text in texts.cells]
+        cells = _read_cells(texts)
         share = sum(cell is not None for cell in cells) / max(1, len(texts.recorded))
         if share <= _MOSTLY_NUMBERS or _are_labels(texts, cells):
             result.table[name] = pd.Series(_free_labels(texts), dtype="object")
@@ -231,8 +232,10 @@ def _texts(
     return texts
 
 
-def _cell(text: str | None) -> Cell | None:
-    return None if text is None else read_cell(text)
+def _read_cells(texts: _Texts) -> list[Cell | None]:
+    """What the cells of a column say as numbers; `None` for others."""
+    known = {text: read_cell(text) for text in set(texts.recorded)}
+    return [None if text is None else known[text] for text in texts.cells]
 
 
 def _are_labels(texts: _Texts, cells: Sequence[Cell | None]) -> bool:

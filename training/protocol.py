@@ -262,7 +262,8 @@ def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable |
     cohort.require_column(arguments.task)
     table = only_labels(cohort.table, arguments)
     _require_values(table, arguments.task)
-    return _encode(table, task_variable(table, arguments, known, cohort.positive))
+    variable = task_variable(table, arguments, known, cohort.positive)
+    return _encode(table, variable, arguments.positive is not None)
 
 
 def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
@@ -290,7 +291,8 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
     for name in chosen:
         _require_values(table, name)
     found = {each.name: each for each in pretraining_variables(cohort, np.arange(len(table)), arguments, chosen)}
-    return tuple(_encode(table, found[name]) for name in chosen)
+    asked = {entry.partition("=")[0] for entry in arguments.positive}
+    return tuple(_encode(table, found[name], name in asked) for name in chosen)
 
 
 def _require_values(table: pd.DataFrame, name: str) -> None:
@@ -304,13 +306,22 @@ def _require_values(table: pd.DataFrame, name: str) -> None:
         raise ValueError(f"{name!r} is {values.iloc[0]} for everybody in the tested cohort: nothing to predict.")
 
 
-def _encode(table: pd.DataFrame, variable: BEIVariable) -> Task:
-    """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last."""
+def _encode(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) -> Task:
+    """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last.
+
+    Raises:
+        ValueError: a positive label is asked for, and the table has more labels than two.
+    """
     targets = BEITokenizer(variables=[variable])(table)["labels"][:, 0].astype(float)
     targets[targets == IGNORE_INDEX] = np.nan
     if variable.kind == "continuous":
         return Task(variable.name, (), targets * variable.std + variable.mean)
     present = sorted({int(index) for index in targets[~np.isnan(targets)]})
+    if is_asked and len(present) != 2:
+        raise ValueError(
+            f"positive is {variable.positive!r}, but {variable.name!r} has {len(present)} labels in the tested cohort; "
+            "it must be one of two."
+        )
     if len(present) == 2 and variable.positive is not None:
         present.sort(key=lambda index: variable.labels[index] == variable.positive)
     position = {index: number for number, index in enumerate(present)}
