@@ -319,8 +319,8 @@ def _encode(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) 
     present = sorted({int(index) for index in targets[~np.isnan(targets)]})
     if is_asked and len(present) != 2:
         raise ValueError(
-            f"positive is {variable.positive!r}, but {variable.name!r} has {len(present)} labels in the tested cohort; "
-            "it must be one of two."
+            f"positive is {variable.positive!r}, but {variable.name!r} has {len(present)} labels in the tested "
+            "cohort; it must be one of two."
         )
     if len(present) == 2 and variable.positive is not None:
         present.sort(key=lambda index: variable.labels[index] == variable.positive)
