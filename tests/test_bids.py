@@ -244,7 +244,7 @@ def test_one_of_several_atlases_is_chosen(tmp_path: Path) -> None:
         bids_source(str(folder))
     for settings in ({"select": ["seg=made10"]}, {"select": ["atlas=Made10"]}, {"atlas": "Made10"}):
         source = bids_source(str(folder), **settings)
-        assert (source.atlas, source.region_names()) == ("Made10", NAMES)
+        assert (source.atlas_id(), source.region_names()) == ("Made10", NAMES)
     with pytest.raises(ValueError, match="of the atlas aal-116 none; there are seg-Made10"):
         bids_source(str(folder), atlas="aal-116")
     (folder / "sub-01" / "func" / f"sub-01_task-rest_{MNI}_seg-Made10_stat-mean_timeseries.tsv").unlink()

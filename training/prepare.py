@@ -172,7 +172,7 @@ def prepare(arguments: PrepareArguments) -> Path:
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
-    arguments = replace(arguments, atlas=source.atlas or arguments.atlas or DEFAULT_ATLAS)
+    arguments = replace(arguments, atlas=source.atlas_id() or arguments.atlas or DEFAULT_ATLAS)
     if arguments.keep_time_series and source.kind != "time_series":
         raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
     expected = arguments.absent_scans == "expected"

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,6 @@ class Source(ABC):
     kind = "time_series"  # what `read` gives: "time_series" or "connectivity"
     in_memory = False  # everything was read already: worker processes would only copy it
     slow = False  # seconds per scan: scans go to the workers one by one
-    atlas: ClassVar[Any] = None  # id, where the source knows it better than the settings
 
     def __getstate__(self) -> dict[str, Any]:
         """What workers get: they only read, and tables of 100,000 scans take memory."""
@@ -87,4 +86,8 @@ class Source(ABC):
 
     def region_names(self) -> list[str] | None:
         """Names of the regions, if the source knows them better than the atlas's table."""
+        return None
+
+    def atlas_id(self) -> str | None:
+        """Id of the atlas, if the source knows it better than the settings."""
         return None

@@ -39,6 +39,10 @@ class ParcelSource(Source):
         """See `Source.region_names`."""
         return self.names
 
+    def atlas_id(self) -> str:
+        """See `Source.atlas_id`."""
+        return self.atlas
+
     def read(self, row: int) -> Scan:
         """See `Source.read`."""
         file = self.files[row]
@@ -108,8 +112,8 @@ def in_order(table: pd.DataFrame, names: Sequence[str], path: Path) -> tuple[pd.
         remarks.append(f"{len(names) - len(table.columns)} regions absent from the file")
     if list(table.columns) != [name for name in names if name in set(table.columns)]:
         remarks.append("reordered")
-    table = table.reindex(columns=names)
-    return (table.reindex(index=names) if is_matrix else table), tuple(remarks)
+    table = table.reindex(columns=list(names))
+    return (table.reindex(index=list(names)) if is_matrix else table), tuple(remarks)
 
 
 def _first_difference(table: pd.DataFrame) -> str:
