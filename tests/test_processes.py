@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +228,8 @@ def test_lost_process_ends_the_others_with_a_message(fatal: int, dataset: Path, 
     flags = [f"--{name}={value}" for name, value in settings.items()]
     argv = ["--output", str(tmp_path / "out"), "--data", str(dataset), "--no_progress", *flags]
     processes = start_ranks(pretrain_until_lost, argv, int(fatal), folder=tmp_path)
-    started = time.monotonic()
-    processes[0].join(150)
+    processes[0].join(150)  # more than process_timeout, much less than Accelerate's half hour
     assert processes[0].exitcode == 2, logs(tmp_path)
-    assert time.monotonic() - started < 150
     processes[1].kill()
     finish(processes)
     (line,) = [line for line in (tmp_path / "rank_0.log").read_text().splitlines() if line.startswith("error: ")]
