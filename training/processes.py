@@ -37,7 +37,7 @@ def refuse_sharding_without_gpu(device: torch.device) -> None:
         raise ValueError(
             "This FSDP configuration needs GPUs, and the processes run on the CPU: use the configuration "
             "training/configs/accelerate/ddp_cpu.yaml, or one process with optimizer adafactor and "
-            "gradient_checkpointing."
+            "activation_checkpointing."
         )
 
 
