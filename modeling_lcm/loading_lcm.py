@@ -245,14 +245,19 @@ def put_adapter(
     # Their names are those of a model that PEFT has wrapped; here it is not.
     own = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
     try:
-        found = set_peft_model_state_dict(model, own, name)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"The weights of the adapter {adapter} do not fit this model: {error}") from error
-    missing = sorted(key for key in found.missing_keys if name in key.split("."))  # the base's are all missing
-    if missing or found.unexpected_keys:
+        found: Any = set_peft_model_state_dict(model, own, name)
+        problems = [f"not in the model: {key}" for key in found.unexpected_keys]
+        # The base's own are all missing.
+        problems += [f"not in the file: {key}" for key in found.missing_keys if name in key.split(".")]
+    except KeyError as error:  # what is trained whole
+        problems = [f"not in the file: {error.args[0]}"]
+    except RuntimeError as error:  # torch's, one line for each tensor of another shape
+        problems = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+    if problems:
+        more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise ValueError(
-            f"The weights of the adapter {adapter} do not fit this model: missing {missing}, not in the model "
-            f"{sorted(found.unexpected_keys)}."
+            f"The weights of the adapter {adapter} do not fit this model: {'; '.join(problems[:2])}{more}. Load them "
+            "into the base and the task that they were made for."
         )
     model._hf_peft_config_loaded = True  # Transformers' methods for adapters then know of it
     if not is_trainable:

@@ -92,7 +92,7 @@ class LCMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     is_packed = False  # `quantization_lcm.pack` sets it
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # Transformers before 5.23
-        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
+        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable  # type: ignore[assignment]
         activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
         is_activation_checkpointing = PreTrainedModel.is_gradient_checkpointing
 
@@ -173,7 +173,7 @@ class LCMPreTrainedModel(PreTrainedModel):
         return super().train(mode)
 
     def load_adapter(
-        self, peft_model_id: Any = None, adapter_name: str | None = None, is_trainable: bool = False, **kwargs: Any
+        self, peft_model_id: Any = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Load an adapter as in Transformers, but only onto the base that it was made for, with its task.
 
@@ -184,17 +184,17 @@ class LCMPreTrainedModel(PreTrainedModel):
         Args:
             peft_model_id: Folder or Hub repository of the adapter.
             adapter_name: What to call it; "default" by default.
-            is_trainable: Whether it will be trained further.
-            **kwargs: As in Transformers; of these, `adapter_kwargs`, `revision`, `token`, `cache_dir` and
-                `local_files_only` say where on the Hub to look.
+            *args: As in Transformers.
+            **kwargs: As in Transformers; of these, `is_trainable` says whether it will be trained further, and
+                `adapter_kwargs`, `revision`, `token`, `cache_dir` and `local_files_only` where on the Hub to look.
 
         Raises:
             ValueError: the adapter was made for other regions, another vocabulary, size or other weights, for another
                 number of task tokens than this model has, or does not fit; or there is one of that name already.
             ImportError: PEFT is not installed.
         """
-        if peft_model_id is None or kwargs.get("hotswap") is True:
-            return super().load_adapter(peft_model_id, adapter_name=adapter_name, is_trainable=is_trainable, **kwargs)
+        if peft_model_id is None or args or kwargs.get("hotswap") is True:
+            return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
         hub = hub_arguments(kwargs) | hub_arguments(kwargs.get("adapter_kwargs") or {})
         config = check_adapter(self, peft_model_id, **hub)
         if config is not None and config.num_task_tokens != self.config.num_task_tokens:
@@ -203,6 +203,7 @@ class LCMPreTrainedModel(PreTrainedModel):
                 f"{self.config.num_task_tokens}: load the base for that task, with from_pretrained(base, "
                 "**modeling_lcm.adapter_task(adapter))."
             )
+        is_trainable = bool(kwargs.get("is_trainable", False))
         return put_adapter(self, peft_model_id, adapter_name or "default", is_trainable, **hub)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
