@@ -244,6 +244,10 @@ def test_errors_of_the_program_are_not_taken_for_lost_processes() -> None:
 
 # --- sharded weights ---
 
+shards_on_the_cpu = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="PyTorch before 2.7 shards weights on GPUs only"
+)
+
 
 def shard_and_step(dataset: Path, folder: Path) -> None:
     """Two steps with weights sharded by `fully_shard`, layer by layer; the whole weights are written down."""
@@ -276,6 +280,7 @@ def take_steps(model: LCMForMultitaskPretraining, cohort: Cohort, rank: int, ran
         optimizer.zero_grad()
 
 
+@shards_on_the_cpu
 def test_weights_sharded_by_torch_train_alike(cohort: Cohort, dataset: Path, tmp_path: Path) -> None:
     assert finish(start_ranks(shard_and_step, dataset, tmp_path, folder=tmp_path)) == [0, 0], logs(tmp_path)
     alone, sharded = make_model(), make_model(seed=1)
@@ -315,6 +320,7 @@ def train_sharded(dataset: Path, folder: Path, resume: bool) -> None:
         (folder / "history.done").write_text(json.dumps(history))
 
 
+@shards_on_the_cpu
 def test_training_loop_with_sharded_weights(cohort: Cohort, dataset: Path, tmp_path: Path) -> None:
     for resume in (False, True):  # the second time from the last checkpoint
         codes = finish(start_ranks(train_sharded, dataset, tmp_path, resume, folder=tmp_path))
