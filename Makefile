@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# A file of exact versions, such as tests/constraints/newest.txt; without one, the newest that pyproject.toml allows.
+CONSTRAINTS ?=
 
 BIN := $(VENV)/bin
 # Newer than pyproject.toml = the environment holds what pyproject.toml asks for.
 STAMP := $(VENV)/.setup-done
+LOWEST := tests/constraints/lowest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint
+.PHONY: help setup demo test test-lowest slow lint
 
 help:
 	@echo "make setup  virtual environment in $(VENV) with everything installed"
@@ -16,16 +19,17 @@ help:
 	@echo "make test   the tests, without the slow ones"
 	@echo "make slow   the slow tests"
 	@echo "make lint   ruff and mypy"
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH)"
+	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) CONSTRAINTS=$(CONSTRAINTS)"
 
 setup: $(STAMP)
 
 # torch goes first and pinned: resolved together with the rest, pip may pick another build (a CUDA one on a CPU machine).
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": run make again with PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install -e '.[nifti,train,dev]'
+	$(BIN)/python -m pip install $(CONSTRAINTS:%=-c %) -e '.[nifti,train,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -33,6 +37,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The oldest releases have wheels for Python 3.11 and 3.12 only.
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=$(LOWEST) TORCH="$$(grep ^torch== $(LOWEST))"
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -38,13 +38,13 @@ from training.stages import finetune, pretrain
 
 
 REGIONS, SCANS, LABELS = 116, 16, 30
-FRUGAL = {"optimizer": "adafactor", "gradient_checkpointing": True}
+FRUGAL = {"optimizer": "adafactor", "activation_checkpointing": True}
 # Settings of a case, and the gigabytes it may take (None: measured for the table only).
 CASES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
     "finetune-147m": ("147m", "finetune", {}, 4.0),
     "finetune-147m-frugal": ("147m", "finetune", FRUGAL, None),
     "pretrain-147m": ("147m", "pretrain", {}, None),
-    "lora-1.2b": ("1.2b", "lora", {"gradient_checkpointing": True}, 8.0),
+    "lora-1.2b": ("1.2b", "lora", {"activation_checkpointing": True}, 8.0),
     "pretrain-1.2b": ("1.2b", "pretrain", FRUGAL, 24.0),
     "predict-1.2b": ("1.2b", "predict", {"precision": "bf16"}, 3.5),
     "finetune-nano": ("nano", "finetune", {}, None),
@@ -130,7 +130,7 @@ def peak_gb() -> float:
 def estimate(case: str, batch_size: int) -> float:
     """Gigabytes that `training.plan` expects."""
     size, mode, settings, _ = CASES[case]
-    checkpointing = settings.get("gradient_checkpointing", False)
+    checkpointing = settings.get("activation_checkpointing", False)
     setup = Setup(
         size,
         mode,

@@ -161,6 +161,7 @@ class LCMConfig(PreTrainedConfig):
     task_variable: str | None = None
     bei_loss_weight: float | int = 0.0
     class_weights: dict | None = None
+    problem_type: str | None = None  # type: ignore[assignment]  # checked below, by the same words in every release
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _TRANSFORMERS_KEYS)

@@ -94,7 +94,8 @@ def correlate_scans(
             place = slice(done, done + len(chosen))
             block = np.stack([scans[number] for number in chosen], out=buffer[: len(chosen)])
             block = check_signal_values(block, chosen, region_names)
-            silent[place] = _correlate_block(torch.from_numpy(block), torch.from_numpy(matrices[place]), estimator)
+            found = _correlate_block(torch.from_numpy(block), torch.from_numpy(matrices[place]), estimator)
+            silent[place] = found.numpy()
             done += len(chosen)
     if order == list(range(len(scans))):
         return matrices, silent

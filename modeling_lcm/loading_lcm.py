@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .configuration_lcm import LCMConfig
 
 ADAPTER_BASE = "adapter_base.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
 _HEAD_MODULES = {
     "LCMModel": set(),
@@ -201,6 +202,67 @@ def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, ch
             f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
             f"{chosen} has other weights ({found[:12]})."
         )
+
+
+@dataclass
+class AdapterInfo:
+    """What Transformers wants to know of an adapter that was loaded; all is empty, as what does not fit is refused."""
+
+    missing_keys: set[str] = field(default_factory=set)
+    unexpected_keys: set[str] = field(default_factory=set)
+    mismatched_keys: set[str] = field(default_factory=set)
+    error_msgs: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a dictionary."""
+        return asdict(self)
+
+
+def put_adapter(
+    model: PreTrainedModel, adapter: str | os.PathLike, name: str, is_trainable: bool, **hub: Any
+) -> AdapterInfo:
+    """Put an adapter into a model, in place, by PEFT's public functions.
+
+    Args:
+        model: The base, possibly with other adapters in it.
+        adapter: Folder or Hub repository of the adapter.
+        name: What to call it.
+        is_trainable: Whether it will be trained further; otherwise the model is left in evaluation mode.
+        **hub: `revision`, `token` and the like.
+
+    Raises:
+        ValueError: There is one of that name, or its weights do not fit the model.
+        ImportError: PEFT is not installed.
+    """
+    from peft import PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
+
+    if name in getattr(model, "peft_config", {}):
+        raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
+    settings = PeftConfig.from_pretrained(str(adapter), **hub)
+    settings.inference_mode = not is_trainable
+    weights = load_peft_weights(str(adapter), device="cpu", **hub)
+    inject_adapter_in_model(settings, model, name)
+    # Their names are those of a model that PEFT has wrapped; here it is not.
+    own = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+    try:
+        found: Any = set_peft_model_state_dict(model, own, name)
+        problems = [f"not in the model: {key}" for key in found.unexpected_keys]
+        # The base's own are all missing.
+        problems += [f"not in the file: {key}" for key in found.missing_keys if name in key.split(".")]
+    except KeyError as error:  # what is trained whole
+        problems = [f"not in the file: {error.args[0]}"]
+    except RuntimeError as error:  # torch's, one line for each tensor of another shape
+        problems = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+    if problems:
+        more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise ValueError(
+            f"The weights of the adapter {adapter} do not fit this model: {'; '.join(problems[:2])}{more}. Load them "
+            "into the base and the task that they were made for."
+        )
+    model._hf_peft_config_loaded = True  # Transformers' methods for adapters then know of it
+    if not is_trainable:
+        model.eval()
+    return AdapterInfo()
 
 
 @torch.no_grad()

@@ -18,7 +18,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures, LCMEdgeScore
-from .loading_lcm import check_adapter, check_loaded, hub_arguments, refuse_adapter_alone, without_load_report
+from .loading_lcm import (
+    check_adapter,
+    check_loaded,
+    hub_arguments,
+    put_adapter,
+    refuse_adapter_alone,
+    without_load_report,
+)
 from .loss_lcm import (
     LayerChoice,
     TargetLayout,
@@ -84,6 +91,10 @@ class LCMPreTrainedModel(PreTrainedModel):
     # The loss averages over the labels of this batch; Trainer must then do its own division when it accumulates.
     accepts_loss_kwargs = False
     is_packed = False  # `quantization_lcm.pack` sets it
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # Transformers before 5.23
+        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable  # type: ignore[assignment]
+        activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
+        is_activation_checkpointing = PreTrainedModel.is_gradient_checkpointing
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -161,23 +172,39 @@ class LCMPreTrainedModel(PreTrainedModel):
             raise ValueError("A packed model is for prediction only: load it without quantization_config to train it.")
         return super().train(mode)
 
-    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def load_adapter(
+        self, peft_model_id: Any = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load an adapter as in Transformers, but only onto the base that it was made for, with its task.
 
+        PEFT itself reads the files: Transformers' own loader asks for PEFT releases that may not be out, and has left
+        out what an adapter trains whole. Without a place (`peft_config` and `adapter_state_dict` are given), or to
+        exchange weights in place (`hotswap=True`), Transformers' loader is used.
+
+        Args:
+            peft_model_id: Folder or Hub repository of the adapter.
+            adapter_name: What to call it; "default" by default.
+            *args: As in Transformers.
+            **kwargs: As in Transformers; of these, `is_trainable` says whether it will be trained further, and
+                `adapter_kwargs`, `revision`, `token`, `cache_dir` and `local_files_only` where on the Hub to look.
+
         Raises:
-            ValueError: the adapter was made for other regions, another vocabulary, size or other weights, or for
-                another number of task tokens than this model has.
+            ValueError: the adapter was made for other regions, another vocabulary, size or other weights, for another
+                number of task tokens than this model has, or does not fit; or there is one of that name already.
+            ImportError: PEFT is not installed.
         """
-        if peft_model_id is not None:
-            hub = hub_arguments(kwargs) | hub_arguments(kwargs.get("adapter_kwargs") or {})
-            config = check_adapter(self, peft_model_id, **hub)
-            if config is not None and config.num_task_tokens != self.config.num_task_tokens:
-                raise ValueError(
-                    f"The adapter {peft_model_id} brings {config.num_task_tokens} tokens of its task, this model has "
-                    f"{self.config.num_task_tokens}: load the base for that task, with from_pretrained(base, "
-                    "**modeling_lcm.adapter_task(adapter))."
-                )
-        return super().load_adapter(peft_model_id, *args, **kwargs)
+        if peft_model_id is None or args or kwargs.get("hotswap") is True:
+            return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        hub = hub_arguments(kwargs) | hub_arguments(kwargs.get("adapter_kwargs") or {})
+        config = check_adapter(self, peft_model_id, **hub)
+        if config is not None and config.num_task_tokens != self.config.num_task_tokens:
+            raise ValueError(
+                f"The adapter {peft_model_id} brings {config.num_task_tokens} tokens of its task, this model has "
+                f"{self.config.num_task_tokens}: load the base for that task, with from_pretrained(base, "
+                "**modeling_lcm.adapter_task(adapter))."
+            )
+        is_trainable = bool(kwargs.get("is_trainable", False))
+        return put_adapter(self, peft_model_id, adapter_name or "default", is_trainable, **hub)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as in Transformers; a `state_dict` that lacks a tensor, or has a foreign one, is an error.

@@ -3,8 +3,10 @@
 Test modules both import from this file and load it as a plugin, so pytest must not rewrite it: PYTEST_DONT_REWRITE.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -33,6 +35,7 @@ def _child(function: Callable[..., None], arguments: tuple, log: Path, environme
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (open until the process ends)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.enable()
     os.environ.update(environment)
     torch.set_num_threads(1)
     function(*arguments)
@@ -63,11 +66,14 @@ def start_ranks(function: Callable[..., None], *arguments: Any, folder: Path, ra
 
 
 def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int]:
-    """Wait for all and return their exit codes; what has not ended by then is killed, with code None."""
+    """Wait for all and return their exit codes; what has not ended by then logs where it stands, with code None."""
     for process in processes:
         process.join(timeout)
     codes = [process.exitcode for process in processes]
-    for process in processes:
+    for process, code in zip(processes, codes, strict=True):
+        if code is None:
+            os.kill(process.pid, signal.SIGABRT)
+            process.join(10)
         process.kill()
         process.join()
     return codes

@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from modeling_lcm import LCMConfig  # noqa: E402
@@ -21,6 +22,9 @@ from modeling_lcm import LCMConfig  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 logging.disable_progress_bar()
+# The same examples on every machine, however slow it is; `pytest --hypothesis-profile=default` draws others.
+settings.register_profile("gate", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gate")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUM_REGIONS = 12

@@ -119,18 +119,6 @@ def test_an_adapter_changes_the_output_as_merging_it_does(
     torch.testing.assert_close(merged(connectivity=connectivity).layer_logits, adapted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_every_adapter(pretrained: Path, connectivity: Tensor, kind: str) -> None:
-    model, _ = make_adapter(pretrained, "group", kind)
-    model.get_base_model().config.supervision = "momentum"
-    model.train()
-    model(connectivity=connectivity, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "k_proj" not in name:  # key biases cancel in the softmax
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 0, name
-
-
 @pytest.mark.parametrize(("task", "trains"), [("group", False), ("sex", True)])
 def test_pretrained_edges_train_where_they_are_the_tasks(
     pretrained: Path, connectivity: Tensor, task: str, trains: bool, tmp_path: Path

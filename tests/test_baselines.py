@@ -225,12 +225,12 @@ def test_mlp_learns_what_no_linear_model_can(monkeypatch):
     """The label is the product of two edges."""
     monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (0.1, 10.0))
     rng = np.random.default_rng(1)
-    connectivity = symmetric(rng.uniform(-0.05, 0.05, (200, 6, 6)))
-    first, second = rng.choice([-0.5, 0.5], (2, 200))
+    connectivity = symmetric(rng.uniform(-0.05, 0.05, (400, 6, 6)))
+    first, second = rng.choice([-0.5, 0.5], (2, 400))
     connectivity[:, 0, 1] = connectivity[:, 1, 0] = first
     connectivity[:, 2, 3] = connectivity[:, 3, 2] = second
     labels = (first * second > 0).astype(int)
-    train = np.arange(200) < 140
+    train = np.arange(400) < 280
     scores = [
         (baseline(connectivity[train], labels[train], connectivity[~train]).argmax(1) == labels[~train]).mean()
         for baseline in (linear_baseline, mlp_baseline)

@@ -102,7 +102,8 @@ def test_every_finite_scan_gives_a_valid_matrix_or_a_sentence(scan):
             matrix = compute_connectivity(scan)
         except ValueError as error:
             assert "no region with a signal" in str(error)
-            assert np.ptp(scan, axis=0).max() <= 1e-12 * np.abs(scan).max()
+            # Subnormal numbers are zero to some processors.
+            assert np.ptp(scan, axis=0).max() <= max(1e-12 * np.abs(scan).max(), 1e-300)
             return
         assert np.isfinite(matrix).all() and np.abs(matrix).max() <= 1
         np.testing.assert_array_equal(np.diagonal(matrix), 1)

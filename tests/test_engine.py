@@ -247,7 +247,7 @@ def test_mixed_precision_trains_and_leaves_a_full_precision_model(cohort: Cohort
     copy = make_model(seed=1).eval()
     copy.load_state_dict(model.state_dict())
     with torch.no_grad():
-        assert torch.equal(model(connectivity).logits, copy(connectivity).logits)
+        torch.testing.assert_close(model(connectivity).logits, copy(connectivity).logits)
     # Another precision afterwards, in the same process, as cross-validation of two stages may want.
     full = make_model()
     plain = Trainer(full, make_data(cohort), None, arguments()).train()

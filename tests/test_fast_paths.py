@@ -232,13 +232,20 @@ class TestModes:
         inputs = batch["connectivity"]
         with torch.no_grad():
             exported = torch.export.export(
-                model, (), {"connectivity": inputs}, dynamic_shapes={"connectivity": {0: torch.export.Dim.AUTO}}
+                model,
+                (),
+                {"connectivity": inputs},
+                dynamic_shapes={"connectivity": {0: torch.export.Dim.AUTO}},
+                strict=False,
             ).module()
             for people in (inputs, torch.cat([inputs, inputs])):
                 expected = model(people).layer_logits
                 assert torch.allclose(exported(connectivity=people).layer_logits, expected, atol=1e-5)
 
     @pytest.mark.slow
+    @pytest.mark.skipif(
+        torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="PyTorch compiles vector code all the same"
+    )
     @pytest.mark.parametrize("training", [False, True])
     def test_compiled(self, training: bool) -> None:
         model, batch = make_model(SHAPE).train(training), make_batch(SHAPE)

@@ -185,7 +185,7 @@ def test_zero_padding_reproduces_the_research_code_and_ruins_uncentred_signals(r
     windows = padded.window_connectivity(scan)
     by_hand = pearson(np.concatenate([scan[50:], np.zeros((30, 6))]))
     assert len(windows) == 2
-    np.testing.assert_allclose(windows[1], by_hand, atol=1e-6)
+    np.testing.assert_allclose(windows[1], by_hand, atol=1e-5)  # r close to 1 from float32 products
     assert np.median(windows[1]) > 0.99 > 0.9 > np.median(windows[0])
 
 

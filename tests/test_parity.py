@@ -21,6 +21,9 @@ from modeling_lcm.loss_lcm import TargetLayout, labelled, read_out, supervised_l
 
 
 TOLERANCE = 1e-5  # of the array's largest value
+# Gradients were recorded in float32, up to 1.5e-5 away from exact arithmetic. Ours in float64 are as good as exact on
+# every processor; in float32 they are as far away as the recorded ones, in directions that hang on its kernels.
+GRADIENT_TOLERANCE = {torch.float64: 2e-5, torch.float32: 1e-4}
 STAGES = {"momentum": "momentum", "adaptive": "adaptive_per_sample"}
 GRADIENTS = [
     "bb.lin.0.weight",
@@ -180,8 +183,7 @@ def test_gradients(recording: Recording, model: LCMForMultitaskPretraining, stag
         theirs = recording.expected[f"grad_{stage}.{name}"]
         # A fused projection of theirs is three tensors of ours, stacked.
         parts = [ours[part] for part in map_tensor(name.partition(".")[2], theirs)]
-        # In float64 only the recording rounds: its gradients are up to 1.5e-5 away from exact arithmetic.
-        assert_agrees(torch.cat(parts), theirs, TOLERANCE if dtype is torch.float32 else 2 * TOLERANCE)
+        assert_agrees(torch.cat(parts), theirs, GRADIENT_TOLERANCE[dtype])
 
 
 def test_fine_tuned_head(recording: Recording) -> None:

@@ -127,13 +127,13 @@ def test_waiting_for_data_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_checkpointing_trains_the_same(cohort: Cohort) -> None:
     plain, frugal = (make_model(dropout=0.1) for _ in range(2))
     first = Trainer(plain, make_data(cohort), None, arguments()).train()
-    second = Trainer(frugal, make_data(cohort), None, arguments(gradient_checkpointing=True)).train()
+    second = Trainer(frugal, make_data(cohort), None, arguments(activation_checkpointing=True)).train()
     for one, two in zip(first, second, strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
     norm = frugal.model.stem.norm
     torch.testing.assert_close(norm.running_var, plain.model.stem.norm.running_var, rtol=1e-4, atol=1e-5)
     assert norm.num_batches_tracked == plain.model.stem.norm.num_batches_tracked
-    assert not frugal.is_gradient_checkpointing
+    assert not frugal.is_activation_checkpointing
 
 
 def test_adafactor_learns_and_keeps_little(cohort: Cohort) -> None:

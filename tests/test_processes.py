@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def test_shared_batch_norm_alone_is_batch_norm(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     share_batch_norm(shared, False)
     assert type(shared[0]) is nn.BatchNorm1d
-    assert torch.equal(plain.eval()(rows), plain(rows))
+    torch.testing.assert_close(shared.eval()(rows), plain.eval()(rows), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("scans", "size", "processes"), [(17, 3, 2), (18, 3, 2), (19, 3, 2), (19, 4, 3), (5, 8, 2)])
@@ -229,10 +228,8 @@ def test_lost_process_ends_the_others_with_a_message(fatal: int, dataset: Path, 
     flags = [f"--{name}={value}" for name, value in settings.items()]
     argv = ["--output", str(tmp_path / "out"), "--data", str(dataset), "--no_progress", *flags]
     processes = start_ranks(pretrain_until_lost, argv, int(fatal), folder=tmp_path)
-    started = time.monotonic()
-    processes[0].join(150)
+    processes[0].join(150)  # more than process_timeout, much less than Accelerate's half hour
     assert processes[0].exitcode == 2, logs(tmp_path)
-    assert time.monotonic() - started < 150
     processes[1].kill()
     finish(processes)
     (line,) = [line for line in (tmp_path / "rank_0.log").read_text().splitlines() if line.startswith("error: ")]
@@ -246,6 +243,10 @@ def test_errors_of_the_program_are_not_taken_for_lost_processes() -> None:
 
 
 # --- sharded weights ---
+
+shards_on_the_cpu = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="PyTorch before 2.7 shards weights on GPUs only"
+)
 
 
 def shard_and_step(dataset: Path, folder: Path) -> None:
@@ -279,6 +280,7 @@ def take_steps(model: LCMForMultitaskPretraining, cohort: Cohort, rank: int, ran
         optimizer.zero_grad()
 
 
+@shards_on_the_cpu
 def test_weights_sharded_by_torch_train_alike(cohort: Cohort, dataset: Path, tmp_path: Path) -> None:
     assert finish(start_ranks(shard_and_step, dataset, tmp_path, folder=tmp_path)) == [0, 0], logs(tmp_path)
     alone, sharded = make_model(), make_model(seed=1)
@@ -318,6 +320,7 @@ def train_sharded(dataset: Path, folder: Path, resume: bool) -> None:
         (folder / "history.done").write_text(json.dumps(history))
 
 
+@shards_on_the_cpu
 def test_training_loop_with_sharded_weights(cohort: Cohort, dataset: Path, tmp_path: Path) -> None:
     for resume in (False, True):  # the second time from the last checkpoint
         codes = finish(start_ranks(train_sharded, dataset, tmp_path, resume, folder=tmp_path))
@@ -351,7 +354,7 @@ def test_model_without_weights_keeps_its_structure() -> None:
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     blank.load_state_dict(model.state_dict(), assign=True)
     connectivity = torch.from_numpy(np.eye(10, dtype=np.float32))[None]
-    assert torch.equal(blank.eval()(connectivity).logits, model.eval()(connectivity).logits)
+    torch.testing.assert_close(blank.eval()(connectivity).logits, model.eval()(connectivity).logits)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

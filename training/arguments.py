@@ -71,7 +71,7 @@ class LoopArguments:
     )
     patience: int = setting(0, "Stop after so many epochs without a better validation loss; 0: never.")
     mixed_precision: str = setting("no", '"no", "bf16" or "fp16".')
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
+    activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
     checkpoint_every: int = setting(5, "Epochs between resumable checkpoints; 0: none.")
     checkpoint_every_steps: int = setting(0, "Also after so many optimisation steps within an epoch; 0: not.")
     keep_checkpoints: int = setting(2, "Resumable checkpoints kept; the oldest goes when a newer one is complete.")

@@ -118,7 +118,7 @@ class Trainer:
         )
         # An explicit generator keeps the loader from drawing on the global one, which resuming could not replay.
         self.loader = DataLoader(train_data, batch_sampler=self.batches, generator=torch.Generator(), collate_fn=_same)
-        if arguments.gradient_checkpointing:
+        if arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
         share_batch_norm(model, processes > 1)
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
@@ -376,7 +376,7 @@ class Trainer:
         share_batch_norm(self.trained, False)
         chosen = self.state.best_epoch if self.state.best_epoch >= 0 else -1
         self.trained.config.supervision = self.state.history[chosen]["stage"]
-        if self.arguments.gradient_checkpointing:
+        if self.arguments.activation_checkpointing:
             self.trained.activation_checkpointing_disable()
         self.trained.eval()
         self.accelerator.end_training()

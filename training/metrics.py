@@ -54,7 +54,7 @@ def classification_metrics(
         "balanced_accuracy": UNDEFINED,
         "f1": sk.f1_score(truth, predicted, labels=classes, average="weighted", zero_division=np.nan),
         "roc_auc": UNDEFINED,
-        "brier": sk.brier_score_loss(truth, scores, labels=classes, scale_by_half="auto"),
+        "brier": np.square(scores - np.eye(len(classes))[truth]).sum(1).mean() / (2 if len(classes) == 2 else 1),
         "ece": expected_calibration_error(truth == predicted, scores.max(axis=1)),
     }
     if absent:

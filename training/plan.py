@@ -92,7 +92,7 @@ class Setup:
         if self.mode == "predict":
             return "weights in bf16" if self.precision == "bf16" else "float32"
         chosen = [f"--optimizer {self.optimizer}"] if self.optimizer != "adamw" else []
-        chosen += ["--gradient_checkpointing true"] if self.checkpointing else []
+        chosen += ["--activation_checkpointing true"] if self.checkpointing else []
         chosen += ["--mixed_precision bf16"] if self.precision == "bf16" else []
         chosen += [f"fsdp2.yaml on {self.shards} GPUs"] if self.shards > 1 else []
         return " ".join(chosen) or "defaults"

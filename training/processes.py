@@ -12,8 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed import DistError, group
-from torch.distributed import _functional_collectives as collectives
+from torch.distributed import DistError, all_reduce
 
 
 def start_processes(timeout: int) -> PartialState:
@@ -37,7 +36,7 @@ def refuse_sharding_without_gpu(device: torch.device) -> None:
         raise ValueError(
             "This FSDP configuration needs GPUs, and the processes run on the CPU: use the configuration "
             "training/configs/accelerate/ddp_cpu.yaml, or one process with optimizer adafactor and "
-            "gradient_checkpointing."
+            "activation_checkpointing."
         )
 
 
@@ -69,9 +68,27 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
 
 
+class _Total(torch.autograd.Function):
+    """Sum over all processes; its gradient is summed over them, too.
+
+    PyTorch's own sums have no gradient, or none in every release that we allow.
+    """
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        all_reduce(total)
+        return total
+
+
 def _total(values: Tensor) -> Tensor:
-    """Sum over all processes; its gradient is summed over them, too."""
-    return collectives.all_reduce(values, "sum", group.WORLD)
+    return _Total.apply(values)
 
 
 def share_batch_norm(model: nn.Module, shared: bool) -> None:

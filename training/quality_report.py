@@ -1,6 +1,7 @@
 """The quality report of a data set: one HTML file with pictures per site and every exclusion with its reason."""
 
 from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,11 @@ class Pictures:
         figure = Figure(figsize=(7, 0.9 + 0.3 * len(self.names)), layout="constrained")
         axes = figure.subplots()
         values = [self.table.loc[self.groups == name, column].dropna() for name in self.names]
-        axes.boxplot(
-            values, orientation="horizontal", tick_labels=self.names, widths=0.6, flierprops={"markersize": 3}
+        # Matplotlib before 3.10 knows `vert` only.
+        lying = (
+            {"orientation": "horizontal"} if "orientation" in signature(axes.boxplot).parameters else {"vert": False}
         )
+        axes.boxplot(values, tick_labels=self.names, widths=0.6, flierprops={"markersize": 3}, **lying)
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=8)
         axes.set(xlabel=label)

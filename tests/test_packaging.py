@@ -1,0 +1,51 @@
+"""The versions that pyproject.toml allows are those of the two tested sets, without what does not fit together."""
+
+import tomllib
+
+import pytest
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+
+def required() -> dict[str, SpecifierSet]:
+    """Dependencies of the package and of its extras, but for the tools of development."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["nifti"], *extras["train"]]
+    return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
+
+
+def tested_set(name: str) -> dict[str, list[str]]:
+    """Versions of a tested set; several where they differ between releases of Python."""
+    found: dict[str, list[str]] = {}
+    for line in (REPOSITORY / "tests" / "constraints" / f"{name}.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (version,) = requirement.specifier
+            assert version.operator == "==", line
+            found.setdefault(requirement.name, []).append(version.version)
+    return found
+
+
+def test_lower_bounds_are_the_lowest_tested_versions() -> None:
+    floors = {
+        name: [bound.version for bound in bounds if bound.operator == ">="] for name, bounds in required().items()
+    }
+    lowest = tested_set("lowest")
+    assert lowest.keys() == floors.keys()
+    for name, (version,) in lowest.items():
+        (floor,) = floors[name]
+        assert version in SpecifierSet(f"=={floor}"), f"{name}: {floor} is allowed, {version} is tested"
+
+
+def test_the_newest_tested_versions_are_allowed() -> None:
+    bounds, newest = required(), tested_set("newest")
+    assert newest.keys() == bounds.keys()
+    for name, versions in newest.items():
+        assert all(version in bounds[name] for version in versions), name
+
+
+@pytest.mark.parametrize("version", ["5.24.0", "5.24.1", "6.0.0", "5.11.0"])
+def test_releases_of_transformers_that_do_not_fit_are_left_out(version: str) -> None:
+    assert version not in required()["transformers"]
