@@ -1,0 +1,101 @@
+"""Which adapters (PEFT) are exact on this model; the others are refused by name. Needs no PEFT."""
+
+from typing import Any
+
+from torch import nn
+
+
+# Methods that would be wrong or fail, by PEFT's name of them.
+_METHODS = {
+    "LILY": "its router averages over the batch, so that subjects would change each other's results",
+    "POLY": "it picks its weights subject by subject, and BEI tokens are shared by the whole batch",
+    "SHADOW": "it calls the base model by itself, with the inputs of a language model",
+    "XLORA": "it scales adapters by the tokens of a text",
+}
+# Settings of LoRA, likewise.
+_SETTINGS = {
+    "alora_invocation_tokens": "they are looked for in a text",
+    "arrow_config": "it routes the tokens of a text",
+    "layer_replication": "the copies of a layer share its weights, so that merging them would be wrong",
+}
+_MIXED = (
+    "adapter_names: a batch of a Large Connectome Model has one adapter, because tokens, running means and the choice "
+    "of layers are an adapter's and not a subject's. Predict each adapter's subjects by themselves, after "
+    "modeling_lcm.use_adapter(model, name) or model.set_adapter(name)."
+)
+
+
+def refuse_inexact(settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for a method whose results would be wrong.
+
+    Args:
+        settings: PEFT's configurations, by adapter.
+    """
+    for config in settings.values():
+        method = str(getattr(config.peft_type, "value", config.peft_type))
+        reasons = {f"{name} of {method}": why for name, why in _SETTINGS.items() if getattr(config, name, None)}
+        reasons |= {method: _METHODS[method]} if method in _METHODS else {}
+        for what, why in reasons.items():
+            raise ValueError(
+                f"{what} (PEFT) is not for Large Connectome Models: {why}. Load the base model anew, and adapt it with "
+                "another method, such as LoRA, DoRA or IA3."
+            )
+
+
+def refuse_mixed_batch(adapter_names: list[str] | None) -> None:
+    """Raise `ValueError` where `adapter_names` ask for more than one adapter in a batch."""
+    if adapter_names is not None:
+        raise ValueError(_MIXED)
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Refuse adapters that are not exact, and batches that are meant for several of them, before anything is computed.
+
+    Args:
+        model: A model, with or without adapters.
+
+    Raises:
+        ValueError: There are such.
+    """
+    settings = model.__dict__.get("peft_config")
+    if not settings:
+        return
+    refuse_inexact(settings)
+    if any(config.inference_mode for config in settings.values()):
+        _refuse_untrained(model)
+    asked = None
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if "adapter_names" in getattr(hook, "keywords", {}):
+                asked = hook.keywords["adapter_names"]  # type: ignore[attr-defined]
+                # PEFT would leave its hook behind when this call fails, and every later one would fail as well.
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+    refuse_mixed_batch(asked)
+
+
+def _refuse_untrained(model: Any) -> None:
+    """Raise `ValueError` where an adapter was loaded that does not bring what the base model lacks."""
+    uses_choice = model.config.effective_readout == "best_layer"
+    left = [
+        name
+        for name in sorted(model.__dict__.get("untrained", ()))
+        if not hasattr(getattr(model, name), "modules_to_save")
+        and (uses_choice or any(True for _ in getattr(model, name).parameters()))
+    ]
+    if left:
+        raise ValueError(
+            f"{', '.join(left)}: neither the base model nor the adapter brings them, and they are untrained. Load an "
+            "adapter with modeling_lcm.load_adapter, or its base model with **modeling_lcm.adapter_task(adapter), and "
+            "save it with modeling_lcm.save_adapter."
+        )
+
+
+def refuse_unmerged(model: nn.Module) -> None:
+    """Raise `ValueError` for a model in which adapters are, and whose tensors therefore have other names."""
+    found = [name for name in model.state_dict() if {"base_layer", "modules_to_save"} & set(name.split("."))]
+    if found:
+        raise ValueError(
+            f"This model holds adapters ({found[0]} and the like), and would not load again from what save_pretrained "
+            "writes. Save the adapter with modeling_lcm.save_adapter, or the result of merge_and_unload()."
+        )
