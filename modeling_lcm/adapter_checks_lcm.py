@@ -37,8 +37,8 @@ def refuse_inexact(settings: dict[str, Any]) -> None:
         reasons |= {method: _METHODS[method]} if method in _METHODS else {}
         for what, why in reasons.items():
             raise ValueError(
-                f"{what} (PEFT) is not for Large Connectome Models: {why}. Load the base model anew, and adapt it with "
-                "another method, such as LoRA, DoRA or IA3."
+                f"{what} (PEFT) is not for Large Connectome Models: {why}. Load the base model anew, and adapt it "
+                "with another method, such as LoRA, DoRA or IA3."
             )
 
 

@@ -21,7 +21,15 @@ from transformers.utils import logging
 
 from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, load_base, some_of, without_repetitions
 from .configuration_lcm import LCMConfig
-from .loading_lcm import ADAPTER_BASE, FINGERPRINTED, base_fingerprint, base_tensors, by_own_name, check_place
+from .loading_lcm import (
+    ADAPTER_BASE,
+    FINGERPRINTED,
+    base_fingerprint,
+    base_tensors,
+    by_own_name,
+    check_place,
+    fingerprints,
+)
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
@@ -52,10 +60,14 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     name = _active_adapter(model)
     inner = model.get_base_model()
     settings = copy.deepcopy(model.peft_config[name])
+    settings.base_model_name_or_path = settings.base_model_name_or_path or inner.name_or_path or None
     base, new = _base_of(inner, settings)
-    fingerprint = base_fingerprint(base)
+    fingerprint: dict[str, Any] = {"weights_sha256": base_fingerprint(base), "dtype": str(base.dtype)}
     weights = _adapter_weights(model, name)
-    changes_base = _add_what_differs(inner, base, new, settings, weights)
+    fingerprint["changes_base"] = _add_what_differs(inner, base, new, settings, weights)
+    saved = by_own_name({key.removeprefix(IN_BASE): tensor for key, tensor in weights.items()})
+    others = [key for key in base.state_dict() if key not in saved and not key.startswith(FINGERPRINTED)]
+    fingerprint["others_sha256"] = fingerprints(base, others)
     _check_that_it_loads(model, name, base, settings, weights)
 
     target = Path(folder)
@@ -68,8 +80,7 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     config.architectures = [type(inner).__name__]
     config.save_pretrained(target)
     processor.save_pretrained(str(target / PROCESSOR_FOLDER))
-    content = {"weights_sha256": fingerprint, "changes_base": changes_base}
-    (target / ADAPTER_BASE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (target / ADAPTER_BASE).write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
 
 
 def _active_adapter(model: Any) -> str:
@@ -86,12 +97,12 @@ def _active_adapter(model: Any) -> str:
         active = ", ".join(map(str, status.active_adapters)) or "none"
         raise ValueError(f"One adapter has to be active to be saved, active are: {active}. model.set_adapter(name).")
     if status.merged_adapters or status.enabled is not True:
-        state = "merged into the base model: call unmerge_adapter()" if status.merged_adapters else "disabled: enable it"
+        state = "merged into its base: call unmerge_adapter()" if status.merged_adapters else "disabled: enable it"
         raise ValueError(f"The adapter {status.active_adapters[0]!r} is {state} before it is saved.")
     if getattr(model.get_base_model(), "is_quantized", False):
         raise ValueError(
-            "The base model is quantised, and the adapter would be loaded onto the weights before rounding, with other "
-            "predictions: train it on the base model without quantization_config."
+            "The base model is quantised, and the adapter would be loaded onto the weights as they were before, with "
+            "other predictions: train it on the base model without quantization_config."
         )
     return str(status.active_adapters[0])
 
@@ -118,10 +129,11 @@ def _base_of(inner: LCMForSequenceClassification, settings: Any) -> tuple[LCMFor
         except OSError:
             continue
     logger.warning(
-        "The base model of this adapter was not loaded from a place within reach: all but its layers is saved with the "
-        "adapter. Save the base model as well (save_pretrained), and give its folder to load_adapter."
+        "The base model of this adapter was not loaded from a place within reach: all but its layers is saved with "
+        "the adapter. Save the base model as well (save_pretrained), and give its folder to load_adapter."
     )
-    base = LCMForSequenceClassification(config).to(inner.dtype)
+    base: Any = LCMForSequenceClassification(config)
+    base.to(inner.dtype)
     base.load_state_dict({name: tensor.detach().cpu() for name, tensor in base_tensors(inner).items()})
     return base, {name for name in base.state_dict() if not name.startswith(FINGERPRINTED)}
 

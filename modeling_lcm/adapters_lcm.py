@@ -172,12 +172,14 @@ def attach(model: Any, settings: Any, weights: dict[str, Tensor], name: str, ori
             model.add_adapter(name, settings)
         else:
             model = get_peft_model(model, settings, adapter_name=name)
-        left_over = set_peft_model_state_dict(model, weights, adapter_name=name).unexpected_keys
+        result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
         expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     missing = _magnitudes(without_repetitions(expected)) - _magnitudes(weights)
     _require_all({name for name in missing if not _own_names({name: None}) <= _own_names(weights)}, origin)
-    if left_over:
-        raise ValueError(f"The adapter {origin} has tensors that the model has not: {some_of(left_over)}.")
+    if result.unexpected_keys:
+        raise ValueError(
+            f"The adapter {origin} has tensors that the model has not: {some_of(result.unexpected_keys)}."
+        )
     model.get_base_model().untrained = []
     return model.eval()
 
@@ -307,8 +309,8 @@ def _check_stackable(inner: Any, config: LCMConfig, settings: Any, adapter: Any,
     differing = [name for name in _MADE_WITH if getattr(config, name) != getattr(inner.config, name)]
     for name in differing:
         raise ValueError(
-            f"The adapter {adapter} was made with {name}={getattr(config, name)}, the model on which it is stacked has "
-            f"{getattr(inner.config, name)}: load it by itself, with load_adapter."
+            f"The adapter {adapter} was made with {name}={getattr(config, name)}, the model that it is stacked on "
+            f"with {getattr(inner.config, name)}: load it by itself, with load_adapter."
         )
     file = file_of(adapter, ADAPTER_BASE, **hub)
     changes = file is not None and json.loads(Path(file).read_text(encoding="utf-8")).get("changes_base", False)

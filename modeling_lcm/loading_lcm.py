@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {} if base is None else children
 
 
-def without_weights(kind: type[PreTrainedModel], config: LCMConfig) -> PreTrainedModel:
+def without_weights(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """A model of a class whose tensors have names and shapes, but no memory."""
     with torch.device("meta"):
         return kind(copy.deepcopy(config))
@@ -220,18 +220,28 @@ def check_architecture(config: LCMConfig, base: Any, adapter: Any, recorded: str
 def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, chosen: str | None, **hub: Any) -> None:
     """Raise `ValueError` unless a base has the weights that an adapter was made for; arguments as above.
 
-    Rounded, quantised and offloaded weights cannot be compared and pass, and so does an adapter saved by PEFT alone.
+    Quantised and offloaded weights, and weights of another precision, cannot be compared and pass, and so does an
+    adapter saved by PEFT alone.
     """
     file = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
-    rounded = getattr(model, "is_quantized", False) or model.dtype != torch.float32
-    if file is None or rounded or any(tensor.is_meta for tensor in model.parameters()):
+    if file is None or getattr(model, "is_quantized", False) or any(tensor.is_meta for tensor in model.parameters()):
         return
-    expected = json.loads(Path(file).read_text(encoding="utf-8"))["weights_sha256"]
+    expected = json.loads(Path(file).read_text(encoding="utf-8"))
+    if str(model.dtype) != expected.get("dtype", str(torch.float32)):
+        return
     found = base_fingerprint(model)
-    if found != expected:
+    if found != expected["weights_sha256"]:
         raise ValueError(
-            f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
-            f"{chosen} has other weights ({found[:12]})."
+            f"The adapter {adapter} was made for the base model {recorded} (weights {expected['weights_sha256'][:12]})"
+            f", but {chosen} has other weights ({found[:12]})."
+        )
+    others = expected.get("others_sha256", {})
+    tensors = fingerprints(model, others)
+    differing = [name for name in others if tensors.get(name) != others[name]]
+    if differing:
+        raise ValueError(
+            f"The adapter {adapter} was made for the base model {recorded}, but {chosen} has another "
+            f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}."
         )
 
 
@@ -247,8 +257,18 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     for name in sorted(weights):
         if name.startswith(FINGERPRINTED):
             digest.update(name.encode())
-            digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+            digest.update(_bytes(weights[name]))
     return digest.hexdigest()
+
+
+def fingerprints(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of single tensors of a base model, by name, as far as it has them."""
+    tensors = base_tensors(model)
+    return {name: hashlib.sha256(_bytes(tensors[name])).hexdigest() for name in names if name in tensors}
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 def base_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

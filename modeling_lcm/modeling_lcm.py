@@ -115,7 +115,7 @@ class LCMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            if module.bias is None:  # an edge read-out: untrained, it changes nothing
+            if cast(Tensor | None, module.bias) is None:  # an edge read-out: untrained, it changes nothing
                 init.zeros_(module.weight)
             else:
                 init.xavier_uniform_(module.weight)

@@ -197,7 +197,7 @@ def test_pefts_and_transformers_own_loaders(folders: dict, connectivity: Tensor,
 
 def test_pefts_loader_without_the_task_fails_as_the_page_says(folders: dict) -> None:
     sex = AutoPeftModelForSequenceClassification.from_pretrained(folders["sex"][0])
-    with pytest.raises(ValueError, match=r"task_edge_readout, task_embeddings: neither .* \*\*modeling_lcm.adapter_task"):
+    with pytest.raises(ValueError, match=r"task_edge_readout, task_embeddings: neither .*lcm.adapter_task"):
         sex(connectivity=torch.eye(REGIONS)[None])
     with pytest.raises(RuntimeError, match="size mismatch"):
         AutoPeftModelForSequenceClassification.from_pretrained(folders["state"][0])
