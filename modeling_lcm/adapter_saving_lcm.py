@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, load_base, some_of, without_repetitions
+from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, load_base, own_names, some_of, without_repetitions
 from .configuration_lcm import LCMConfig
 from .loading_lcm import (
     ADAPTER_BASE,
@@ -61,14 +61,15 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     inner = model.get_base_model()
     settings = copy.deepcopy(model.peft_config[name])
     settings.base_model_name_or_path = settings.base_model_name_or_path or inner.name_or_path or None
-    base, new = _base_of(inner, settings)
-    fingerprint: dict[str, Any] = {"weights_sha256": base_fingerprint(base), "dtype": str(base.dtype)}
-    weights = _adapter_weights(model, name)
-    fingerprint["changes_base"] = _add_what_differs(inner, base, new, settings, weights)
-    saved = by_own_name({key.removeprefix(IN_BASE): tensor for key, tensor in weights.items()})
-    others = [key for key in base.state_dict() if key not in saved and not key.startswith(FINGERPRINTED)]
-    fingerprint["others_sha256"] = fingerprints(base, others)
-    _check_that_it_loads(model, name, base, settings, weights)
+    with torch.random.fork_rng(devices=[]):  # saving does not change what a run draws afterwards
+        base, new = _base_of(inner, settings)
+        fingerprint: dict[str, Any] = {"weights_sha256": base_fingerprint(base), "dtype": str(base.dtype)}
+        weights = _adapter_weights(model, name)
+        fingerprint["changes_base"] = _add_what_differs(inner, base, new, settings, weights)
+        saved = own_names(weights)
+        others = [key for key in base.state_dict() if key not in saved and not key.startswith(FINGERPRINTED)]
+        fingerprint["others_sha256"] = fingerprints(base, others)
+        _check_that_it_loads(model, name, base, settings, weights)
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def _add_what_differs(
     Returns:
         Whether the method itself changes weights of the base model when it starts (PiSSA); they are not added.
     """
-    saved = by_own_name({key.removeprefix(IN_BASE): tensor for key, tensor in weights.items()})
+    saved = own_names(weights)
     current, original = base_tensors(inner), base.state_dict()
     places = {key: place for key, place in _places(inner).items() if "base_layer" in place.split(".")}
     adapted = places.keys()

@@ -115,7 +115,7 @@ def load_adapter(
     check_architecture(config, base_config, adapter, recorded, chosen)
     model, new = load_base(chosen, config, **origin)
     check_weights(model, adapter, recorded, chosen, **hub)
-    _require_all(new - _own_names(weights), adapter)
+    _require_all(new - own_names(weights), adapter)
     settings.base_model_name_or_path = chosen
     peft_model = attach(model, settings, weights, "default", adapter)
     model.adapter_configs = {"default": config}
@@ -175,7 +175,7 @@ def attach(model: Any, settings: Any, weights: dict[str, Tensor], name: str, ori
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
         expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     missing = _magnitudes(without_repetitions(expected)) - _magnitudes(weights)
-    _require_all({name for name in missing if not _own_names({name: None}) <= _own_names(weights)}, origin)
+    _require_all({name for name in missing if not own_names({name: None}) <= own_names(weights)}, origin)
     if result.unexpected_keys:
         raise ValueError(
             f"The adapter {origin} has tensors that the model has not: {some_of(result.unexpected_keys)}."
@@ -279,7 +279,7 @@ def without_repetitions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if not copies & set(name.split("."))}
 
 
-def _own_names(weights: dict[str, Any]) -> Set[str]:
+def own_names(weights: dict[str, Any]) -> Set[str]:
     """Names of an adapter's tensors; those of the base model as they are there."""
     return by_own_name({name.removeprefix(IN_BASE): tensor for name, tensor in weights.items()}).keys()
 
