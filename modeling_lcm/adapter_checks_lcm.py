@@ -42,6 +42,20 @@ def refuse_inexact(settings: dict[str, Any]) -> None:
             )
 
 
+def refuse_zero_lengths(model: nn.Module) -> None:
+    """Raise `ValueError` for DoRA on weights that are zero, by whose length it would divide."""
+    found = [
+        name.partition(".lora_magnitude_vector.")[0]
+        for name, tensor in model.named_parameters()
+        if ".lora_magnitude_vector." in name and not tensor.is_meta and not tensor.all()
+    ]
+    if found:
+        raise ValueError(
+            f"DoRA divides by the length of weights, and those of {', '.join(found)} are zero before training. Load "
+            f"the base model anew, and leave them out with exclude_modules={found}, or use LoRA."
+        )
+
+
 def refuse_mixed_batch(adapter_names: list[str] | None) -> None:
     """Raise `ValueError` where `adapter_names` ask for more than one adapter in a batch."""
     if adapter_names is not None:

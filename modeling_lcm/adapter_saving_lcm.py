@@ -228,8 +228,8 @@ def _check_that_it_loads(
     differing = [key for key in found if key not in current or not _is_same(current[key], found[key])]
     if differing:
         raise ValueError(
-            f"This adapter ({method}) would not load as it is: PEFT makes {some_of(differing)} anew, with other "
-            f"numbers. {_INSTEAD}"
+            f"This adapter ({method}) would not load as it is: PEFT does not save {some_of(differing)}, which would "
+            f"have other values. {_INSTEAD}"
         )
     _compare_predictions(model, loaded, method)
 

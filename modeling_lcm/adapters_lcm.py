@@ -239,8 +239,9 @@ def use_adapter(model: Any, name: str) -> None:
         if setting not in _OF_A_FILE:
             setattr(inner.config, setting, value)
     inner.num_labels = inner.config.num_labels
+    for module in inner.adapter_modules[name].values():
+        module.to(inner.device)  # what was not in use has not been moved with the rest
     _put(inner, inner.adapter_modules[name])
-    inner.to(inner.device)  # modules that were not in use have not been moved with the others
     model.set_adapter(name)
     model.eval()
 
@@ -329,7 +330,7 @@ def _modules_that_fit(inner: Any, config: LCMConfig) -> dict[str, nn.Module]:
         if known is not None and name not in inner.new_modules:
             fitting[name] = known
             continue
-        fitting[name] = module.to_empty(device=inner.device)
+        fitting[name] = module.to_empty(device=inner.device).to(inner.dtype)
         for tensor in module.state_dict().values():
             tensor.zero_()
     return fitting
