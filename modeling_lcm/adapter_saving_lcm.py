@@ -219,7 +219,7 @@ def _check_that_it_loads(
         _write_settings(settings, model.get_base_model(), Path(temporary))
         try:
             again = type(settings).from_pretrained(temporary)
-            again.base_model_name_or_path = base.name_or_path
+            again.base_model_name_or_path = base.name_or_path or None
             loaded = attach(base, again, weights, name, method)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]

@@ -261,16 +261,20 @@ def _read(adapter: str | os.PathLike, **hub: Any) -> tuple[Any, dict[str, Tensor
     from peft import PeftConfig, load_peft_weights
 
     settings = PeftConfig.from_pretrained(str(adapter), **hub)
-    weights = without_repetitions(load_peft_weights(str(adapter), device="cpu", **hub))
+    found = without_repetitions(load_peft_weights(str(adapter), device="cpu", **hub))
     weights = {
         IN_BASE + new_name(name.removeprefix(IN_BASE)) if name.startswith(IN_BASE) else name: tensor
-        for name, tensor in weights.items()
+        for name, tensor in found.items()
     }
     for field in ("modules_to_save", "target_modules"):
         if isinstance(getattr(settings, field, None), (list, set)):
             kind = type(getattr(settings, field))
             renamed = [new_name(f"{module}.").removesuffix(".") for module in getattr(settings, field)]
             setattr(settings, field, kind(dict.fromkeys(renamed)))
+    # PEFT once saved the edge read-outs whole because their names ended in `score`.
+    more = sorted({name.removeprefix(IN_BASE).split(".")[0] for name in weights.keys() - found.keys()})
+    if more and getattr(settings, "modules_to_save", None) is not None:
+        settings.modules_to_save = list(dict.fromkeys([*settings.modules_to_save, *more]))
     return settings, weights
 
 
