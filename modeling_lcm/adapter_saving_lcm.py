@@ -1,25 +1,27 @@
 """Saving an adapter (PEFT) so that it loads as it is: whatever differs from the base model is in its folder.
 
 PEFT saves what it has made. Training also changes what it has not: running means, the choice of layers, a new task's
-tokens where nobody named them. So the base model is loaded once more and compared, and modules that differ are saved
-with the adapter. Then what would be saved is put onto the base and compared with the model, before a file is written.
+tokens where nobody named them. So the base model's file is read once more and compared, tensor by tensor, and modules
+that differ are saved with the adapter. Then what would be saved is put onto the base and compared with the model,
+before anything is written. All unchanged weights are shared with the model: there is never a second copy of them.
 """
 
 import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, load_base, own_names, some_of, without_repetitions
+from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, own_names, some_of, without_repetitions
 from .configuration_lcm import LCMConfig
 from .loading_lcm import (
     ADAPTER_BASE,
@@ -28,7 +30,10 @@ from .loading_lcm import (
     base_tensors,
     by_own_name,
     check_place,
+    file_of,
     fingerprints,
+    new_name,
+    without_weights,
 )
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
@@ -45,8 +50,8 @@ _INSTEAD = "Save the merged model instead: merge_and_unload(), then save_pretrai
 def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike) -> None:
     """Save the active adapter of a `PeftModel` with all that a stranger needs to load and understand it.
 
-    The base model is loaded again to compare with, from where the model came from. A base model that is in memory
-    alone can only be told by its layers: then all the rest is saved with the adapter.
+    The base model is read again to compare with, from where the model came from. A base model that is in memory alone
+    can only be told by its layers: then all the rest is saved with the adapter.
 
     Args:
         model: A `PeftModel` around [`LCMForSequenceClassification`].
@@ -61,11 +66,13 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     inner = model.get_base_model()
     settings = copy.deepcopy(model.peft_config[name])
     settings.base_model_name_or_path = settings.base_model_name_or_path or inner.name_or_path or None
-    with torch.random.fork_rng(devices=[]):  # saving does not change what a run draws afterwards
-        base, new = _base_of(inner, settings)
+    weights = _adapter_weights(model, name)
+    # Saving does not change what a run draws afterwards.
+    with torch.random.fork_rng(devices=[inner.device] if inner.device.type == "cuda" else []):
+        changed, new = _differences(inner, settings)
+        base = _base_model(inner, changed, new)
         fingerprint: dict[str, Any] = {"weights_sha256": base_fingerprint(base), "dtype": str(base.dtype)}
-        weights = _adapter_weights(model, name)
-        fingerprint["changes_base"] = _add_what_differs(inner, base, new, settings, weights)
+        fingerprint["changes_base"] = _add_what_differs(inner, changed.keys(), new, settings, weights)
         saved = own_names(weights)
         others = [key for key in base.state_dict() if key not in saved and not key.startswith(FINGERPRINTED)]
         fingerprint["others_sha256"] = fingerprints(base, others)
@@ -115,28 +122,59 @@ def _config_of(inner: LCMForSequenceClassification) -> LCMConfig:
     return config
 
 
-def _base_of(inner: LCMForSequenceClassification, settings: Any) -> tuple[LCMForSequenceClassification, set[str]]:
-    """The base model as it was before training, and the names of tensors that it does not have.
+def _differences(inner: LCMForSequenceClassification, settings: Any) -> tuple[dict[str, Tensor], set[str]]:
+    """Tensors of the base model that are others than the model's, and the names of those that it does not have.
 
-    Of a base model that is nowhere to be found: the layers as they are, without the rest.
+    Of a base model that is nowhere to be found, only the layers count as what it has.
     """
-    config = _config_of(inner)
-    recorded = settings.base_model_name_or_path
+    current, recorded = base_tensors(inner), settings.base_model_name_or_path
     for place in dict.fromkeys(place for place in (inner.name_or_path, recorded) if place):
         revision = {"revision": settings.revision} if place == recorded and settings.revision else {}
+        changed, missing = {}, set(current)
         try:
-            check_place(place)
-            return load_base(place, config, **revision)
+            for name, tensor in _saved_tensors(place, **revision):
+                if name not in current or current[name].shape != tensor.shape:
+                    continue  # a head that was left aside, or of another task
+                missing.remove(name)
+                original = tensor.to(current[name].device, current[name].dtype)
+                if not torch.equal(original, current[name]):
+                    changed[name] = original
         except OSError:
             continue
+        return changed, missing
     logger.warning(
         "The base model of this adapter was not loaded from a place within reach: all but its layers is saved with "
         "the adapter. Save the base model as well (save_pretrained), and give its folder to load_adapter."
     )
-    base: Any = LCMForSequenceClassification(config)
-    base.to(inner.dtype)
-    base.load_state_dict({name: tensor.detach().cpu() for name, tensor in base_tensors(inner).items()})
-    return base, {name for name in base.state_dict() if not name.startswith(FINGERPRINTED)}
+    return {}, {name for name in current if not name.startswith(FINGERPRINTED)}
+
+
+def _saved_tensors(place: str, **hub: Any) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors of a base model one by one, by the names that they have in a task's model."""
+    check_place(place)
+    inside = "model." if (LCMConfig.from_pretrained(place, **hub).architectures or [""])[0] == "LCMModel" else ""
+    index = file_of(place, SAFE_WEIGHTS_INDEX_NAME, **hub)
+    shards = {SAFE_WEIGHTS_NAME}
+    if index is not None:
+        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    for shard in sorted(shards):
+        file = file_of(place, shard, **hub)
+        if file is None:
+            raise FileNotFoundError(f"{place} has no {shard}.")
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no dictionary)
+                yield inside + new_name(name), tensors.get_tensor(name)
+
+
+def _base_model(
+    inner: LCMForSequenceClassification, changed: dict[str, Tensor], new: set[str]
+) -> LCMForSequenceClassification:
+    """The base model without adapters, which shares all unchanged tensors with the model."""
+    base: Any = without_weights(type(inner), inner.config)
+    tensors = {name: tensor.detach() for name, tensor in base_tensors(inner).items()}
+    tensors |= changed | {name: torch.zeros_like(tensors[name]) for name in new}
+    base.load_state_dict(tensors, assign=True)
+    return base.eval()
 
 
 def _adapter_weights(model: Any, name: str) -> dict[str, Tensor]:
@@ -149,7 +187,7 @@ def _adapter_weights(model: Any, name: str) -> dict[str, Tensor]:
 
 def _add_what_differs(
     inner: LCMForSequenceClassification,
-    base: LCMForSequenceClassification,
+    changed: Set[str],
     new: set[str],
     settings: Any,
     weights: dict[str, Tensor],
@@ -158,27 +196,22 @@ def _add_what_differs(
 
     Args:
         inner: The model with adapters.
-        base: The base model without.
-        new: Names of tensors that the base does not have.
+        changed: Names of tensors that are others in the base model.
+        new: Names of those that it does not have.
         settings: PEFT's configuration; the modules are added to those that are saved whole.
         weights: The adapter's tensors.
 
     Returns:
         Whether the method itself changes weights of the base model when it starts (PiSSA); they are not added.
     """
-    saved = own_names(weights)
-    current, original = base_tensors(inner), base.state_dict()
+    current = base_tensors(inner)
     places = {key: place for key, place in _places(inner).items() if "base_layer" in place.split(".")}
     adapted = places.keys()
-    differing = {
-        key
-        for key, tensor in original.items()
-        if key not in saved and (key in new or not _is_same(current[key], tensor, exactly=True))
-    }
+    differing = (changed | new) - own_names(weights)
     for module in sorted({key.rpartition(".")[0] for key in differing - adapted}):
         if hasattr(settings, "modules_to_save"):
             settings.modules_to_save = [*(settings.modules_to_save or []), module]
-        for key in original:
+        for key in current:
             if key.rpartition(".")[0] == module:
                 weights[IN_BASE + key] = current[key].detach().cpu().clone().contiguous()
     for key in differing & adapted & new:  # an adapter on what only the task has
@@ -194,10 +227,12 @@ def _places(inner: nn.Module) -> dict[str, str]:
     return {next(iter(by_own_name({place: tensor}))): place for place, tensor in inner.state_dict().items()}
 
 
-def _is_same(first: Tensor, second: Tensor, exactly: bool = False) -> bool:
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    if first.data_ptr() == second.data_ptr() and first.shape == second.shape:
+        return True
     first, second = (tensor.detach().cpu().double() for tensor in (first, second))
-    if exactly or first.shape != second.shape:
-        return torch.equal(first, second)
+    if first.shape != second.shape:
+        return False
     # Some methods compute weights anew when they are loaded, perhaps on another device.
     finite = second[second.isfinite()].abs()
     scale = float(finite.max()) if len(finite) else 1.0
@@ -219,7 +254,7 @@ def _check_that_it_loads(
         _write_settings(settings, model.get_base_model(), Path(temporary))
         try:
             again = type(settings).from_pretrained(temporary)
-            again.base_model_name_or_path = base.name_or_path or None
+            again.base_model_name_or_path = None
             loaded = attach(base, again, weights, name, method)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:150]

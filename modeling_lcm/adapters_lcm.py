@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -52,7 +53,7 @@ _OF_BASE = {
     "edge_readout",
 }
 # What modules take over when they are made, and predictions depend on: the same for all adapters of one base model.
-_MADE_WITH = ("normalize_rows", "edge_shrinkage", "layer_norm_eps", "batch_norm_eps")
+_MADE_WITH = ("normalize_rows", "edge_shrinkage", "layer_norm_eps", "batch_norm_eps", "dtype")
 _OF_A_FILE = {"_name_or_path", "architectures", "auto_map", "dtype", "model_type", "transformers_version"}
 
 
@@ -113,7 +114,7 @@ def load_adapter(
             f"repository ({str(error).strip().splitlines()[0]})."
         ) from error
     check_architecture(config, base_config, adapter, recorded, chosen)
-    model, new = load_base(chosen, config, **origin)
+    model, new = _load_base(chosen, config, base_config, **origin)
     check_weights(model, adapter, recorded, chosen, **hub)
     _require_all(new - own_names(weights), adapter)
     settings.base_model_name_or_path = chosen
@@ -122,31 +123,6 @@ def load_adapter(
     model.adapter_modules = {"default": head_modules(model)}
     model.new_modules = {name.split(".")[0] for name in new}
     return peft_model, LCMProcessor.from_pretrained(str(adapter), subfolder=PROCESSOR_FOLDER, **hub)
-
-
-def load_base(place: str, config: LCMConfig, **hub: Any) -> tuple[LCMForSequenceClassification, set[str]]:
-    """A base model with the settings of an adapter.
-
-    Args:
-        place: Folder or Hub repository.
-        config: The adapter's configuration, of which a copy is taken.
-        **hub: `revision`, `token`, `cache_dir`.
-
-    Returns:
-        The model, and the names of tensors that the base lacks, and that hold random numbers.
-    """
-    settings = copy.deepcopy(config)
-    settings.architectures = LCMConfig.from_pretrained(place, **hub).architectures
-    with expected_new_weights():
-        model, info = LCMForSequenceClassification.from_pretrained(
-            place,
-            config=settings,
-            dtype=config.dtype or torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **hub,
-        )
-    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
 
 
 def attach(model: Any, settings: Any, weights: dict[str, Tensor], name: str, origin: Any) -> Any:
@@ -216,6 +192,10 @@ def stack_adapter(model: Any, adapter: str | os.PathLike, name: str, **hub: Any)
     try:
         attach(model, settings, weights, name, adapter)
         inner.adapter_modules[name] = head_modules(inner)
+    except Exception:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        raise
     finally:
         _put(inner, in_use)
     inner.adapter_configs[name] = config
@@ -246,6 +226,22 @@ def use_adapter(model: Any, name: str) -> None:
     model.eval()
 
 
+def _load_base(place: str, config: LCMConfig, base: LCMConfig, **hub: Any) -> tuple[Any, set[str]]:
+    """A base model with the settings of an adapter, and the names of tensors that it lacks, which are random."""
+    chosen = copy.deepcopy(config)
+    chosen.architectures = base.architectures
+    with expected_new_weights():
+        model, info = LCMForSequenceClassification.from_pretrained(
+            place,
+            config=chosen,
+            dtype=config.dtype or torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **hub,
+        )
+    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
 def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
     check_place(adapter)
     if file_of(adapter, "config.json", **hub) is None:  # Transformers would take the default configuration
@@ -261,7 +257,13 @@ def _read(adapter: str | os.PathLike, **hub: Any) -> tuple[Any, dict[str, Tensor
     from peft import PeftConfig, load_peft_weights
 
     settings = PeftConfig.from_pretrained(str(adapter), **hub)
-    found = without_repetitions(load_peft_weights(str(adapter), device="cpu", **hub))
+    try:
+        found = without_repetitions(load_peft_weights(str(adapter), device="cpu", **hub))
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of the adapter {adapter} cannot be read ({error}): the file is truncated or damaged. "
+            "Download or copy it again."
+        ) from error
     weights = {
         IN_BASE + new_name(name.removeprefix(IN_BASE)) if name.startswith(IN_BASE) else name: tensor
         for name, tensor in found.items()
@@ -311,12 +313,13 @@ def some_of(names: Any) -> str:
 
 def _check_stackable(inner: Any, config: LCMConfig, settings: Any, adapter: Any, **hub: Any) -> None:
     """Raise `ValueError` for an adapter that cannot share a base model with others."""
-    differing = [name for name in _MADE_WITH if getattr(config, name) != getattr(inner.config, name)]
-    for name in differing:
-        raise ValueError(
-            f"The adapter {adapter} was made with {name}={getattr(config, name)}, the model that it is stacked on "
-            f"with {getattr(inner.config, name)}: load it by itself, with load_adapter."
-        )
+    for name in _MADE_WITH:
+        ours, theirs = getattr(config, name), getattr(inner.config, name)
+        if ours != theirs:
+            raise ValueError(
+                f"The adapter {adapter} was made with {name}={ours}, the model that it is stacked on with {theirs}: "
+                "load it by itself, with load_adapter."
+            )
     file = file_of(adapter, ADAPTER_BASE, **hub)
     changes = file is not None and json.loads(Path(file).read_text(encoding="utf-8")).get("changes_base", False)
     if changes or not hasattr(settings, "modules_to_save"):

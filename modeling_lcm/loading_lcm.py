@@ -209,6 +209,9 @@ def check_architecture(config: LCMConfig, base: Any, adapter: Any, recorded: str
         ("vocabulary", _vocabulary(config), _vocabulary(base)),
         ("width", config.hidden_size, base.hidden_size),
         ("number of layers", config.num_hidden_layers, base.num_hidden_layers),
+        ("number of heads", config.num_attention_heads, base.num_attention_heads),
+        ("feed-forward width", config.intermediate_size, base.intermediate_size),
+        ("edge read-out", config.edge_readout, base.edge_readout),
     ):
         if ours != theirs:
             raise ValueError(
