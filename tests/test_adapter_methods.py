@@ -147,6 +147,9 @@ def kinds_of_lora() -> list[Case]:
         {"modules_to_save": ["model.norm", "fc1"], "exclude_modules": ["fc1"]},
         {"rank_pattern": {"fc2": 3}, "alpha_pattern": {"fc2": 5}},
     ]
+    for name in ("KasaConfig", "VeloraConfig", "MontecloraConfig"):
+        if hasattr(peft, name):  # kinds of LoRA that this PEFT has
+            settings.append({f"{name.removesuffix('Config').lower()}_config": getattr(peft, name)()})
     return [
         *(lora({"r": 2, **chosen}) for chosen in settings),
         lora({"r": 2}, PROJECTIONS),

@@ -1,5 +1,6 @@
 """A user's own adapter comes back as it was: whatever differs from the base is in its folder, or saving is refused."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from modeling_lcm import (
     stack_adapter,
 )
 from modeling_lcm.adapters_lcm import expected_new_weights
+from tests.conftest import REPOSITORY
 
 
 REGIONS = 10
@@ -369,3 +371,24 @@ def test_saving_leaves_the_run_as_it_is(base: Path, processor: LCMProcessor, tmp
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == trainable
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_errors_on_the_page(base: Path, processor: LCMProcessor, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(.*?)`", page.split("## What an error says")[1], re.MULTILINE)[-4:]
+    model = own_lora(task_model(base))
+    save_adapter(model, processor, tmp_path / "adapter")
+    model.get_base_model().model.layers[0].fc1.base_layer.weight.data.mul_(2)
+    model.save_pretrained(str(tmp_path / "peft"))
+    other = LCMForMultitaskPretraining.from_pretrained(base)
+    other.model.norm.weight.data.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    actions: list[Callable[[], Any]] = [
+        lambda: own_lora(task_model(base), alora_invocation_tokens=[1]),
+        lambda: save_adapter(model, processor, tmp_path / "changed"),
+        lambda: logits(PeftModel.from_pretrained(task_model(base), tmp_path / "peft")),
+        lambda: load_adapter(tmp_path / "adapter", base=tmp_path / "other"),
+    ]
+    for message, action in zip(listed, actions, strict=True):
+        with pytest.raises(ValueError, match=message):
+            action()
