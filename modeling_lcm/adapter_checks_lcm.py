@@ -25,12 +25,20 @@ _MIXED = (
 )
 
 
-def refuse_inexact(settings: dict[str, Any]) -> None:
-    """Raise `ValueError` for a method whose results would be wrong.
+def refuse_inexact(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for adapters whose results would be wrong.
 
     Args:
+        model: The model that PEFT has put them into.
         settings: PEFT's configurations, by adapter.
     """
+    _refuse_methods(settings)
+    _refuse_tokens_of_linears(model)
+    if not any(config.inference_mode for config in settings.values()):  # loaded weights are yet to come
+        _refuse_zero_lengths(model)
+
+
+def _refuse_methods(settings: dict[str, Any]) -> None:
     for config in settings.values():
         method = str(getattr(config.peft_type, "value", config.peft_type))
         reasons = {f"{name} of {method}": why for name, why in _SETTINGS.items() if getattr(config, name, None)}
@@ -42,8 +50,18 @@ def refuse_inexact(settings: dict[str, Any]) -> None:
             )
 
 
-def refuse_zero_lengths(model: nn.Module) -> None:
-    """Raise `ValueError` for DoRA on weights that are zero, by whose length it would divide."""
+def _refuse_tokens_of_linears(model: nn.Module) -> None:
+    """PEFT takes a Linear with trainable tokens for a read-out that shares an embedding's weights, without a bias."""
+    for name, module in model.named_modules():
+        if hasattr(module, "trainable_tokens_delta") and not isinstance(module.base_layer, nn.Embedding):
+            raise ValueError(
+                f"Trainable tokens (PEFT) are rows of an embedding, and {name.removesuffix('.token_adapter')} is "
+                "none. Load the base model anew, and name bei_embeddings or task_embeddings."
+            )
+
+
+def _refuse_zero_lengths(model: nn.Module) -> None:
+    """DoRA divides by the length of weights; the edge read-outs' are zero before they are trained."""
     found = [
         name.partition(".lora_magnitude_vector.")[0]
         for name, tensor in model.named_parameters()
@@ -74,7 +92,7 @@ def check_adapters(model: nn.Module) -> None:
     settings = model.__dict__.get("peft_config")
     if not settings:
         return
-    refuse_inexact(settings)
+    _refuse_methods(settings)
     if any(config.inference_mode for config in settings.values()):
         _refuse_untrained(model)
     asked = None

@@ -17,13 +17,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .adapter_checks_lcm import (
-    check_adapters,
-    refuse_inexact,
-    refuse_mixed_batch,
-    refuse_unmerged,
-    refuse_zero_lengths,
-)
+from .adapter_checks_lcm import check_adapters, refuse_inexact, refuse_mixed_batch, refuse_unmerged
 from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
@@ -109,9 +103,7 @@ class LCMPreTrainedModel(PreTrainedModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "peft_config":  # PEFT puts it here when it has changed the model
-            refuse_inexact(value)
-            if not any(settings.inference_mode for settings in value.values()):
-                refuse_zero_lengths(self)
+            refuse_inexact(self, value)
         super().__setattr__(name, value)
 
     @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor
 
 from modeling_lcm import (
@@ -49,11 +49,14 @@ def test_models(name: str, expected: dict[str, Tensor], tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_other_ways_to_load(expected: dict[str, Tensor]) -> None:
-    """A state dict, a base model from a head's folder, and a folder's own key mapping beside ours."""
+    """State dicts, as resumable checkpoints have them, a base model of a head, a key mapping beside ours."""
     model = LCMForSequenceClassification.from_pretrained(OLD / "task")
     empty = LCMForSequenceClassification(model.config).eval()
     empty.load_state_dict(load_file(OLD / "task" / "model.safetensors"))
     close(empty(expected["connectivity"]).logits, expected["task"], rtol=0, atol=1e-5)
+    resumed = LCMForSequenceClassification(model.config).eval()
+    assert load_model(resumed, OLD / "task" / "model.safetensors") == (set(), [])
+    close(resumed(expected["connectivity"]).logits, expected["task"], rtol=0, atol=1e-5)
     assert torch.equal(LCMModel.from_pretrained(OLD / "task").norm.weight, model.model.norm.weight)
     mapped = LCMForSequenceClassification.from_pretrained(OLD / "task", key_mapping={"^nothing": "something"})
     assert torch.equal(mapped.task_edge_readout.weight, model.task_edge_readout.weight)
