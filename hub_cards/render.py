@@ -231,7 +231,6 @@ def model_card(
         task=config.task_variable,
         base_model=base_model,
         base_revision=base_revision,
-        load_arguments=_task_arguments(config),
         citation=CITATION,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -249,14 +248,6 @@ def _cohorts_of(cohorts: list[dict[str, str]], conversion: dict[str, Any] | None
             f"The weights saw {', '.join(unknown)}, which the card does not describe: add a cohort with run_name."
         )
     return [by_run_name[name] for name in datasets]
-
-
-def _task_arguments(config: LCMConfig) -> str:
-    """Keyword arguments with which the base model gets an adapter's task."""
-    return (
-        f"task_variable={config.task_variable!r}, problem_type={config.problem_type!r}, id2label={config.id2label!r}, "
-        f"label2id={config.label2id!r}, supervision={config.supervision!r}, readout={config.readout!r}"
-    )
 
 
 def dataset_card(

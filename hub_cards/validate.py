@@ -1,6 +1,5 @@
 """Checks before anything is uploaded: the folder loads strictly, computes, and its metadata are what the Hub reads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,9 @@ import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from peft import PeftModel
 from transformers import AutoProcessor
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, load_adapter
 from modeling_lcm.configuration_lcm import SIZES
 from training.data import load_cohort
 
@@ -66,23 +64,9 @@ def check_adapter(folder: Path) -> None:
     """Load an adapter onto its base model, and run it once.
 
     Raises:
-        ValueError: the base model is not there, or the output is not finite.
+        ValueError: the base model is not there or has other weights, or the output is not finite.
     """
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config = LCMConfig.from_pretrained(folder.parent)
-    try:
-        base = LCMForSequenceClassification.from_pretrained(
-            settings["base_model_name_or_path"],
-            revision=settings.get("revision"),
-            dtype=torch.float32,
-            **{name: getattr(config, name) for name in ("task_variable", "problem_type", "id2label", "label2id")},
-        )
-    except OSError as error:
-        raise ValueError(
-            f"The adapter's base model {settings['base_model_name_or_path']} is not within reach, so the adapter "
-            f"cannot be checked: {str(error).splitlines()[0]}"
-        ) from error
-    _run_once(PeftModel.from_pretrained(base, str(folder)).eval(), folder.parent, config)
+    _run_once(load_adapter(folder)[0], folder.parent, LCMConfig.from_pretrained(folder.parent))
 
 
 def check_dataset(folder: Path) -> None:

@@ -15,7 +15,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .adapters_lcm import adapter_task, load_adapter, save_adapter, stack_adapter, use_adapter
+from .adapter_saving_lcm import save_adapter
+from .adapters_lcm import adapter_task, load_adapter, stack_adapter, use_adapter
 from .bei_vocabulary import BEIVariable
 from .callback import SupervisionCallback
 from .configuration_lcm import LCMConfig

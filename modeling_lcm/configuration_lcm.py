@@ -60,6 +60,10 @@ _TRANSFORMERS_KEYS = {
 }
 
 
+class NotTextError(AttributeError, ValueError):
+    """Something was asked for that only a language model has."""
+
+
 def default_bei_variables() -> list[dict[str, Any]]:
     """Sex (male, female) and age: the two BEI variables that every cohort of the paper has.
 
@@ -176,6 +180,14 @@ class LCMConfig(PreTrainedConfig):
             self.auto_map = dict(AUTO_MAP)
         # `strict` runs this too, but hides the ValueError in an exception of its own.
         self.validate_architecture()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "vocab_size":  # PEFT's prompt learning asks for it
+            raise NotTextError(
+                "A Large Connectome Model has no vocab_size: it reads connectomes, and no prompt can be put "
+                "before them (prompt, prefix and P-tuning). Adapt its layers instead, with LoRA, DoRA or IA3."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "LCMConfig":

@@ -34,6 +34,7 @@ class LCMEdgeFeatures(nn.Module):
 
     mean: Tensor
     batches: Tensor
+    weight = None  # PEFT asks for one when it takes a copy of a module back
 
     def __init__(self, config: LCMConfig) -> None:
         super().__init__()
@@ -62,14 +63,3 @@ class LCMEdgeFeatures(nn.Module):
         # The plain mean of the first batches, then an exponential one.
         weight = (1 / self.batches).clamp_min(self.momentum).to(self.mean.dtype)
         self.mean.lerp_((total[:-1] / total[-1]).to(self.mean.dtype), weight)
-
-
-class LCMEdgeScore(nn.Linear):
-    """Centred edges -> one logit per token; starts at zero, so that an untrained one changes nothing."""
-
-    def __init__(self, config: LCMConfig, num_tokens: int) -> None:
-        super().__init__(config.num_edges, num_tokens, bias=False)
-
-    def forward(self, edges: Tensor) -> Tensor:
-        """`(batch, edges)` -> `(batch, 1, tokens)`, to be added to the logits of every layer."""
-        return super().forward(edges.to(self.weight.dtype))[:, None]

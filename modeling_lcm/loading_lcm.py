@@ -1,10 +1,12 @@
 """What is checked when weights or adapters are loaded, so that what does not fit is an error with a name."""
 
+import copy
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,30 +22,59 @@ from .configuration_lcm import LCMConfig
 
 ADAPTER_BASE = "adapter_base.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+# What an adapter leaves alone by its nature, and what its base model is known by.
+FINGERPRINTED = ("model.layers.", "model.stem.proj.", "model.bei_embeddings.")
+_WRAPPERS = {"base_layer", "original_module", "token_adapter"}  # where PEFT keeps what it has wrapped
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-# Modules outside the base model, per class: what may be new or left aside when one class loads another's checkpoint.
-_HEAD_MODULES = {
-    "LCMModel": set(),
-    "LCMForMultitaskPretraining": {"score", "bei_layer_choice", "edge_features", "edge_score"},
-    "LCMForSequenceClassification": {
-        "score",
-        "bei_layer_choice",
-        "edge_features",
-        "edge_score",
-        "task_embeddings",
-        "task_edge_score",
-        "task_layer_choice",
-    },
-}
+# Parts that had another name in folders of earlier versions, as patterns of their tensors' names.
+RENAMED = {r"^edge_score\.": "bei_edge_readout.", r"^task_edge_score\.": "task_edge_readout."}
 
 
-def check_loaded(model: PreTrainedModel, info: dict[str, Any], may_differ: bool) -> list[str]:
+def new_names(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Give tensors of an earlier version their new names, in place; a hook of `load_state_dict`.
+
+    Args:
+        model: What they are about to be loaded into.
+        state_dict: Tensors of a whole model, or of one around this.
+        prefix: Where this model's tensors stand in it.
+        *args: The hook's other arguments.
+    """
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[prefix + new_name(name.removeprefix(prefix))] = state_dict.pop(name)
+
+
+def new_name(name: str) -> str:
+    """The name that a tensor has today."""
+    for pattern, replacement in RENAMED.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules outside the base model, by name; none of [`LCMModel`], which is the base model."""
+    children: dict[str, nn.Module] = dict(model.named_children())
+    base = children.pop(str(model.base_model_prefix), None)
+    return {} if base is None else children
+
+
+def without_weights(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """A model of a class whose tensors have names and shapes, but no memory."""
+    with torch.device("meta"):
+        return kind(copy.deepcopy(config))
+
+
+def check_loaded(
+    model: PreTrainedModel, info: dict[str, Any], may_differ: bool, saved_as: type[PreTrainedModel]
+) -> list[str]:
     """Compare what a weights file holds with what a model needs.
+
+    What the head of one class has and that of the other lacks may be new, or is left aside.
 
     Args:
         model: The model that was loaded.
         info: Transformers' loading information.
         may_differ: Whether tensors may have another shape than in the file; they then start anew.
+        saved_as: Class of the model that was saved.
 
     Returns:
         Modules of the head that start anew.
@@ -51,13 +82,14 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any], may_differ: bool)
     Raises:
         ValueError: Tensors are missing, left over or (unless they may) of another shape; each is named.
     """
-    saved_as = (model.config.architectures or [type(model).__name__])[0]
-    wanted, saved = (_HEAD_MODULES.get(name, set()) for name in (type(model).__name__, saved_as))
+    wanted = saved = set(head_modules(model))
+    if saved_as is not type(model):
+        saved = set(head_modules(without_weights(saved_as, model.config)))
     missing = [key for key in info["missing_keys"] if key.split(".")[0] not in wanted - saved]
     extra = [key for key in info["unexpected_keys"] if key.split(".")[0] not in saved - wanted]
     if missing or extra or info["error_msgs"]:
         raise ValueError(
-            f"These weights do not fit {type(model).__name__} (saved as {saved_as}): "
+            f"These weights do not fit {type(model).__name__} (saved as {saved_as.__name__}): "
             f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
         )
     shapes = [
@@ -178,6 +210,9 @@ def check_architecture(config: LCMConfig, base: Any, adapter: Any, recorded: str
         ("vocabulary", _vocabulary(config), _vocabulary(base)),
         ("width", config.hidden_size, base.hidden_size),
         ("number of layers", config.num_hidden_layers, base.num_hidden_layers),
+        ("number of heads", config.num_attention_heads, base.num_attention_heads),
+        ("feed-forward width", config.intermediate_size, base.intermediate_size),
+        ("edge read-out", config.edge_readout, base.edge_readout),
     ):
         if ours != theirs:
             raise ValueError(
@@ -189,18 +224,28 @@ def check_architecture(config: LCMConfig, base: Any, adapter: Any, recorded: str
 def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, chosen: str | None, **hub: Any) -> None:
     """Raise `ValueError` unless a base has the weights that an adapter was made for; arguments as above.
 
-    Rounded, quantised and offloaded weights cannot be compared and pass, and so does an adapter saved by PEFT alone.
+    Quantised and offloaded weights, and weights of another precision, cannot be compared and pass, and so does an
+    adapter saved by PEFT alone.
     """
     file = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
-    rounded = getattr(model, "is_quantized", False) or model.dtype != torch.float32
-    if file is None or rounded or any(tensor.is_meta for tensor in model.parameters()):
+    if file is None or getattr(model, "is_quantized", False) or any(tensor.is_meta for tensor in model.parameters()):
         return
-    expected = json.loads(Path(file).read_text(encoding="utf-8"))["weights_sha256"]
+    expected = json.loads(Path(file).read_text(encoding="utf-8"))
+    if str(model.dtype) != expected.get("dtype", str(torch.float32)):
+        return
     found = base_fingerprint(model)
-    if found != expected:
+    if found != expected["weights_sha256"]:
         raise ValueError(
-            f"The adapter {adapter} was made for the base model {recorded} (weights {expected[:12]}), but "
-            f"{chosen} has other weights ({found[:12]})."
+            f"The adapter {adapter} was made for the base model {recorded} (weights {expected['weights_sha256'][:12]})"
+            f", but {chosen} has other weights ({found[:12]})."
+        )
+    others = expected.get("others_sha256", {})
+    tensors = fingerprints(model, others)
+    differing = [name for name in others if tensors.get(name) != others[name]]
+    if differing:
+        raise ValueError(
+            f"The adapter {adapter} was made for the base model {recorded}, but {chosen} has another "
+            f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}."
         )
 
 
@@ -243,7 +288,7 @@ def put_adapter(
     weights = load_peft_weights(str(adapter), device="cpu", **hub)
     inject_adapter_in_model(settings, model, name)
     # Their names are those of a model that PEFT has wrapped; here it is not.
-    own = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+    own = {new_name(key.removeprefix("base_model.model.")): tensor for key, tensor in weights.items()}
     try:
         found: Any = set_peft_model_state_dict(model, own, name)
         problems = [f"not in the model: {key}" for key in found.unexpected_keys]
@@ -266,19 +311,40 @@ def put_adapter(
 
 
 @torch.no_grad()
-def base_fingerprint(model: nn.Module) -> str:
+def base_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the pretrained weights that an adapter leaves alone, as float32; the same with and without one.
 
     Args:
         model: [`LCMForSequenceClassification`], possibly with adapters injected into it.
     """
     digest = hashlib.sha256()
-    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
+    weights = base_tensors(model)
     for name in sorted(weights):
-        if name.startswith(("model.layers.", "model.stem.proj.", "model.bei_embeddings.")) and "lora_" not in name:
+        if name.startswith(FINGERPRINTED):
             digest.update(name.encode())
-            digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+            digest.update(_bytes(weights[name]))
     return digest.hexdigest()
+
+
+def fingerprints(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of single tensors of a base model, by name, as far as it has them."""
+    tensors = base_tensors(model)
+    return {name: hashlib.sha256(_bytes(tensors[name])).hexdigest() for name in names if name in tensors}
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def base_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a base model under the adapters that are injected into it, by their own names."""
+    own = without_weights(type(model), model.config).state_dict().keys()
+    return {name: tensor for name, tensor in by_own_name(model.state_dict()).items() if name in own}
+
+
+def by_own_name(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors of a model with adapters, those of the base model by the names that they have without."""
+    return {".".join(part for part in name.split(".") if part not in _WRAPPERS): tensors[name] for name in tensors}
 
 
 def _vocabulary(config: LCMConfig) -> str:

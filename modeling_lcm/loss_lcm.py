@@ -271,6 +271,7 @@ class LayerChoice(nn.Module):
 
     running_loss: Tensor
     best_layer: Tensor
+    weight = None  # PEFT asks for one when it takes a copy of a module back
 
     def __init__(self, num_targets: int, num_layers: int, momentum: float) -> None:
         super().__init__()

@@ -3,6 +3,8 @@
 Shapes use these names: batch B, regions N, BEI tokens P, hidden size d, decoder layers L.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,13 +17,16 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapter_checks_lcm import check_adapters, refuse_inexact, refuse_mixed_batch, refuse_unmerged
 from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
-from .edges_lcm import LCMEdgeFeatures, LCMEdgeScore
+from .edges_lcm import LCMEdgeFeatures
 from .loading_lcm import (
+    RENAMED,
     check_adapter,
     check_loaded,
     hub_arguments,
+    new_names,
     put_adapter,
     refuse_adapter_alone,
     without_load_report,
@@ -95,14 +100,31 @@ class LCMPreTrainedModel(PreTrainedModel):
         activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable  # type: ignore[assignment]
         activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
         is_activation_checkpointing = PreTrainedModel.is_gradient_checkpointing
+    _checkpoint_conversion_mapping = RENAMED  # PEFT's loaders look for it
+
+    def __init__(self, config: LCMConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.register_load_state_dict_pre_hook(new_names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "peft_config":  # PEFT puts it here when it has changed the model
+            refuse_inexact(self, value)
+        super().__setattr__(name, value)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters this where an adapter's method has no such thing, and passes over `adapter_names`."""
+        refuse_mixed_batch(adapter_names)
+        yield
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, LCMEdgeScore):
-            init.zeros_(module.weight)
-        elif isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            if cast(Tensor | None, module.bias) is None:  # an edge read-out: untrained, it changes nothing
+                init.zeros_(module.weight)
+            else:
+                init.xavier_uniform_(module.weight)
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
@@ -133,6 +155,7 @@ class LCMPreTrainedModel(PreTrainedModel):
         """
         with_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["key_mapping"] = RENAMED | (kwargs.get("key_mapping") or {})
         try:
             # Transformers' own error on other shapes does not name the tensors; `check_loaded` does.
             with without_load_report():
@@ -152,7 +175,9 @@ class LCMPreTrainedModel(PreTrainedModel):
             refuse_adapter_alone(pretrained_model_name_or_path, **hub_arguments(kwargs))
             raise
         model, info = loaded
-        fresh = check_loaded(model, info, may_differ)
+        kinds = {kind.__name__: kind for kind in LCMPreTrainedModel.__subclasses__()}
+        saved_as = kinds.get((model.config.architectures or [""])[0], type(model))
+        model.untrained = fresh = check_loaded(model, info, may_differ, saved_as)
         if fresh:
             logger.warning(
                 "New in this %s, not from %s: %s. Train them before you use the predictions.",
@@ -210,9 +235,12 @@ class LCMPreTrainedModel(PreTrainedModel):
         """Save as in Transformers; a `state_dict` that lacks a tensor, or has a foreign one, is an error.
 
         Raises:
-            ValueError: `state_dict` does not have exactly this model's tensors (each difference is named).
+            ValueError: `state_dict` does not have exactly this model's tensors (each difference is named), or a
+                `PeftModel` around this model has put adapters into it.
         """
         given = kwargs.get("state_dict")
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            refuse_unmerged(self)
         if given is not None and not getattr(self, "_hf_peft_config_loaded", False):
             own = self.state_dict().keys()
             if own != given.keys():
@@ -220,7 +248,8 @@ class LCMPreTrainedModel(PreTrainedModel):
                     f"state_dict does not fit {type(self).__name__}: missing {sorted(own - given.keys())}, "
                     f"not in the model {sorted(given.keys() - own)}."
                 )
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        # Never back to the names of an earlier version that the model may have been loaded from.
+        return super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
 
 class LCMModel(LCMPreTrainedModel):
@@ -255,7 +284,8 @@ class LCMModel(LCMPreTrainedModel):
     def bei_queries(self, device: torch.device) -> Tensor:
         """Embeddings of all pretrained tokens, `(bei tokens, hidden_size)`."""
         # Called as a module rather than read as a weight, so that adapters and offloading hooks take part.
-        return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device))
+        # As a batch of one, because that is what hooks on input embeddings expect (NEFTune).
+        return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device)[None])[0]
 
     @merge_with_config_defaults
     @capture_outputs
@@ -279,6 +309,7 @@ class LCMModel(LCMPreTrainedModel):
         Raises:
             ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`.
         """
+        check_adapters(self)
         regions = self.config.num_regions
         if connectivity.ndim != 3 or connectivity.shape[1:] != (regions, regions):
             raise ValueError(
@@ -322,7 +353,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, 1)
         if config.edge_readout:
             self.edge_features = LCMEdgeFeatures(config)
-            self.edge_score = LCMEdgeScore(config, config.num_bei_tokens)
+            self.bei_edge_readout = _edge_readout(config, config.num_bei_tokens)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         self.post_init()
 
@@ -348,10 +379,12 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         Raises:
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
+        check_adapters(self)
         outputs = self.model(connectivity, score=self.score, **kwargs)
         layer_logits = outputs.layer_logits
         if self.config.edge_readout:
-            layer_logits = layer_logits + self.edge_score(self.edge_features(connectivity))
+            edges = self.edge_features(connectivity).to(self.bei_edge_readout.weight.dtype)
+            layer_logits = layer_logits + self.bei_edge_readout(edges)[:, None]
         readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
         return LCMMultitaskOutput(
             loss=None if labels is None else self.compute_loss(layer_logits, labels, target_counts),
@@ -386,12 +419,12 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, 1)
         if config.edge_readout:
             self.edge_features = LCMEdgeFeatures(config)
-            self.edge_score = LCMEdgeScore(config, config.num_bei_tokens)
+            self.bei_edge_readout = _edge_readout(config, config.num_bei_tokens)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         if config.num_task_tokens:
             self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
             if config.edge_readout:
-                self.task_edge_score = LCMEdgeScore(config, config.num_task_tokens)
+                self.task_edge_readout = _edge_readout(config, config.num_task_tokens)
         self.task_layer_choice = _layer_choice(config, len(self.target_layout.kinds))
         self.post_init()
 
@@ -436,6 +469,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         Raises:
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
+        check_adapters(self)
         queries = self.model.bei_queries(connectivity.device)
         if self.config.num_task_tokens:
             new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=connectivity.device))
@@ -443,7 +477,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         outputs = self.model(connectivity, query_embeds=queries, score=self.score, **kwargs)
         layer_logits = outputs.layer_logits
         if self.config.edge_readout:
-            layer_logits = layer_logits + self._edge_logits(connectivity)
+            layer_logits = layer_logits + self._edge_logits(connectivity)[:, None]
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         return LCMSequenceClassifierOutput(
@@ -457,10 +491,10 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         )
 
     def _edge_logits(self, connectivity: Tensor) -> Tensor:
-        """Edge read-out of all tokens, `(batch, 1, tokens)`."""
-        edges = self.edge_features(connectivity)
-        logits = self.edge_score(edges)
-        return torch.cat([logits, self.task_edge_score(edges)], -1) if self.config.num_task_tokens else logits
+        """Edge read-out of all tokens, `(batch, tokens)`: the same for every layer."""
+        edges = self.edge_features(connectivity).to(self.bei_edge_readout.weight.dtype)
+        logits = self.bei_edge_readout(edges)
+        return torch.cat([logits, self.task_edge_readout(edges)], -1) if self.config.num_task_tokens else logits
 
     def compute_loss(
         self,
@@ -492,6 +526,14 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
     def _by_target(self, layer_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The task's and the pretrained variables' part of the layer logits."""
         return layer_logits[..., self._task_tokens()], layer_logits[..., : self.config.num_bei_tokens]
+
+
+def _edge_readout(config: LCMConfig, num_tokens: int) -> nn.Linear:
+    """Centred edges -> one logit per token.
+
+    A plain Linear, which adapters know how to change; its name must not end in `score`, by which PEFT finds read-outs.
+    """
+    return nn.Linear(config.num_edges, num_tokens, bias=False)
 
 
 def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:

@@ -32,6 +32,8 @@ class LCMStem(nn.Module):
 
     def _norm_folds(self, connectivity: Tensor) -> bool:
         """Whether [`_folded`] is exact here: nothing hangs on Linear or norm, and all is done in one precision."""
+        if not (is_plain(self.proj) and is_plain(self.norm, kind=nn.BatchNorm1d)):
+            return False
         if self.norm.training:
             is_possible = self.norm.momentum is not None and connectivity[..., 0].numel() > 1
         else:
@@ -39,8 +41,6 @@ class LCMStem(nn.Module):
             is_possible = not torch.is_grad_enabled()
         return (
             is_possible
-            and is_plain(self.proj)
-            and is_plain(self.norm, kind=nn.BatchNorm1d)
             and connectivity.dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled(connectivity.device.type)
         )

@@ -123,18 +123,17 @@ def test_an_adapter_changes_the_output_as_merging_it_does(
 def test_pretrained_edges_train_where_they_are_the_tasks(
     pretrained: Path, connectivity: Tensor, task: str, trains: bool, tmp_path: Path
 ) -> None:
-    """PEFT copies `edge_score` either way, as its name ends like `score`; without a gradient the copy is frozen."""
     adapted, processor = make_adapter(pretrained, task)
-    model = adapted.get_base_model()
-    copy = model.edge_score.modules_to_save["default"].weight
-    assert copy.requires_grad == trains
+    whole = adapted.peft_config["default"].modules_to_save
+    assert ("bei_edge_readout" in whole) == trains
+    assert ("task_edge_readout" in whole) != trains
     adapted(connectivity=connectivity, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
-    assert bool(copy.grad is not None and copy.grad.any()) == trains
-    assert ("edge_score" in adapted.peft_config["default"].modules_to_save) == trains
-    assert ("task_edge_score" in adapted.peft_config["default"].modules_to_save) != trains
+    weight = adapted.get_base_model().bei_edge_readout.weight
+    assert weight.requires_grad == trains
+    assert (weight.grad is not None and bool(weight.grad.any())) == trains
     save_adapter(adapted, processor, tmp_path / "adapter")
     loaded, _ = load_adapter(tmp_path / "adapter")
-    assert torch.equal(loaded.get_base_model().edge_score.modules_to_save["default"].weight, copy)
+    assert torch.equal(loaded.get_base_model().bei_edge_readout.weight, weight)
 
 
 def test_every_projection_has_an_adapter_but_those_without_gradient(pretrained: Path) -> None:
@@ -185,8 +184,9 @@ def test_pefts_and_transformers_own_loaders(folders: dict, connectivity: Tensor,
 
 
 def test_pefts_loader_without_the_task_fails_as_the_page_says(folders: dict) -> None:
-    with pytest.raises(KeyError, match=r"task_edge_score\.weight"):
-        AutoPeftModelForSequenceClassification.from_pretrained(folders["sex"][0])
+    sex = AutoPeftModelForSequenceClassification.from_pretrained(folders["sex"][0])
+    with pytest.raises(ValueError, match=r"task_edge_readout, task_embeddings: neither .*lcm.adapter_task"):
+        sex(connectivity=torch.eye(REGIONS)[None])
     with pytest.raises(RuntimeError, match="size mismatch"):
         AutoPeftModelForSequenceClassification.from_pretrained(folders["state"][0])
     nameless = AutoPeftModelForSequenceClassification.from_pretrained(folders["group"][0])
@@ -316,7 +316,7 @@ def test_new_weights_are_told_in_one_sentence(
     finally:
         logger.removeHandler(caplog.handler)
     (said,) = [record.getMessage() for record in caplog.records]
-    new = "task_edge_score, task_embeddings, task_layer_choice"
+    new = "task_edge_readout, task_embeddings, task_layer_choice"
     assert said.startswith(f"New in this LCMForSequenceClassification, not from {pretrained}: {new}. Train them")
 
 

@@ -66,7 +66,7 @@ def test_untrained_edge_readout_changes_nothing(config: LCMConfig, make_config: 
     """It starts at zero, on top of the same weights."""
     with_edges = LCMForMultitaskPretraining(config).eval()
     without = LCMForMultitaskPretraining(make_config()).eval()
-    without.load_state_dict({k: v for k, v in with_edges.state_dict().items() if not k.startswith("edge_")})
+    without.load_state_dict({k: v for k, v in with_edges.state_dict().items() if "edge_" not in k})
     matrices = correlations(4, config.num_regions)
     torch.testing.assert_close(with_edges(matrices).layer_logits, without(matrices).layer_logits, rtol=0, atol=0)
 
@@ -76,8 +76,8 @@ def test_logits_are_decoder_plus_edges(config: LCMConfig) -> None:
     model = LCMForMultitaskPretraining(config).eval()
     matrices = correlations(4, config.num_regions)
     before = model(matrices).layer_logits
-    torch.nn.init.normal_(model.edge_score.weight)
-    edges = model.edge_features(matrices) @ model.edge_score.weight.T
+    torch.nn.init.normal_(model.bei_edge_readout.weight)
+    edges = model.edge_features(matrices) @ model.bei_edge_readout.weight.T
     torch.testing.assert_close(model(matrices).layer_logits, before + edges[:, None])
     half = model.to(torch.bfloat16)(matrices).layer_logits
     torch.testing.assert_close(half.float(), before + edges[:, None], atol=0.15, rtol=0.05)
@@ -86,17 +86,17 @@ def test_logits_are_decoder_plus_edges(config: LCMConfig) -> None:
 def test_downstream_task_takes_over_the_edges(config: LCMConfig, tmp_path: Path) -> None:
     """Pretrained tokens keep their weights and mean; a new task's start at zero and learn."""
     pretrained = LCMForMultitaskPretraining(config).train()
-    torch.nn.init.normal_(pretrained.edge_score.weight)
+    torch.nn.init.normal_(pretrained.bei_edge_readout.weight)
     matrices = correlations(4, config.num_regions)
     pretrained(matrices)
     pretrained.save_pretrained(tmp_path)
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(tmp_path, num_labels=2, task_variable="diagnosis")
-    assert torch.equal(model.edge_score.weight, pretrained.edge_score.weight)
+    assert torch.equal(model.bei_edge_readout.weight, pretrained.bei_edge_readout.weight)
     assert torch.equal(model.edge_features.mean, pretrained.edge_features.mean)
-    assert not model.task_edge_score.weight.any()
+    assert not model.task_edge_readout.weight.any()
     model(matrices, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
-    assert model.task_edge_score.weight.grad.abs().sum() > 0
+    assert model.task_edge_readout.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 1.0, -0.1])

@@ -115,9 +115,9 @@ def test_tokens_only_leaves_the_pretrained_network_alone(
     settings = finetune_arguments(trainable="tokens", new_tokens="random")
     assert changed(cohort, settings, pretrained) == {"score.weight", "score.bias"}
     # New edge weights start at zero.
-    assert finetune(cohort, EVERYBODY, settings)[0].task_edge_score.weight.any()
+    assert finetune(cohort, EVERYBODY, settings)[0].task_edge_readout.weight.any()
     choice = {"bei_layer_choice.running_loss", "bei_layer_choice.best_layer"}
-    pretrained_tokens = {"score.weight", "score.bias", "model.bei_embeddings.weight", "edge_score.weight"}
+    pretrained_tokens = {"score.weight", "score.bias", "model.bei_embeddings.weight", "bei_edge_readout.weight"}
     assert changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained) - choice == pretrained_tokens
     assert changed(cohort, replace(settings, task="sex"), pretrained) - choice == pretrained_tokens
 
@@ -135,9 +135,9 @@ def test_pretrained_edges_without_a_loss_stay_while_their_mean_follows_the_cohor
 ) -> None:
     settings = finetune_arguments(epochs=1, weight_decay=0.5)
     names = changed(cohort, settings, pretrained)
-    assert "edge_score.weight" not in names  # not even by weight decay
+    assert "bei_edge_readout.weight" not in names  # not even by weight decay
     assert {"edge_features.mean", "model.stem.norm.running_mean", "model.bei_embeddings.weight"} <= names
-    assert "edge_score.weight" in changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained)
+    assert "bei_edge_readout.weight" in changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained)
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

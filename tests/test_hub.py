@@ -312,12 +312,12 @@ def predict(kind, name, **arguments):
 import numpy as np, re, torch
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSequenceClassification
-from modeling_lcm import LCMForSequenceClassification
+from modeling_lcm import LCMForSequenceClassification, adapter_task
 code = re.search(r"```python\\n(.*?)```", ModelCard.load("me/adapter").text, re.DOTALL)[1]
 names = {{"scan": np.random.default_rng(0).standard_normal((60, 200))}}
 exec(code, names)
 fc = names["inputs"]["connectivity"]
-task = names["task"]
+task = adapter_task("me/adapter")
 with torch.no_grad():
     as_on_the_card = names["model"](connectivity=fc).logits
     automatic = AutoPeftModelForSequenceClassification.from_pretrained("me/adapter", **task).eval()

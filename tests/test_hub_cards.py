@@ -145,7 +145,8 @@ class TestDemoAdapterAndDataset:
         metadata = check_as_the_hub_does(text)
         assert metadata["base_model"] == "org/base"
         assert metadata["library_name"] == "peft"
-        assert 'from_pretrained("org/base", revision="v2"' in text
+        assert 'load_adapter("org/adapter", revision=' in text
+        assert "org/base), revision `v2`" in text
         assert str(finetuned.base) not in out
         assert "processor/bei_vocab.json" in out
 

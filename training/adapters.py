@@ -5,7 +5,7 @@ from transformers.utils import find_adapter_config_file
 
 from modeling_lcm import LCMForSequenceClassification
 from modeling_lcm.adapters_lcm import without_peft_warning
-from modeling_lcm.loading_lcm import check_place
+from modeling_lcm.loading_lcm import check_place, head_modules
 
 from .arguments import FinetuneArguments
 from .optimizers import trains_pretrained_tokens
@@ -17,9 +17,9 @@ RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at al
 def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArguments) -> PeftModel:
     """Put low-rank updates on attention and feed-forward; the task's tokens and what they need train whole.
 
-    Whole are the new tokens, the shared read-out, the task's edge read-out, the choice of layers, and the stem's batch
-    norm with its running statistics and those of the edges, which follow the cohort (not with frozen layers, which
-    include the stem).
+    Whole are the head (new tokens, read-outs, running means of the edges, the choice of layers) and the stem's batch
+    norm with its running statistics, which follow the cohort. What gets no gradient stays: the pretrained tokens' edge
+    read-out without a loss on them, and with frozen layers the stem and the running means.
 
     Args:
         model (`LCMForSequenceClassification`): changed in place.
@@ -27,14 +27,11 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
 
     Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
     """
-    whole = ["score", "bei_layer_choice", "task_layer_choice"]
-    edges_train = model.config.edge_readout and trains_pretrained_tokens(model.config)
-    if not arguments.frozen_layers:
-        whole += ["stem.norm", "edge_features"] if model.config.edge_readout else ["stem.norm"]
-    if edges_train:
-        whole.append("edge_score")
-    if model.config.num_task_tokens:
-        whole += ["task_embeddings", "task_edge_score"] if model.config.edge_readout else ["task_embeddings"]
+    whole = {*head_modules(model), "stem.norm"}
+    if arguments.frozen_layers:
+        whole -= {"stem.norm", "edge_features"}
+    if not trains_pretrained_tokens(model.config):
+        whole -= {"bei_edge_readout"}
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=arguments.lora_rank,
@@ -43,14 +40,10 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
         use_dora=arguments.adapter == "dora",
         use_rslora=arguments.adapter == "rslora",
         target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
-        modules_to_save=whole,
+        modules_to_save=sorted(whole),
     )
     with without_peft_warning():
-        adapted = get_peft_model(model, config)
-    if model.config.edge_readout and not edges_train:
-        # PEFT goes by the end of a name: `score` copies `edge_score` too, and its loaders then ask the folder for it.
-        model.edge_score.requires_grad_(False)
-    return adapted
+        return get_peft_model(model, config)
 
 
 def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:

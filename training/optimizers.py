@@ -86,7 +86,7 @@ def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) 
     if frozen_layers > config.num_hidden_layers:
         raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {config.num_hidden_layers} layers.")
     if config.edge_readout:
-        model.edge_score.requires_grad_(trains_pretrained_tokens(config))
+        model.bei_edge_readout.requires_grad_(trains_pretrained_tokens(config))
     if tokens_only:
         model.model.requires_grad_(False)
         model.model.bei_embeddings.requires_grad_(trains_pretrained_tokens(config))

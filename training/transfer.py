@@ -1,6 +1,7 @@
 """What the pretrained model already knows, handed on to fine-tuning: pseudo-labels, and where new tokens start."""
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.adapters_lcm import expected_new_weights
+from modeling_lcm.loading_lcm import without_weights
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from .arguments import FinetuneArguments
@@ -103,8 +105,8 @@ def start_from_related_tokens(
     start = start + JITTER * torch.randn_like(start)
     model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
     if model.config.edge_readout:
-        edges = model.edge_score.weight[best]
-        model.task_edge_score.weight.copy_(torch.where(follows[:, None], edges, model.task_edge_score.weight))
+        edges = model.bei_edge_readout.weight[best]
+        model.task_edge_readout.weight.copy_(torch.where(follows[:, None], edges, model.task_edge_readout.weight))
     names = [
         f"{variable['name']}={label}" if label else variable["name"]
         for variable in model.config.bei_variables
@@ -115,13 +117,10 @@ def start_from_related_tokens(
 
 def _pretrained_part(model: LCMForSequenceClassification) -> LCMForMultitaskPretraining:
     """The pretrained model that a task model was loaded from, sharing its tensors: a second copy may not fit."""
-    with torch.device("meta"):
-        pretrained = LCMForMultitaskPretraining(model.config)
-    pretrained.model, pretrained.score = model.model, model.score
-    pretrained.bei_layer_choice = model.bei_layer_choice
-    if model.config.edge_readout:
-        pretrained.edge_features, pretrained.edge_score = model.edge_features, model.edge_score
-    return pretrained
+    pretrained = without_weights(LCMForMultitaskPretraining, model.config)
+    for name, _ in pretrained.named_children():
+        setattr(pretrained, name, getattr(model, name))
+    return cast(LCMForMultitaskPretraining, pretrained)
 
 
 def _standardise(columns: Tensor) -> Tensor:
