@@ -6,7 +6,6 @@ belong to which target, so that all targets are handled at once, without a loop 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,26 +78,42 @@ class TargetLayout:
         return sum(self.sizes)
 
 
-@lru_cache(maxsize=64)
+_INDEX: dict[tuple[TargetLayout, torch.device], dict[str, Tensor]] = {}
+
+
 def _layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Tensor]:
+    """Index tensors of a layout, made once; see [`_make_layout_tensors`]."""
+    if torch.compiler.is_compiling():
+        return _make_layout_tensors(layout, device)
+    known = _INDEX.get((layout, device))
+    if known is None:
+        with torch.inference_mode(False):  # or no later training could use them
+            known = _make_layout_tensors(layout, device)
+        # Tensors made while a model is traced or its memory planned hold no data.
+        if all(type(tensor) is Tensor for tensor in known.values()):
+            _INDEX[layout, device] = known
+    return known
+
+
+def _make_layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Tensor]:
     """Index tensors of a layout: padded token table `(targets, widest)`, its padding, and each token's target."""
     widest = max(layout.sizes)
-    starts = torch.tensor([0, *layout.sizes[:-1]]).cumsum(0)
-    offsets = torch.arange(widest)
-    padding = offsets[None] >= torch.tensor(layout.sizes)[:, None]
-    tensors = {
-        "tokens": (starts[:, None] + offsets).masked_fill(padding, 0),
-        "padding": padding,
-        "target_of_token": torch.repeat_interleave(torch.arange(len(layout.sizes)), torch.tensor(layout.sizes)),
-        "classes": torch.tensor([_num_classes(*target) for target in zip(layout.kinds, layout.sizes, strict=True)]),
-        "categorical": torch.tensor([kind == "categorical" for kind in layout.kinds]),
-        "binary": torch.tensor([kind == "binary" for kind in layout.kinds]),
-        "weights": torch.tensor(layout.weights),
-        "class_weights": torch.ones(len(layout.sizes), widest),
+    starts = [sum(layout.sizes[:target]) for target in range(len(layout.sizes))]
+    rows = [
+        [*range(start, start + size), *[0] * (widest - size)] for start, size in zip(starts, layout.sizes, strict=True)
+    ]
+    class_weights = [[*values, *[1.0] * (widest - len(values))] for values in layout.class_weights]
+    lists: dict[str, list[Any]] = {
+        "tokens": rows,
+        "padding": [[place >= size for place in range(widest)] for size in layout.sizes],
+        "target_of_token": [target for target, size in enumerate(layout.sizes) for _ in range(size)],
+        "classes": [_num_classes(*target) for target in zip(layout.kinds, layout.sizes, strict=True)],
+        "categorical": [kind == "categorical" for kind in layout.kinds],
+        "binary": [kind == "binary" for kind in layout.kinds],
+        "weights": list(layout.weights),
+        "class_weights": class_weights or [[1.0] * widest] * len(layout.sizes),
     }
-    for target, values in enumerate(layout.class_weights):
-        tensors["class_weights"][target, : len(values)] = torch.tensor(values)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {name: torch.tensor(values, device=device) for name, values in lists.items()}
 
 
 def _num_classes(kind: str, size: int) -> float:

@@ -36,7 +36,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ({"num_region": 3}, "does not know num_region. It knows .*num_regions"),
+            ({"num_region": 3}, "no setting 'num_region': did you mean num_regions"),
             ({"num_regions": 0}, "num_regions must be at least 1, got 0"),
             ({"hidden_size": 15}, r"hidden_size \(15\) must be a multiple of num_attention_heads \(2\)"),
             ({"hidden_dropout": 1.0}, r"hidden_dropout must lie in \[0, 1\), got 1.0"),

@@ -187,7 +187,7 @@ class TestRefusals:
 
     def test_unknown_setting(self, saved: Path) -> None:
         change_config(saved, num_region=12)
-        with pytest.raises(ValueError, match="does not know num_region"):
+        with pytest.raises(ValueError, match="no setting 'num_region': did you mean num_regions"):
             LCMForMultitaskPretraining.from_pretrained(saved)
 
     def test_incomplete_state_dict_is_not_saved(self, trained: LCMForMultitaskPretraining, tmp_path: Path) -> None:
