@@ -1,7 +1,10 @@
 """FC processor: ROI time series or ready connectivity matrices to a checked batch, with the FC definition saved."""
 
 import inspect
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +124,11 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         made = super().from_dict({name: given.pop(name) for name in own if name in given}, **kwargs)
         FeatureExtractionMixin.__init__(made[0] if isinstance(made, tuple) else made, **given)
         return made
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> "FCFeatureExtractor":
+        """Build an extractor from a saved file: see [`from_dict`]."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     @classmethod
     def from_atlas(cls, atlas: str, **options: Any) -> "FCFeatureExtractor":
