@@ -111,10 +111,10 @@ class LCMConfig(PreTrainedConfig):
             Beyond the paper: weight of every label of a categorical variable in the training loss, by the name of the
             variable (`task_variable` for the downstream task). Variables that are not named weigh all labels alike.
 
-    Anything else that is set on a configuration, such as a note of another tool, is kept, saved and loaded again.
+    Whatever else is set on a configuration, such as a note of another tool, is saved and loaded again.
 
     Raises:
-        ValueError: a value out of range, a name that looks like a misspelt setting, or labels that contradict
+        ValueError: a value out of range, an argument that looks like a misspelt setting, or labels that contradict
             `problem_type`.
     """
 
@@ -151,28 +151,35 @@ class LCMConfig(PreTrainedConfig):
     class_weights: dict | None = None
     auto_map: dict = field(default_factory=lambda: dict(AUTO_MAP))
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, extra_keys: Iterable[str] = (), **kwargs: Any) -> None:
+        new = {name: value for name, value in kwargs.items() if not self._is_setting(name) and name not in extra_keys}
+        self._refuse_misspelt(new)
         super().__post_init__(**kwargs)
-        others = {name: value for name, value in kwargs.items() if not self._is_setting(name)}
-        for name in others.keys() - vars(self).keys():  # Transformers drops what it knows from text generation
-            setattr(self, name, others[name])
-        # What is off asks for nothing: Trainer leaves `use_cache=False` on every model.
-        asking = sorted(name for name, value in others.items() if value is not None and value is not False)
-        if asking:
+        for name in kwargs.keys() - vars(self).keys():  # Transformers drops what it knows from text generation
+            if not self._is_setting(name):
+                setattr(self, name, kwargs[name])
+        if new:
             logger.warning_once(
-                f"LCMConfig has no settings {', '.join(asking)}: they are kept as they are, for whatever set them."
+                f"LCMConfig has no settings {', '.join(sorted(new))}: they are kept as they are, and change nothing."
             )
         # `strict` runs this too, but hides the ValueError in an exception of its own.
         self.validate_architecture()
+        self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a setting, or a note of another tool.
-
-        Raises:
-            ValueError: the name looks like a misspelt setting.
-        """
-        self._refuse_misspelt([name])
+        """Set a setting, or a note, with a warning if its name looks like a misspelt setting's."""
+        if "_is_made" in vars(self):
+            try:
+                self._refuse_misspelt([name])
+            except ValueError as error:
+                logger.warning_once(f"{error} It is kept as a note, and changes nothing.")
         super().__setattr__(name, value)
+
+    @classmethod
+    def _is_setting(cls, name: str) -> bool:
+        """Whether a name is ours or Transformers' own: a field, a property, or the public form of a private one."""
+        is_own = name in cls.__dataclass_fields__ or hasattr(cls, name) or hasattr(cls, f"_{name}")
+        return is_own or name.startswith("_")
 
     @classmethod
     def _refuse_misspelt(cls, names: Iterable[str]) -> None:
@@ -180,12 +187,12 @@ class LCMConfig(PreTrainedConfig):
         others = [name for name in names if not cls._is_setting(name)]
         refuse_misspelt("LCMConfig", others, [*own, "num_labels", "id2label", "label2id", "problem_type"])
 
-    @classmethod
-    def _is_setting(cls, name: str) -> bool:
-        """Whether a name is ours or Transformers' own: a field, a property, or the public form of a private one."""
-        return (
-            name.startswith("_") or name in cls.__dataclass_fields__ or hasattr(cls, name) or hasattr(cls, f"_{name}")
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """All settings and notes, as saved; `extra_keys` names the notes, which are no misspelt settings then."""
+        extra = sorted(name for name in vars(self) if not self._is_setting(name))
+        content = super().to_dict() | ({"extra_keys": extra} if extra else {})
+        content.pop("_is_made", None)
+        return content
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "LCMConfig":

@@ -109,6 +109,19 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         self.min_volumes = min_volumes
         super().__init__()
 
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save as in Transformers, with notes that other tools set on the extractor.
+
+        Raises:
+            ValueError: A note's name looks like a misspelt setting, and would be refused when it is loaded.
+        """
+        refuse_misspelt(type(self).__name__, vars(self), self._settings())
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters if name != "kwargs"]
+
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build an extractor from a saved file's content, and settings that replace some of it.
@@ -118,7 +131,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: A name looks like a misspelt setting, or as for the class.
         """
-        own = [name for name in inspect.signature(cls).parameters if name != "kwargs"]
+        own = cls._settings()
         refuse_misspelt(cls.__name__, [*feature_extractor_dict, *kwargs], own)
         given = feature_extractor_dict | {name: kwargs.pop(name) for name in own if name in kwargs}
         made = super().from_dict({name: given.pop(name) for name in own if name in given}, **kwargs)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 ROOTS = 6  # square roots taken before the series; after them, all eigenvalues lie near 1
 TERMS = 12  # of the series
-CONVERGED = 1e-8  # what a square root may be off by
+CONVERGED = 1e-10  # what a square root may be off by
 
 
 def logarithm_by_products(matrices: Tensor, least: float) -> Tensor:

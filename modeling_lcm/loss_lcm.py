@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 
 IGNORE_INDEX = -100  # label of something that was not recorded: never trained on
+UNSEEN = -1.0  # running loss of a target that has not been trained; a number that no loss can be
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> list[float]:
@@ -280,7 +281,7 @@ class LayerChoice(nn.Module):
     over them before every update.
 
     Attributes:
-        running_loss (`Tensor` of shape `(targets, layers)`): float32 running mean loss; infinite before the first.
+        running_loss (`Tensor` of shape `(targets, layers)`): float32 running mean loss; -1 before the first.
         best_layer (`Tensor` of shape `(targets,)`): int64, the argmin; the last layer before the first update.
     """
 
@@ -290,8 +291,13 @@ class LayerChoice(nn.Module):
     def __init__(self, num_targets: int, num_layers: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("running_loss", torch.full((num_targets, num_layers), float("inf")))
+        self.register_buffer("running_loss", torch.full((num_targets, num_layers), UNSEEN))
         self.register_buffer("best_layer", torch.full((num_targets,), num_layers - 1))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any target has been trained."""
+        return not bool(_unseen(self.running_loss).all())
 
     @torch.no_grad()
     def observe(self, layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> None:
@@ -310,7 +316,12 @@ class LayerChoice(nn.Module):
             torch.distributed.all_reduce(counts)
         mean = totals / counts.clamp_min(1)
         running = self.running_loss.float()
-        mixed = torch.where(running.isinf(), mean, self.momentum * running + (1 - self.momentum) * mean)
+        mixed = torch.where(_unseen(running), mean, self.momentum * running + (1 - self.momentum) * mean)
         running = torch.where(counts > 0, mixed, running)
         self.running_loss.copy_(running)
-        self.best_layer.copy_(torch.where(running[:, 0].isinf(), self.best_layer, running.argmin(1)))
+        self.best_layer.copy_(torch.where(_unseen(running[:, 0]), self.best_layer, running.argmin(1)))
+
+
+def _unseen(running_loss: Tensor) -> Tensor:
+    """Where nothing has been trained; folders of the first versions have infinity there."""
+    return (running_loss < 0) | running_loss.isinf()

@@ -28,6 +28,7 @@ from .loading_lcm import (
     without_load_report,
 )
 from .loss_lcm import (
+    UNSEEN,
     LayerChoice,
     TargetLayout,
     check_labels,
@@ -118,7 +119,7 @@ class LCMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.zeros_(module.batches)
         elif isinstance(module, LayerChoice):
-            init.constant_(module.running_loss, float("inf"))
+            init.constant_(module.running_loss, UNSEEN)
             init.constant_(module.best_layer, module.running_loss.shape[1] - 1)
 
     @classmethod

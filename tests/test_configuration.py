@@ -112,13 +112,9 @@ class TestNotes:
 
     @settings(deadline=None, max_examples=60)
     @given(name=NAMES, value=JSON_VALUES)
-    def test_any_note_survives_or_is_refused_at_once(self, name: str, value: Any) -> None:
+    def test_any_note_survives(self, name: str, value: Any) -> None:
         config = LCMConfig(num_regions=12)
-        try:
-            setattr(config, name, value)
-        except ValueError as error:
-            assert "did you mean" in str(error)
-            return
+        setattr(config, name, value)
         with TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             loaded = LCMConfig.from_pretrained(folder)
@@ -138,6 +134,7 @@ class TestNotes:
             ("tie_word_embeddings", False),
             ("norm_eps", 1.0),
             ("num_dense_layers", 1),
+            ("layer_norm_epsilon", 1.0),  # looks misspelt, but was set on purpose
             ("keys_to_ignore_at_inference", ["layer_logits"]),
             ("seen", float("inf")),
         ],
@@ -156,10 +153,13 @@ class TestNotes:
         logger.addHandler(caplog.handler)
         logging.warning_once.cache_clear()
         for _ in range(2):
-            LCMConfig(pre_norm=True, use_cache=False, attn_implementation="eager", num_labels=4, name_or_path="x")
+            config = LCMConfig(pre_norm=True, attn_implementation="eager", num_labels=4, name_or_path="x")
+            LCMConfig.from_dict(config.to_dict())
+        config.num_region = 3
         logger.removeHandler(caplog.handler)
-        said = [record.getMessage() for record in caplog.records]
-        assert said == ["LCMConfig has no settings pre_norm: they are kept as they are, for whatever set them."]
+        said, misspelt = [record.getMessage() for record in caplog.records]
+        assert said == "LCMConfig has no settings pre_norm: they are kept as they are, and change nothing."
+        assert misspelt.startswith("LCMConfig has no setting 'num_region': did you mean num_regions? It is kept")
 
     @pytest.mark.parametrize("value", [object(), np.int64(3), {1: 2}, {"a": {1, 2}}, [torch.ones(1)]])
     def test_what_json_cannot_hold_is_not_saved(self, tmp_path: Path, make_config: MakeConfig, value: Any) -> None:
@@ -199,8 +199,6 @@ class TestMisspelt:
         for attempt in (
             lambda: LCMConfig(**{name: 2}),
             lambda: LCMConfig.from_size("nano", **{name: 2}),
-            lambda: setattr(config, name, 2),
-            lambda: config.update({name: 2}),
             lambda: LCMConfig.from_pretrained(tmp_path, **{name: 2}),
             lambda: LCMConfig.from_dict({**config.to_dict(), name: 2}),
         ):
@@ -230,5 +228,9 @@ class TestMisspelt:
             FCFeatureExtractor.from_pretrained(tmp_path, windw=50)
         with pytest.raises(TypeError, match="no argument windw"):
             FCFeatureExtractor(windw=50)
+        extractor.windw = 50
+        with pytest.raises(ValueError, match="no setting 'windw': did you mean window"):
+            extractor.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
         with pytest.raises(ValueError, match="no setting 'task_isnew': did you mean task_is_new"):
             BEITokenizer(variables=[{"name": "age", "kind": "continuous"}], task="age", task_isnew=True)

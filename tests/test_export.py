@@ -128,7 +128,7 @@ class TestOnnx:
     def test_logarithm_by_products(self, make_connectivity: MakeConnectivity, regions: int, shrinkage: float) -> None:
         """The logarithm that needs no eigenvalues equals the one by eigenvalues, for FC of too few volumes too."""
         connectivity = make_connectivity(3, regions, volumes=30).double()
-        mixed = (1 - shrinkage) * connectivity + shrinkage * torch.eye(regions)
+        mixed = (1 - shrinkage) * connectivity + shrinkage * torch.eye(regions, dtype=torch.float64)
         expected = matrix_logarithm(connectivity, shrinkage)
         torch.testing.assert_close(logarithm_by_products(mixed, shrinkage / 2), expected, atol=1e-9, rtol=1e-9)
 
@@ -145,21 +145,22 @@ class TestOnnx:
 class TestCompiled:
     """One graph, labels included; what the C++ compiler makes of it is among the slow tests of the fast paths."""
 
-    @pytest.mark.parametrize("training", [False, True])
-    @pytest.mark.parametrize("supervision", ["momentum", "adaptive", "adaptive_per_sample", "last_layer"])
+    @pytest.mark.parametrize(
+        ("supervision", "training"),
+        [("momentum", False), ("adaptive", True), ("adaptive_per_sample", True), ("last_layer", False)],
+    )
     def test_with_labels(
         self, make_config: MakeConfig, make_connectivity: MakeConnectivity, supervision: str, training: bool
     ) -> None:
         off = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
         settings = {"supervision": supervision, "bei_loss_weight": 0.5, "edge_readout": True, **off}
+        people, targets = make_connectivity(8), torch.tensor([[0.0, 1.0, 0.3], [-100.0, 0.0, -1.2]]).repeat(4, 1)
         torch.compiler.reset()
         losses, gradients = [], []
         for compiled in (True, False):
             torch.manual_seed(0)
             model = make_model(make_config, settings).train(training)
-            called = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-            people = make_connectivity(8)
-            targets = torch.tensor([[0.0, 1.0, 0.3], [-100.0, 0.0, -1.2]]).repeat(4, 1)
+            called = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
             loss = called(people, labels=torch.arange(8) % 3, bei_targets=targets).loss
             loss.backward()
             losses.append(loss.detach())
@@ -170,7 +171,7 @@ class TestCompiled:
     def test_the_multitask_model(self, tiny_config: LCMConfig, connectivity: Tensor, labels: Tensor) -> None:
         torch.compiler.reset()
         model = LCMForMultitaskPretraining(tiny_config).eval()
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
         expected = model(connectivity, labels=labels)
         found = compiled(connectivity, labels=labels)
         torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-5)

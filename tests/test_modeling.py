@@ -224,9 +224,9 @@ class TestTraining:
         self, model: LCMForMultitaskPretraining, connectivity: Tensor, labels: Tensor
     ) -> None:
         model(connectivity, labels=labels)
-        assert model.bei_layer_choice.running_loss.isinf().all()
+        assert (model.bei_layer_choice.running_loss == -1).all()
         model.train()(connectivity, labels=labels)
-        assert model.bei_layer_choice.running_loss.isfinite().all()
+        assert (model.bei_layer_choice.running_loss >= 0).all()
 
     def test_halves_with_target_counts_equal_the_whole(
         self, model: LCMForMultitaskPretraining, connectivity: Tensor, labels: Tensor

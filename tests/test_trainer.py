@@ -94,7 +94,7 @@ def test_the_callback_switches_the_stage_between_epochs(
     make_trainer(model, people, tmp_path, callbacks).train()
     assert recorder.stages == ["momentum", "momentum", "adaptive", "adaptive"]
     assert model.config.effective_readout == "best_layer"
-    assert model.bei_layer_choice.running_loss.isfinite().all()
+    assert (model.bei_layer_choice.running_loss >= 0).all()
 
 
 def test_resuming_in_the_second_stage_stays_in_it(make_config: MakeConfig, people: People, tmp_path: Path) -> None:
