@@ -103,7 +103,10 @@ class TestExport:
 
 
 class TestOnnx:
-    @pytest.mark.parametrize("name", ["plain", "folding", "best layer", "max", "edges"])
+    @pytest.mark.parametrize(
+        "name",
+        ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("folding", "best layer", "max", "edges"))],
+    )
     def test_onnx_runtime_agrees(
         self, make_config: MakeConfig, make_connectivity: MakeConnectivity, tmp_path: Any, name: str
     ) -> None:

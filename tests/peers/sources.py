@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import types
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,8 +41,7 @@ def tests_of(package: str) -> Path:
                 pytest.skip(f"no source distribution of {name}: {reason}", allow_module_level=True)
             with tarfile.open(archives[0]) as archive:
                 archive.extractall(folder, filter="data")
-            # Another process of pytest-xdist may have been faster.
-            if not (CACHE / name).exists():
+            with suppress(OSError):  # another process of pytest-xdist was faster
                 (Path(folder) / name).rename(CACHE / name)
     return CACHE / name / "tests"
 
