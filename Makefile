@@ -11,13 +11,14 @@ STAMP := $(VENV)/.setup-done
 LOWEST := tests/constraints/lowest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest slow lint
+.PHONY: help setup demo test test-lowest slow peers lint
 
 help:
 	@echo "make setup  virtual environment in $(VENV) with everything installed"
 	@echo "make demo   pretrain, fine-tune and predict on 168 real connectomes; writes runs/demo"
 	@echo "make test   the tests, without the slow ones"
 	@echo "make slow   the slow tests"
+	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
 	@echo "make lint   ruff and mypy"
 	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) CONSTRAINTS=$(CONSTRAINTS)"
@@ -44,6 +45,10 @@ test-lowest:
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Without our strict settings: their markers are not ours. What does not apply is listed in tests/peers/README.md.
+peers: $(STAMP)
+	$(BIN)/python -m pytest -o addopts= -W ignore -n 2 tests/peers/peer_*.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

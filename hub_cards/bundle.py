@@ -5,14 +5,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
+import torch
 from safetensors import safe_open
 from transformers import AutoProcessor
 
+import modeling_lcm
 from modeling_lcm import LCMConfig
 from training.card import describe_dataset
 from training.data import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
@@ -126,19 +129,29 @@ def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in LOCAL_SETTINGS}
 
 
-def count_parameters(paths: list[Path]) -> int:
-    """Parameters in safetensors files, read off their headers; buffers are not counted."""
-    buffers = ("running_mean", "running_var", "num_batches_tracked", "running_loss", "best_layer")
-    total = 0
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                if not name.endswith(buffers):
-                    size = 1
-                    for length in file.get_slice(name).get_shape():
-                        size *= length
-                    total += size
-    return total
+def _skeleton(folder: Path) -> torch.nn.Module:
+    """The model of a checkpoint folder without its weights."""
+    config = LCMConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return getattr(modeling_lcm, (config.architectures or ["LCMModel"])[0])(config)
+
+
+def count_parameters(folder: Path) -> int:
+    """Number of `model.parameters()` of a checkpoint folder; buffers such as running means are none."""
+    return sum(parameter.numel() for parameter in _skeleton(folder).parameters())
+
+
+def count_adapter_parameters(adapter: Path, whole: Path) -> int:
+    """Parameters in an adapter's file, read off its header; buffers that it brings along are none.
+
+    Args:
+        adapter: Its `adapter_model.safetensors`.
+        whole: Checkpoint folder of the model that it is for.
+    """
+    buffers = tuple(f".{name}" for name, _ in _skeleton(whole).named_buffers())
+    with safe_open(adapter, framework="pt") as file:
+        names = [name for name in file.keys() if not name.endswith(buffers)]  # noqa: SIM118 (not a dictionary)
+        return sum(prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def model_bundle(
@@ -172,7 +185,7 @@ def model_bundle(
         revision,
         config=LCMConfig.from_pretrained(folder),
         processor=AutoProcessor.from_pretrained(folder),
-        parameters=count_parameters([path for path in weights if isinstance(path, Path)]),
+        parameters=count_parameters(folder),
         record=record,
         conversion=_read_json(folder / "conversion_report.json"),
         results=results,
@@ -240,7 +253,7 @@ def adapter_bundle(
         revision,
         config=LCMConfig.from_pretrained(whole),
         processor=AutoProcessor.from_pretrained(whole),
-        parameters=count_parameters([folder / "adapter_model.safetensors"]),
+        parameters=count_adapter_parameters(folder / "adapter_model.safetensors", whole),
         record=record,
         results=results,
         base_model=base_model,

@@ -185,7 +185,7 @@ def model_card(
         revision (`str`): tag or branch that the snippets load.
         config (`LCMConfig`): of the (merged) model.
         processor (`LCMProcessor`): saved with it.
-        parameters (`int`): parameters in the files.
+        parameters (`int`): number of parameters, without buffers.
         record (`dict`, *optional*): redacted `training_record.json`.
         conversion (`dict`, *optional*): `conversion_report.json`.
         results (`dict`, *optional*): `metrics.json`, checked.

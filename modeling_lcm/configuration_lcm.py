@@ -1,11 +1,17 @@
 """Configuration of the Large Connectome Model: architecture, BEI variables, supervision stage and read-out."""
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
+from .settings_lcm import refuse_misspelt
+
+
+logger = logging.get_logger("transformers.models.lcm")  # so that Transformers' verbosity rules it
 
 # Widths and depths of the published models (paper, section 4.1), and a CPU size for demos, tests and small cohorts.
 SIZES: dict[str, dict[str, Any]] = {
@@ -36,27 +42,6 @@ AUTO_MAP = {
     "AutoModel": "modeling_lcm.LCMModel",
     "AutoModelForPreTraining": "modeling_lcm.LCMForMultitaskPretraining",
     "AutoModelForSequenceClassification": "modeling_lcm.LCMForSequenceClassification",
-}
-
-# Keys that Transformers itself writes into config.json or passes through the constructor without declaring a field.
-_TRANSFORMERS_KEYS = {
-    "auto_map",
-    "attn_implementation",
-    "experts_implementation",
-    "custom_pipelines",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "peft_config",
-    "quantization_config",
-    "torch_dtype",
-    "use_cache",  # transformers.Trainer sets it on every model
-    "use_return_dict",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_name_or_path",
 }
 
 
@@ -130,8 +115,11 @@ class LCMConfig(PreTrainedConfig):
             Beyond the paper: weight of every label of a categorical variable in the training loss, by the name of the
             variable (`task_variable` for the downstream task). Variables that are not named weigh all labels alike.
 
+    Whatever else is set on a configuration, such as a note of another tool, is saved and loaded again.
+
     Raises:
-        ValueError: a value out of range, an unknown key, or labels that contradict `problem_type`.
+        ValueError: a value out of range, an argument that looks like a misspelt setting, or labels that contradict
+            `problem_type`.
     """
 
     model_type = "large_connectome_model"
@@ -166,20 +154,50 @@ class LCMConfig(PreTrainedConfig):
     bei_loss_weight: float | int = 0.0
     class_weights: dict | None = None
     problem_type: str | None = None  # type: ignore[assignment]  # checked below, by the same words in every release
+    auto_map: dict = field(default_factory=lambda: dict(AUTO_MAP))
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        unknown = sorted(set(kwargs) - _TRANSFORMERS_KEYS)
-        if unknown:
-            own = sorted(set(type(self).__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
-            raise ValueError(
-                f"LCMConfig does not know {', '.join(unknown)}. It knows {', '.join(own)}, and the settings of every "
-                "Transformers configuration."
-            )
+    def __post_init__(self, extra_keys: Iterable[str] = (), **kwargs: Any) -> None:
+        new = {name: value for name, value in kwargs.items() if not self._is_setting(name) and name not in extra_keys}
+        self._refuse_misspelt(new)
         super().__post_init__(**kwargs)
-        if getattr(self, "auto_map", None) is None:
-            self.auto_map = dict(AUTO_MAP)
+        for name in kwargs.keys() - vars(self).keys():  # Transformers drops what it knows from text generation
+            if not self._is_setting(name):
+                setattr(self, name, kwargs[name])
+        if new:
+            logger.warning_once(
+                f"LCMConfig has no settings {', '.join(sorted(new))}: they are kept as they are, and change nothing."
+            )
         # `strict` runs this too, but hides the ValueError in an exception of its own.
         self.validate_architecture()
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a setting, or a note, with a warning if its name looks like a misspelt setting's."""
+        if "_is_made" in vars(self):
+            try:
+                self._refuse_misspelt([name])
+            except ValueError as error:
+                logger.warning_once(f"{error} It is kept as a note, and changes nothing.")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _is_setting(cls, name: str) -> bool:
+        """Whether a name is ours or Transformers' own: a field, a property, or the public form of a private one."""
+        is_own = name in cls.__dataclass_fields__ or hasattr(cls, name) or hasattr(cls, f"_{name}")
+        return is_own or name.startswith("_")
+
+    @classmethod
+    def _refuse_misspelt(cls, names: Iterable[str]) -> None:
+        own = sorted(set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
+        others = [name for name in names if not cls._is_setting(name)]
+        refuse_misspelt("LCMConfig", others, [*own, "num_labels", "id2label", "label2id", "problem_type"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings and notes, as saved; `extra_keys` names the notes, which are no misspelt settings then."""
+        extra = sorted(name for name in vars(self) if not self._is_setting(name))
+        content = super().to_dict() | ({"extra_keys": extra} if extra else {})
+        content.pop("_is_made", None)
+        return content
 
     def __getattr__(self, name: str) -> Any:
         if name == "vocab_size":  # PEFT's prompt learning asks for it
@@ -206,14 +224,41 @@ class LCMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build a configuration from `config.json`'s content; refuses the configuration of another model type."""
+        """Build a configuration from `config.json`'s content and settings that replace some of it.
+
+        Raises:
+            ValueError: it is the configuration of another model type, or a name looks like a misspelt setting.
+        """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
                 f"This is the configuration of a {found!r} model, not of a Large Connectome Model "
                 f"({cls.model_type!r})."
             )
+        cls._refuse_misspelt(kwargs)  # Transformers hands back what it does not know, or drops it
         return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save as in Transformers, but look first whether all of it can be saved.
+
+        Raises:
+            ValueError: see [`check_saveable`].
+        """
+        self.check_saveable()
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def check_saveable(self) -> None:
+        """Raise `ValueError` if a value is out of range, or would not come back from `config.json` as it is."""
+        self.validate_architecture()
+        content = self.to_dict()
+        content["id2label"] = {str(number): label for number, label in (self.id2label or {}).items()}
+        changed = sorted(name for name, value in content.items() if not _is_json(value))
+        if changed:
+            named = ", ".join(f"{name} ({type(content[name]).__name__})" for name in changed)
+            raise ValueError(
+                f"config.json cannot hold {named}: it takes texts, numbers, lists, and dictionaries with texts as "
+                "keys. Set such a value, or remove it."
+            )
 
     @property
     def num_bei_tokens(self) -> int:
@@ -291,6 +336,15 @@ class LCMConfig(PreTrainedConfig):
                     f"{labels.get(name, 0)} labels. Categorical variables: "
                     f"{', '.join(key for key, count in labels.items() if count)}."
                 )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives a value back; tuples become lists, as everywhere in Transformers."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (str, int, float))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

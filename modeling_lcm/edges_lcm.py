@@ -4,12 +4,16 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_lcm import LCMConfig
+from .logarithm_lcm import logarithm_by_products
 
 
 def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
     """log((1 - shrinkage) FC + shrinkage I) of Pearson matrices `(batch, regions, regions)`; same shape."""
     identity = torch.eye(connectivity.shape[-1], dtype=connectivity.dtype, device=connectivity.device)
-    values, vectors = torch.linalg.eigh((1 - shrinkage) * connectivity + shrinkage * identity)
+    mixed = (1 - shrinkage) * connectivity + shrinkage * identity
+    if torch.onnx.is_in_onnx_export():  # which has no eigenvalues
+        return logarithm_by_products(mixed, shrinkage / 2)
+    values, vectors = torch.linalg.eigh(mixed)
     # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
     return (vectors * values.clamp_min(shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
 

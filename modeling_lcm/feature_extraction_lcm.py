@@ -1,6 +1,10 @@
 """FC processor: ROI time series or ready connectivity matrices to a checked batch, with the FC definition saved."""
 
+import inspect
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +22,12 @@ from .connectivity import (
     to_fisher_z,
 )
 from .connectivity_checks import as_array, as_scans, check_connectivity, check_scan_shapes
+from .settings_lcm import refuse_misspelt
 
 
 __all__ = ["FCFeatureExtractor", "compute_connectivity"]
 
 PADDINGS = ("none", "zeros_at_end")
-
-# Keys that Transformers writes into the saved file besides our fields.
-_TRANSFORMERS_KEYS = {"auto_map", "feature_extractor_type", "processor_class"}
 
 
 class FCFeatureExtractor(FeatureExtractionMixin):
@@ -76,8 +78,8 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         min_volumes: int = 20,
         **kwargs: Any,
     ) -> None:
-        if unknown := set(kwargs) - _TRANSFORMERS_KEYS:
-            raise TypeError(f"FCFeatureExtractor has no argument {', '.join(sorted(unknown))}; see its documentation.")
+        if kwargs:
+            raise TypeError(f"FCFeatureExtractor has no argument {', '.join(sorted(kwargs))}; see its documentation.")
         check_option("estimator", estimator, ESTIMATORS)
         check_option("padding", padding, PADDINGS)
         check_option("constant_regions", constant_regions, CONSTANT_REGIONS)
@@ -105,7 +107,41 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         self.fisher_z = fisher_z
         self.constant_regions = constant_regions
         self.min_volumes = min_volumes
-        super().__init__(**kwargs)
+        super().__init__()
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save as in Transformers, with notes that other tools set on the extractor.
+
+        Raises:
+            ValueError: A note's name looks like a misspelt setting, and would be refused when it is loaded.
+        """
+        refuse_misspelt(type(self).__name__, vars(self), self._settings())
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters if name != "kwargs"]
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build an extractor from a saved file's content, and settings that replace some of it.
+
+        What Transformers and other tools wrote besides is kept, and saved again.
+
+        Raises:
+            ValueError: A name looks like a misspelt setting, or as for the class.
+        """
+        own = cls._settings()
+        refuse_misspelt(cls.__name__, [*feature_extractor_dict, *kwargs], own)
+        given = feature_extractor_dict | {name: kwargs.pop(name) for name in own if name in kwargs}
+        made = super().from_dict({name: given.pop(name) for name in own if name in given}, **kwargs)
+        FeatureExtractionMixin.__init__(made[0] if isinstance(made, tuple) else made, **given)
+        return made
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> "FCFeatureExtractor":
+        """Build an extractor from a saved file: see [`from_dict`]."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     @classmethod
     def from_atlas(cls, atlas: str, **options: Any) -> "FCFeatureExtractor":

@@ -28,6 +28,20 @@ _WRAPPERS = {"base_layer", "original_module", "token_adapter"}  # where PEFT kee
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Parts that had another name in folders of earlier versions, as patterns of their tensors' names.
 RENAMED = {r"^edge_score\.": "bei_edge_readout.", r"^task_edge_score\.": "task_edge_readout."}
+# Settings that a model reads when it is built and never again: changed later, they no longer describe it.
+BUILT_IN = (
+    "num_regions",
+    "num_bei_tokens",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "layer_norm_eps",
+    "batch_norm_eps",
+    "normalize_rows",
+    "edge_readout",
+    "edge_shrinkage",
+)
 
 
 def new_names(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -104,6 +118,38 @@ def check_loaded(
     return sorted(
         {key.split(".")[0] for key in info["missing_keys"]} | {entry[0] for entry in info["mismatched_keys"]}
     )
+
+
+def check_saveable(model: PreTrainedModel, built: dict[str, Any], state_dict: dict[str, Any] | None) -> None:
+    """Check before anything is written that what is saved will load again, and be the same model.
+
+    Args:
+        model: The model that is about to be saved.
+        built: Settings of [`BUILT_IN`] as they were when it was built.
+        state_dict: Weights given in place of its own.
+
+    Raises:
+        ValueError: The configuration was changed in what the model does not follow or `config.json` cannot hold, or
+            `state_dict` does not have exactly the model's tensors; each difference is named.
+    """
+    model.config.check_saveable()
+    now = {name: getattr(model.config, name) for name in built}
+    changed = [f"{name} from {old} to {now[name]}" for name, old in built.items() if now[name] != old]
+    task = getattr(model, "task_embeddings", None)
+    if type(task) is nn.Embedding and task.num_embeddings != model.config.num_task_tokens:
+        changed.append(f"the number of the task's tokens from {task.num_embeddings} to {model.config.num_task_tokens}")
+    if changed:
+        raise ValueError(
+            f"The configuration was changed after the model was built, {', '.join(changed)}, and the model has not "
+            "followed: it would load as another one. Set it back, or build a model of that configuration."
+        )
+    if state_dict is not None and not getattr(model, "_hf_peft_config_loaded", False):
+        own = model.state_dict().keys()
+        if own != state_dict.keys():
+            raise ValueError(
+                f"state_dict does not fit {type(model).__name__}: missing {sorted(own - state_dict.keys())}, "
+                f"not in the model {sorted(state_dict.keys() - own)}."
+            )
 
 
 @contextmanager

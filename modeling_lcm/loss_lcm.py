@@ -6,7 +6,6 @@ belong to which target, so that all targets are handled at once, without a loop 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 
 IGNORE_INDEX = -100  # label of something that was not recorded: never trained on
+UNSEEN = -1.0  # running loss of a target that has not been trained; a number that no loss can be
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> list[float]:
@@ -79,26 +79,42 @@ class TargetLayout:
         return sum(self.sizes)
 
 
-@lru_cache(maxsize=64)
+_INDEX: dict[tuple[TargetLayout, torch.device], dict[str, Tensor]] = {}
+
+
 def _layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Tensor]:
+    """Index tensors of a layout, made once; see [`_make_layout_tensors`]."""
+    if torch.compiler.is_compiling():
+        return _make_layout_tensors(layout, device)
+    known = _INDEX.get((layout, device))
+    if known is None:
+        with torch.inference_mode(False):  # or no later training could use them
+            known = _make_layout_tensors(layout, device)
+        # Tensors made while a model is traced or its memory planned hold no data.
+        if all(type(tensor) is Tensor for tensor in known.values()):
+            _INDEX[layout, device] = known
+    return known
+
+
+def _make_layout_tensors(layout: TargetLayout, device: torch.device) -> dict[str, Tensor]:
     """Index tensors of a layout: padded token table `(targets, widest)`, its padding, and each token's target."""
     widest = max(layout.sizes)
-    starts = torch.tensor([0, *layout.sizes[:-1]]).cumsum(0)
-    offsets = torch.arange(widest)
-    padding = offsets[None] >= torch.tensor(layout.sizes)[:, None]
-    tensors = {
-        "tokens": (starts[:, None] + offsets).masked_fill(padding, 0),
-        "padding": padding,
-        "target_of_token": torch.repeat_interleave(torch.arange(len(layout.sizes)), torch.tensor(layout.sizes)),
-        "classes": torch.tensor([_num_classes(*target) for target in zip(layout.kinds, layout.sizes, strict=True)]),
-        "categorical": torch.tensor([kind == "categorical" for kind in layout.kinds]),
-        "binary": torch.tensor([kind == "binary" for kind in layout.kinds]),
-        "weights": torch.tensor(layout.weights),
-        "class_weights": torch.ones(len(layout.sizes), widest),
+    starts = [sum(layout.sizes[:target]) for target in range(len(layout.sizes))]
+    rows = [
+        [*range(start, start + size), *[0] * (widest - size)] for start, size in zip(starts, layout.sizes, strict=True)
+    ]
+    class_weights = [[*values, *[1.0] * (widest - len(values))] for values in layout.class_weights]
+    lists: dict[str, list[Any]] = {
+        "tokens": rows,
+        "padding": [[place >= size for place in range(widest)] for size in layout.sizes],
+        "target_of_token": [target for target, size in enumerate(layout.sizes) for _ in range(size)],
+        "classes": [_num_classes(*target) for target in zip(layout.kinds, layout.sizes, strict=True)],
+        "categorical": [kind == "categorical" for kind in layout.kinds],
+        "binary": [kind == "binary" for kind in layout.kinds],
+        "weights": list(layout.weights),
+        "class_weights": class_weights or [[1.0] * widest] * len(layout.sizes),
     }
-    for target, values in enumerate(layout.class_weights):
-        tensors["class_weights"][target, : len(values)] = torch.tensor(values)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {name: torch.tensor(values, device=device) for name, values in lists.items()}
 
 
 def _num_classes(kind: str, size: int) -> float:
@@ -265,7 +281,7 @@ class LayerChoice(nn.Module):
     over them before every update.
 
     Attributes:
-        running_loss (`Tensor` of shape `(targets, layers)`): float32 running mean loss; infinite before the first.
+        running_loss (`Tensor` of shape `(targets, layers)`): float32 running mean loss; -1 before the first.
         best_layer (`Tensor` of shape `(targets,)`): int64, the argmin; the last layer before the first update.
     """
 
@@ -276,8 +292,13 @@ class LayerChoice(nn.Module):
     def __init__(self, num_targets: int, num_layers: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("running_loss", torch.full((num_targets, num_layers), float("inf")))
+        self.register_buffer("running_loss", torch.full((num_targets, num_layers), UNSEEN))
         self.register_buffer("best_layer", torch.full((num_targets,), num_layers - 1))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any target has been trained."""
+        return not bool(_unseen(self.running_loss).all())
 
     @torch.no_grad()
     def observe(self, layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> None:
@@ -296,7 +317,12 @@ class LayerChoice(nn.Module):
             torch.distributed.all_reduce(counts)
         mean = totals / counts.clamp_min(1)
         running = self.running_loss.float()
-        mixed = torch.where(running.isinf(), mean, self.momentum * running + (1 - self.momentum) * mean)
+        mixed = torch.where(_unseen(running), mean, self.momentum * running + (1 - self.momentum) * mean)
         running = torch.where(counts > 0, mixed, running)
         self.running_loss.copy_(running)
-        self.best_layer.copy_(torch.where(running[:, 0].isinf(), self.best_layer, running.argmin(1)))
+        self.best_layer.copy_(torch.where(_unseen(running[:, 0]), self.best_layer, running.argmin(1)))
+
+
+def _unseen(running_loss: Tensor) -> Tensor:
+    """Where nothing has been trained; folders of the first versions have infinity there."""
+    return (running_loss < 0) | running_loss.isinf()

@@ -22,9 +22,11 @@ from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
 from .loading_lcm import (
+    BUILT_IN,
     RENAMED,
     check_adapter,
     check_loaded,
+    check_saveable,
     hub_arguments,
     new_names,
     put_adapter,
@@ -32,6 +34,7 @@ from .loading_lcm import (
     without_load_report,
 )
 from .loss_lcm import (
+    UNSEEN,
     LayerChoice,
     TargetLayout,
     check_labels,
@@ -104,6 +107,7 @@ class LCMPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: LCMConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self._built = {name: getattr(config, name) for name in BUILT_IN}
         self.register_load_state_dict_pre_hook(new_names)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -139,7 +143,7 @@ class LCMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.zeros_(module.batches)
         elif isinstance(module, LayerChoice):
-            init.constant_(module.running_loss, float("inf"))
+            init.constant_(module.running_loss, UNSEEN)
             init.constant_(module.best_layer, module.running_loss.shape[1] - 1)
 
     @classmethod
@@ -187,6 +191,31 @@ class LCMPreTrainedModel(PreTrainedModel):
             )
         return (model, info) if with_info else model
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Return the BEI token embeddings; their number follows from the vocabulary and is never changed by itself.
+
+        Args:
+            new_num_tokens (`int`, *optional*): the number that there are, with or without a new task's tokens, as
+                language models' scripts and PEFT ask for; any other one is refused.
+            pad_to_multiple_of (`int`, *optional*): as `new_num_tokens`.
+            mean_resizing (`bool`): not used.
+
+        Raises:
+            ValueError: another number; the model stays as it is.
+        """
+        present = self.config.num_bei_tokens
+        of_task = self.config.num_task_tokens if hasattr(self, "task_embeddings") else 0
+        asked = present if new_num_tokens is None else new_num_tokens
+        if asked in (present, present + of_task) and not asked % (pad_to_multiple_of or 1):
+            return self.get_input_embeddings()
+        raise ValueError(
+            f"BEI tokens belong to variables, so this model keeps its {present}, and is not resized to {asked}: add a "
+            "variable to the vocabulary with BEITokenizer.add_variable(variable, task=True), and load the model with "
+            "from_pretrained(..., task_variable=its name, id2label=its labels)."
+        )
+
     def train(self, mode: bool = True) -> Any:
         """Training mode as in PyTorch; a packed model has none.
 
@@ -232,22 +261,16 @@ class LCMPreTrainedModel(PreTrainedModel):
         return put_adapter(self, peft_model_id, adapter_name or "default", is_trainable, **hub)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save as in Transformers; a `state_dict` that lacks a tensor, or has a foreign one, is an error.
+        """Save as in Transformers, but only what will load again as the same model.
 
         Raises:
-            ValueError: `state_dict` does not have exactly this model's tensors (each difference is named), or a
-                `PeftModel` around this model has put adapters into it.
+            ValueError: the configuration was changed so that it no longer describes the model, or holds what
+                `config.json` cannot; `state_dict` does not have exactly this model's tensors; or a `PeftModel` around
+                this model has put adapters into it.
         """
-        given = kwargs.get("state_dict")
         if not getattr(self, "_hf_peft_config_loaded", False):
             refuse_unmerged(self)
-        if given is not None and not getattr(self, "_hf_peft_config_loaded", False):
-            own = self.state_dict().keys()
-            if own != given.keys():
-                raise ValueError(
-                    f"state_dict does not fit {type(self).__name__}: missing {sorted(own - given.keys())}, "
-                    f"not in the model {sorted(given.keys() - own)}."
-                )
+        check_saveable(self, self._built, kwargs.get("state_dict"))
         # Never back to the names of an earlier version that the model may have been loaded from.
         return super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
@@ -449,7 +472,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self,
         connectivity: Tensor,
         labels: Tensor | None = None,
-        bei_labels: Tensor | None = None,
+        bei_targets: Tensor | None = None,
         target_counts: Tensor | None = None,
         **kwargs: Any,
     ) -> LCMSequenceClassifierOutput:
@@ -458,10 +481,10 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         Args:
             connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
             labels (`Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): downstream labels; -100 for a
-                person without one, who then still contributes through `bei_labels`.
-            bei_labels (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
-                variables; their loss is weighted by `config.bei_loss_weight`. Data without them need
-                `TrainingArguments(label_names=["labels"])`, or Trainer waits for both before it reports a loss.
+                person without one, who then still contributes through `bei_targets`.
+            bei_targets (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
+                variables; their loss is weighted by `config.bei_loss_weight`. Their name has no "label" in it, because
+                Trainer would then wait for both before it reports a loss. The former name `bei_labels` is still read.
             target_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
                 variables,)`, when this batch is a part of it.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
@@ -470,6 +493,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
         check_adapters(self)
+        bei_targets = self._bei_targets(labels, bei_targets, kwargs.pop("bei_labels", None))
         queries = self.model.bei_queries(connectivity.device)
         if self.config.num_task_tokens:
             new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=connectivity.device))
@@ -481,7 +505,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         return LCMSequenceClassifierOutput(
-            loss=self.compute_loss(layer_logits, labels, bei_labels, target_counts),
+            loss=self.compute_loss(layer_logits, labels, bei_targets, target_counts),
             logits=read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer),
             bei_logits=read_out(bei_logits, self._bei_layout, readout, self.bei_layer_choice.best_layer),
             layer_logits=layer_logits,
@@ -489,6 +513,24 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def _bei_targets(self, labels: Tensor | None, given: Tensor | None, former: Tensor | None) -> Tensor | None:
+        """The pretrained variables' labels, whatever name they come under; says if they are meant to train and absent.
+
+        Trainer takes columns that `forward` does not name out of the data, `bei_labels` among them.
+        """
+        if given is not None and former is not None:
+            raise ValueError(
+                "Give the pretrained variables' labels once, as bei_targets; bei_labels is its former name."
+            )
+        targets = former if given is None else given
+        are_missed = targets is None and labels is not None and self.training and self.config.bei_loss_weight
+        if are_missed and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"config.bei_loss_weight is {self.config.bei_loss_weight}, but the batch has no bei_targets: only the "
+                "task is trained. Trainer drops columns of other names, such as the former bei_labels."
+            )
+        return targets
 
     def _edge_logits(self, connectivity: Tensor) -> Tensor:
         """Edge read-out of all tokens, `(batch, tokens)`: the same for every layer."""
@@ -500,12 +542,12 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self,
         layer_logits: Tensor,
         labels: Tensor | None = None,
-        bei_labels: Tensor | None = None,
+        bei_targets: Tensor | None = None,
         target_counts: Tensor | None = None,
     ) -> Tensor | None:
         """Loss of layer logits `(batch, layers, tokens)`; the arguments are those of `forward`.
 
-        None without any label, or with `bei_labels` alone while `config.bei_loss_weight` is 0.
+        None without any label, or with `bei_targets` alone while `config.bei_loss_weight` is 0.
         """
         task_logits, bei_logits = self._by_target(layer_logits)
         num_targets = len(self.target_layout.kinds)
@@ -514,8 +556,8 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if labels is not None:
             columns = labels.float().reshape(labels.shape[0], -1)
             losses.append(_loss(self, task_logits, columns, self.target_layout, self.task_layer_choice, task_counts))
-        if bei_labels is not None and self.config.bei_loss_weight:
-            bei_loss = _loss(self, bei_logits, bei_labels, self._bei_layout, self.bei_layer_choice, bei_counts)
+        if bei_targets is not None and self.config.bei_loss_weight:
+            bei_loss = _loss(self, bei_logits, bei_targets, self._bei_layout, self.bei_layer_choice, bei_counts)
             losses.append(self.config.bei_loss_weight * bei_loss)
         return torch.stack(losses).sum() if losses else None
 

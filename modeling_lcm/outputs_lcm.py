@@ -53,7 +53,7 @@ class LCMSequenceClassifierOutput(ModelOutput):
     """Output of [`LCMForSequenceClassification`].
 
     Args:
-        loss (`Tensor`, *optional*): scalar loss, when `labels` or `bei_labels` were given.
+        loss (`Tensor`, *optional*): scalar loss, when `labels` or `bei_targets` were given.
         logits (`Tensor` of shape `(batch, num_labels)`): read-out of the downstream task's tokens.
         bei_logits (`Tensor` of shape `(batch, bei tokens)`): read-out of the pretrained tokens.
         layer_logits (`Tensor` of shape `(batch, layers, tokens)`): pretrained tokens first, then the task's new ones.

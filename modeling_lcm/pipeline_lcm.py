@@ -142,8 +142,7 @@ def _guess_key(scan: Any) -> str:
 def _check_task_is_trained(model: Any) -> None:
     """Raise `ValueError` for a pretrained model that was loaded for a task without ever being fine-tuned for it."""
     saved_as = (model.config.architectures or ["LCMForSequenceClassification"])[0]
-    was_trained = bool(model.task_layer_choice.running_loss.isfinite().any())
-    if saved_as != "LCMForSequenceClassification" and not was_trained:
+    if saved_as != "LCMForSequenceClassification" and not model.task_layer_choice.is_trained:
         raise ValueError(
             f"This checkpoint was saved by {saved_as}: it has no downstream task yet, and answers would be random. "
             "Fine-tune it first, or use LCMForMultitaskPretraining and processor.post_process for the pretrained "

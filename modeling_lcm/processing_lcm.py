@@ -48,9 +48,9 @@ class LCMProcessor(ProcessorMixin):
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
-            `connectivity` `(batch, regions, regions)`; with `records` also `labels`, and `bei_labels` if the tokenizer
-            has a downstream task. A processor with windows repeats a scan's labels for each of its windows and returns
-            `scan_index` too, which is not a model input.
+            `connectivity` `(batch, regions, regions)`; with `records` also `labels`, and `bei_targets` if the
+            tokenizer has a downstream task. A processor with windows repeats a scan's labels for each of its windows
+            and returns `scan_index` too, which is not a model input.
 
         Raises:
             ValueError: Not as many records as scans, or input that either part refuses.
@@ -72,7 +72,7 @@ class LCMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the arrays that a model takes."""
-        return ["connectivity", "labels"] if self.tokenizer.task is None else ["connectivity", "labels", "bei_labels"]
+        return ["connectivity", "labels"] if self.tokenizer.task is None else ["connectivity", "labels", "bei_targets"]
 
     def decode(self, logits: Any, **options: Any) -> dict[str, Any]:
         """One person's logits `(tokens,)` as a record: see `BEITokenizer.decode`."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer, default_data_collator
 
 from .bei_records import RecordTable
 from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables
 from .loss_lcm import IGNORE_INDEX
+from .settings_lcm import refuse_misspelt
 
 
 __all__ = ["BEITokenizer", "BEIVariable"]
@@ -35,7 +36,8 @@ class BEITokenizer(PreTrainedTokenizer):
             otherwise it is one of the pretrained variables.
 
     Raises:
-        ValueError: The vocabulary is contradictory, unreadable, or lacks the task.
+        ValueError: The vocabulary is contradictory, unreadable, or lacks the task; or a name looks like a misspelt
+            setting.
 
     Example:
         >>> tokenizer = BEITokenizer(variables=[
@@ -61,6 +63,7 @@ class BEITokenizer(PreTrainedTokenizer):
     ) -> None:
         if (vocab_file is None) == (variables is None):
             raise ValueError("BEITokenizer needs either vocab_file (a saved bei_vocab.json) or variables.")
+        refuse_misspelt("BEITokenizer", kwargs, ("vocab_file", "variables", "task", "task_is_new"))
         if vocab_file is not None:
             variables = _read_vocabulary(vocab_file)
         self._variables = as_variables(variables or [])
@@ -124,11 +127,20 @@ class BEITokenizer(PreTrainedTokenizer):
         raise TypeError("BEI tokens stand for records, not text; call tokenizer({'sex': 'F', ...}).")
 
     def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
-        if new_tokens:
-            raise ValueError(
-                f"Cannot add the tokens {list(new_tokens)}: a token belongs to a variable; use add_variable."
-            )
+        unknown = [str(token) for token in new_tokens if str(token) not in self._token_numbers]
+        if unknown:
+            raise ValueError(f"Cannot add the tokens {unknown}: a token belongs to a variable; use add_variable.")
         return 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a special token that is none of the vocabulary's tokens could not be loaded again."""
+        is_special = name in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None
+        if is_special and str(value) not in self._token_numbers:
+            raise ValueError(
+                f"A BEI vocabulary has no {name} {str(value)!r}: its tokens stand for the labels of variables, and "
+                "nothing is padded or ended. Leave it out."
+            )
+        super().__setattr__(name, value)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write `bei_vocab.json` and return its path."""
@@ -151,7 +163,7 @@ class BEITokenizer(PreTrainedTokenizer):
 
         Returns:
             `labels`, float32 `(batch, variables)`: label index or scaled value, -100 if not recorded. With a task,
-            `labels` `(batch,)` is the task (int64 class, or float32 if continuous) and `bei_labels`
+            `labels` `(batch,)` is the task (int64 class, or float32 if continuous) and `bei_targets`
             `(batch, pretrained variables)` the rest; a pretrained task keeps its column there, filled with -100.
 
         Raises:
@@ -172,10 +184,25 @@ class BEITokenizer(PreTrainedTokenizer):
             columns[self.task] = np.full_like(labels, IGNORE_INDEX)
         pretrained = [columns[variable.name] for variable in self._pretrained]
         matrix = np.array(pretrained, dtype=np.float32).reshape(len(pretrained), table.count).T.copy()
-        arrays["labels" if self.task is None else "bei_labels"] = matrix
+        arrays["labels" if self.task is None else "bei_targets"] = matrix
         if return_tensors == "pt":
             return BatchEncoding({name: torch.from_numpy(array) for name, array in arrays.items()})
         return BatchEncoding(arrays, tensor_type=return_tensors)
+
+    def pad(self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
+        """Make one batch of examples; there is nothing to pad, since labels have no length.
+
+        `Trainer(processing_class=tokenizer)` and `DataCollatorWithPadding` call it.
+
+        Args:
+            encoded_inputs: One dictionary per scan, such as `{"connectivity": ..., "labels": ...}`, or one of batches.
+            *args: Not used.
+            return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
+            **kwargs: Not used.
+        """
+        if isinstance(encoded_inputs, Mapping):
+            return BatchEncoding(dict(encoded_inputs), tensor_type=return_tensors or "np")
+        return BatchEncoding(default_data_collator(list(encoded_inputs), return_tensors or "np"))
 
     def batch_decode(self, logits: Any, variables: Sequence[str] | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
         """Turn the logits of several people into readable records.

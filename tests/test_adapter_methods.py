@@ -171,9 +171,7 @@ def kinds_of_lora() -> list[Case]:
         Case("IA3", {"feedforward_modules": ["fc1", "fc2"]}, PROJECTIONS),
         Case("IA3", {"feedforward_modules": ["fc1"]}, ALL_LINEAR, {"save": "could not be loaded again: .*subset"}),
         Case("BEFT", {}, PROJECTIONS),
-        Case(
-            "TRAINABLE_TOKENS", {"token_indices": [0]}, ALL_LINEAR, {"make": "Trainable tokens .*stem.proj is none"}
-        ),
+        Case("TRAINABLE_TOKENS", {"token_indices": [0]}, ALL_LINEAR, {"make": "Trainable tokens .*stem.proj is none"}),
         Case("TRAINABLE_TOKENS", {"token_indices": [0]}, ["task_embeddings"]),
         Case("VERA", {"r": 2, "save_projection": False}, PROJECTIONS),
         Case("VBLORA", {**SETTINGS["VBLORA"], "save_only_topk_weights": True}, ALL_LINEAR, {"save": "VBLORA"}),

@@ -88,7 +88,7 @@ def test_adding_a_variable_leaves_earlier_tokens_and_labels_untouched(case, adde
     old_labels = before(records)["labels"]
     encoded = after(records)
     if task:
-        np.testing.assert_array_equal(encoded["bei_labels"], old_labels)
+        np.testing.assert_array_equal(encoded["bei_targets"], old_labels)
         assert after.model_variables == before.model_variables
     else:
         np.testing.assert_array_equal(encoded["labels"][:, :-1], old_labels)

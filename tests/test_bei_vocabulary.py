@@ -87,7 +87,7 @@ def test_scaling_is_fitted_to_recorded_values_and_can_spare_pretrained_variables
     records = [{"age": 20, "score": "1"}, {"age": "n/a"}, {"age": 40, "score": 5}]
     with_score = tokenizer.add_variable(BEIVariable("score", "continuous"), task=True)
     fitted = with_score.fit_scaling(records)
-    np.testing.assert_array_equal(fitted(records)["bei_labels"][:, 1], [-1, -100, 1])
+    np.testing.assert_array_equal(fitted(records)["bei_targets"][:, 1], [-1, -100, 1])
     np.testing.assert_array_equal(fitted(records)["labels"], [-1, -100, 1])
     assert (fitted.task, fitted.task_is_new) == ("score", True)
     spared = with_score.fit_scaling(records, names=["score"])

@@ -199,7 +199,7 @@ def test_bad_input(kind: type, fc: np.ndarray, study: Study, pretrained: Path) -
     missing = pd.Series(target).where(np.arange(24) > 0).to_numpy()
     with pytest.raises(ValueError, match="1 values of y"):
         kind(**QUICK).fit(fc, missing)
-    with pytest.raises(ValueError, match=r"single class|All values"):
+    with pytest.raises(ValueError, match=r"one class|All values"):
         kind(**QUICK).fit(fc, np.repeat(target[:1], 24))
     with pytest.raises(ValueError, match="give a checkpoint"):
         kind(adapter="lora").fit(fc, target)

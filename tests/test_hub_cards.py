@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
+from safetensors.torch import load_file
 
 from hub_cards import publish
-from hub_cards.bundle import public_record, public_results
+from hub_cards.bundle import count_parameters, public_record, public_results
 from hub_cards.facts import ENTRIES, REQUIRED, load_facts
 from hub_cards.render import model_card
 from hub_cards.results import load_results
 from hub_cards.validate import check_card, check_model
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMProcessor
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor
 from modeling_lcm.configuration_lcm import SIZES
 from tests.hub_fixtures import Finetuned, make_metrics, own_facts
 from tests.hub_state import card_problems
@@ -149,6 +150,21 @@ class TestDemoAdapterAndDataset:
         assert "org/base), revision `v2`" in text
         assert str(finetuned.base) not in out
         assert "processor/bei_vocab.json" in out
+
+    def test_parameters_without_buffers(self, finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
+        model = LCMForSequenceClassification.from_pretrained(finetuned.checkpoint)
+        parameters = dict(model.named_parameters())
+        of_adapter = 0
+        for name, tensor in load_file(finetuned.adapter / "adapter_model.safetensors").items():
+            own = name.removeprefix("base_model.model.")
+            of_adapter += tensor.numel() if "lora_" in own or own in parameters else 0
+        given = ("--entry", "lcm-demo-adapter", "--base-model", "org/base", "--base-revision", "v2")
+        out = dry_run(capsys, finetuned.adapter, "--repo-id", "org/adapter", *given)
+        assert f"| parameters | {of_adapter:,} |" in out
+        out = dry_run(capsys, finetuned.checkpoint, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
+        assert f"| parameters | {sum(tensor.numel() for tensor in parameters.values()):,} |" in out
+        base = LCMForMultitaskPretraining.from_pretrained(finetuned.base)
+        assert count_parameters(finetuned.base) == sum(tensor.numel() for tensor in base.parameters())
 
     def test_dataset(self, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = dry_run(capsys, prepared, "--repo-id", "org/lemon", "--entry", "lemon-schaefer200")

@@ -250,11 +250,22 @@ class TestLayerChoice:
         labels = LABELS.clone()
         labels[:, 0] = MISSING
         choice.observe(example(), labels, LAYOUT)
-        assert choice.running_loss[0].isinf().all()
+        assert (choice.running_loss[0] == -1).all()
+        assert not LayerChoice(4, LAYERS, momentum=0.9).is_trained
+        assert choice.is_trained
         assert choice.best_layer[0] == LAYERS - 1
         before = choice.running_loss.clone()
         choice.observe(example(1), torch.full_like(LABELS, MISSING), LAYOUT)
         assert torch.equal(choice.running_loss, before)
+
+    def test_folders_of_the_first_versions_have_infinity(self) -> None:
+        choices = [LayerChoice(4, LAYERS, momentum=0.9) for _ in range(2)]
+        choices[1].running_loss.fill_(float("inf"))
+        assert not choices[1].is_trained
+        for choice in choices:
+            choice.observe(example(), LABELS, LAYOUT)
+        assert torch.equal(choices[0].running_loss, choices[1].running_loss)
+        assert torch.equal(choices[0].best_layer, choices[1].best_layer)
 
     def test_both_buffers_are_saved(self) -> None:
         choice = LayerChoice(4, LAYERS, momentum=0.5)

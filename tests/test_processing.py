@@ -61,7 +61,7 @@ def test_a_new_task_comes_first_beside_the_pretrained_variables(tokenizer, scans
     processor.check_config(model.config)
     records = [{**record, "diagnosis": label} for record, label in zip(RECORDS, ["AD", "CN", "n/a"], strict=True)]
     inputs = processor(time_series=scans, records=records, return_tensors="pt")
-    assert list(inputs) == ["connectivity", "labels", "bei_labels"]
+    assert list(inputs) == ["connectivity", "labels", "bei_targets"]
     assert set(processor.model_input_names) == set(inputs)
     assert inputs["labels"].tolist() == [2, 0, -100]
     outputs = model(**inputs)
@@ -140,7 +140,7 @@ def test_saving_keeps_both_parts(tokenizer, scans, tmp_path):
     assert type(loaded.feature_extractor) is FCFeatureExtractor
     assert loaded.tokenizer.task == "diagnosis"
     mine, other = (part(time_series=scans, records=RECORDS) for part in (processor, loaded))
-    assert mine.keys() == other.keys() == {"connectivity", "scan_index", "labels", "bei_labels"}
+    assert mine.keys() == other.keys() == {"connectivity", "scan_index", "labels", "bei_targets"}
     for name in mine:
         np.testing.assert_array_equal(mine[name], other[name])
 

@@ -187,7 +187,7 @@ class TestRefusals:
 
     def test_unknown_setting(self, saved: Path) -> None:
         change_config(saved, num_region=12)
-        with pytest.raises(ValueError, match="does not know num_region"):
+        with pytest.raises(ValueError, match="no setting 'num_region': did you mean num_regions"):
             LCMForMultitaskPretraining.from_pretrained(saved)
 
     def test_incomplete_state_dict_is_not_saved(self, trained: LCMForMultitaskPretraining, tmp_path: Path) -> None:
@@ -199,6 +199,77 @@ class TestRefusals:
         assert not (tmp_path / "incomplete").exists()
         trained.save_pretrained(tmp_path / "complete", state_dict=trained.state_dict())
         assert_same_tensors(LCMForMultitaskPretraining.from_pretrained(tmp_path / "complete"), trained)
+
+
+class TestChangedConfiguration:
+    """A configuration that no longer describes the model is not saved with it."""
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("num_regions", 13),
+            ("hidden_size", 32),
+            ("num_hidden_layers", 2),
+            ("num_attention_heads", 4),
+            ("intermediate_size", 25),
+            ("layer_norm_eps", 1e-3),
+            ("batch_norm_eps", 1e-3),
+            ("normalize_rows", True),
+            ("edge_readout", True),
+            ("edge_shrinkage", 0.5),
+            ("bei_variables", [{"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1.0}]),
+        ],
+    )
+    def test_what_the_model_is_built_of(
+        self, trained: LCMForMultitaskPretraining, tmp_path: Path, name: str, value: object
+    ) -> None:
+        setattr(trained.config, name, value)
+        with pytest.raises(ValueError, match=r"changed after the model was built, .* from .* to "):
+            trained.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    def test_number_of_labels(self, make_config: Callable[..., LCMConfig], tmp_path: Path) -> None:
+        model = LCMForSequenceClassification(make_config(num_labels=3))
+        model.config.num_labels = 4
+        with pytest.raises(ValueError, match="number of the task's tokens from 3 to 4"):
+            model.save_pretrained(tmp_path / "new")
+        model.config.id2label = {0: "a", 1: "b", 2: "c"}
+        model.save_pretrained(tmp_path / "new")
+        assert LCMForSequenceClassification.from_pretrained(tmp_path / "new").config.id2label[2] == "c"
+
+    def test_what_the_model_follows(
+        self, trained: LCMForMultitaskPretraining, tmp_path: Path, connectivity: Tensor
+    ) -> None:
+        trained.config.readout, trained.config.supervision = "max", "adaptive_per_sample"
+        expected = trained(connectivity).logits
+        trained.save_pretrained(tmp_path)
+        assert torch.allclose(LCMForMultitaskPretraining.from_pretrained(tmp_path)(connectivity).logits, expected)
+
+
+class TestResizing:
+    """Tokens belong to variables: their number is not changed by itself."""
+
+    @pytest.mark.parametrize("size", [0, 5, 7, 8, 10, 1000])
+    def test_another_number_is_refused(self, trained: LCMForMultitaskPretraining, tmp_path: Path, size: int) -> None:
+        before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+        with pytest.raises(
+            ValueError, match=rf"keeps its 6, and is not resized to {size}: add a variable .*add_variable"
+        ):
+            trained.resize_token_embeddings(size)
+        with pytest.raises(ValueError, match="add_variable"):
+            trained.model.resize_token_embeddings(size)
+        trained.save_pretrained(tmp_path)
+        loaded = LCMForMultitaskPretraining.from_pretrained(tmp_path)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+
+    def test_the_number_that_there_is(self, make_config: Callable[..., LCMConfig]) -> None:
+        model = LCMForSequenceClassification(make_config(num_labels=3))
+        for size in (None, 6, 9):  # PEFT asks for those of the tokenizer, the task's included
+            assert model.resize_token_embeddings(size) is model.get_input_embeddings()
+        assert model.resize_token_embeddings(6, pad_to_multiple_of=3) is model.get_input_embeddings()
+        with pytest.raises(ValueError, match="add_variable"):
+            model.resize_token_embeddings(6, pad_to_multiple_of=4)
+        assert model.get_input_embeddings().num_embeddings == 6
 
 
 def test_lora_adapter_round_trip(saved: Path, tmp_path: Path, connectivity: Tensor) -> None:

@@ -188,7 +188,7 @@ def test_finetune_lora_adapter_and_merged_checkpoint_agree(
         "bei_layer_choice.running_loss",
     ):
         assert not torch.equal(before[name], after[name]), name
-    assert after["task_layer_choice.running_loss"].isfinite().all()
+    assert (after["task_layer_choice.running_loss"] >= 0).all()
     # Trained by adapters, after merging: attention and feed-forward. Not trained: stem and pretrained tokens.
     for name in ("model.layers.0.cross_attn.v_proj.weight", "model.layers.1.self_attn.q_proj.weight"):
         assert not torch.equal(before[name], after[name]), name

@@ -169,7 +169,7 @@ def test_new_task_is_left_out_of_the_pretrained_labels_and_never_gets_a_pseudo_l
     tokenizer = BEITokenizer(variables=[sex(default="F"), age()]).add_variable(diagnosis(), task=True)
     encoded = tokenizer([{"diagnosis": "AD", "sex": "M"}, {"age": 40}], pseudo_labels=True, return_tensors="pt")
     assert encoded["labels"].dtype == torch.int64 and encoded["labels"].tolist() == [2, -100]
-    assert encoded["bei_labels"].tolist() == [[0, -100], [1, 0]]
+    assert encoded["bei_targets"].tolist() == [[0, -100], [1, 0]]
     assert tokenizer.task_variable == diagnosis()
     assert [variable["name"] for variable in tokenizer.model_variables] == ["sex", "age"]
 
@@ -178,7 +178,7 @@ def test_pretrained_task_keeps_an_ignored_column(tokenizer):
     for_sex = tokenizer.for_task("sex")
     encoded = for_sex([{"sex": "F", "age": 60}])
     assert encoded["labels"].tolist() == [1]
-    assert encoded["bei_labels"].tolist() == [[-100, 1, -100]]
+    assert encoded["bei_targets"].tolist() == [[-100, 1, -100]]
     assert for_sex.model_variables == tokenizer.model_variables
     assert tokenizer.task is None
 
@@ -191,7 +191,7 @@ def test_continuous_task_gives_scaled_values(tokenizer):
 def test_only_a_task_leaves_no_pretrained_labels():
     encoded = BEITokenizer(variables=[]).add_variable(sex(), task=True)([{"sex": "M"}, {}], return_tensors="pt")
     assert encoded["labels"].tolist() == [0, -100]
-    assert encoded["bei_labels"].shape == (2, 0) and encoded["bei_labels"].dtype == torch.float32
+    assert encoded["bei_targets"].shape == (2, 0) and encoded["bei_targets"].dtype == torch.float32
 
 
 def test_task_must_exist_and_a_new_one_stays_last(tokenizer):

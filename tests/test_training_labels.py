@@ -65,9 +65,9 @@ def test_pseudo_labels_recorded_keeps_unlabelled_people(
     fourth, fifth = subjects.index("0004"), subjects.index("0005")
     assert labels["labels"][[fourth, fifth]].tolist() == [MISSING, MISSING]
     expected = float(cohort.table["sex"].iloc[3] == "M")
-    assert labels["bei_labels"][fourth, 0] == expected
-    assert labels["bei_labels"][fifth, 0] == MISSING
-    assert labels["bei_labels"][fifth, 1] != MISSING
+    assert labels["bei_targets"][fourth, 0] == expected
+    assert labels["bei_targets"][fifth, 0] == MISSING
+    assert labels["bei_targets"][fifth, 1] != MISSING
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_pseudo_labels_defaults_fill_what_is_not_recorded(
     finetune(cohort, EVERYBODY, arguments)
     [(subjects, labels)] = trained_labels
     fourth, fifth = subjects.index("0004"), subjects.index("0005")
-    assert labels["bei_labels"][[fourth, fifth], 0].tolist() == [1.0, 1.0]  # F is 0, M is 1
-    assert labels["bei_labels"][fifth, 1] == MISSING  # a continuous variable has no default
+    assert labels["bei_targets"][[fourth, fifth], 0].tolist() == [1.0, 1.0]  # F is 0, M is 1
+    assert labels["bei_targets"][fifth, 1] == MISSING  # a continuous variable has no default
 
 
 def test_default_labels_of_the_settings_replace_those_of_the_vocabulary(
@@ -110,7 +110,7 @@ def test_default_labels_of_the_settings_replace_those_of_the_vocabulary(
     arguments = finetune_arguments(pseudo_labels="defaults", default_labels=["sex=M"])
     finetune(cohort, EVERYBODY, arguments)
     [(subjects, labels)] = trained_labels
-    assert labels["bei_labels"][subjects.index("0004"), 0] == 1.0  # F is 0, M is 1
+    assert labels["bei_targets"][subjects.index("0004"), 0] == 1.0  # F is 0, M is 1
     with pytest.raises(ValueError, match=r"sex=X is no categorical token of .*; it has sex=F, sex=M"):
         finetune(cohort, EVERYBODY, replace(arguments, default_labels=["sex=X"]))
     with pytest.raises(ValueError, match=r'no variable of .* has a default label: .*"recorded"'):
@@ -134,7 +134,7 @@ def test_pseudo_labels_model_are_confident_guesses_of_the_pretrained_model(
     order = torch.tensor([int(subject) - 1 for subject in subjects])
     expected = torch.where(best.values >= threshold, best.indices.float(), torch.tensor(-100.0))
     expected[0] = float(recorded[0] == "M")  # a record is never replaced
-    assert torch.equal(labels["bei_labels"][:, 0], expected[order])
+    assert torch.equal(labels["bei_targets"][:, 0], expected[order])
     assert 0 < (expected == MISSING).sum() < PEOPLE
 
 
@@ -151,7 +151,7 @@ def test_pseudo_labels_never_label_the_task(
     cohort.table.loc[[3, 4], "sex"] = None
     finetune(cohort, EVERYBODY, finetune_arguments(task="sex", pseudo_labels="model", pseudo_label_threshold=0.0))
     [(subjects, labels)] = trained_labels
-    assert (labels["bei_labels"][:, 0] == MISSING).all()
+    assert (labels["bei_targets"][:, 0] == MISSING).all()
     assert labels["labels"][subjects.index("0004")] == MISSING
 
 

@@ -45,7 +45,7 @@ from .processes import (
 from .run_checkpoints import RunCheckpoints
 
 
-LABELS = ("labels", "bei_labels")  # label tensors of a batch; the second only where pretrained variables train too
+LABELS = ("labels", "bei_targets")  # label tensors of a batch; the second only where pretrained variables train too
 
 
 @dataclass
@@ -406,6 +406,6 @@ def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
 
 
 def _target_counts(batch: dict[str, Tensor]) -> Tensor:
-    """Recorded labels per target: the task's (or all variables') first, then those of `bei_labels`."""
+    """Recorded labels per target: the task's (or all variables') first, then those of `bei_targets`."""
     columns = [batch[name].float().reshape(len(batch["rows"]), -1) for name in LABELS if name in batch]
     return torch.cat([labelled(column).sum(0) for column in columns])

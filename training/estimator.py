@@ -245,7 +245,7 @@ class LCMClassifier(ClassifierMixin, _LCMEstimator):
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds a single class ({self.classes_[0]!r}): a classifier needs two or more.")
+            raise ValueError(f"y holds one class ({str(self.classes_[0])!r}): a classifier needs two or more.")
         names = [str(label) for label in self.classes_]
         return self._fit(X, labels.astype(str), BEIVariable(self.task, "categorical", names))
 
@@ -287,6 +287,8 @@ class LCMRegressor(RegressorMixin, _LCMEstimator):
             raise ValueError(
                 f"{int((~np.isfinite(values)).sum())} values of y are NaN or infinite: leave these scans out."
             )
+        if len(values) < 2:
+            raise ValueError("y holds one sample: training needs two or more.")
         if not np.ptp(values):
             raise ValueError(f"All values of y are {values[0]:g}: there is nothing to learn.")
         return self._fit(X, values, BEIVariable(self.task, "continuous"))

@@ -223,7 +223,7 @@ def _split(
 
 def _task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[str, list[float]]:
     """Balanced weights of the task and, where they train, of the pretrained variables."""
-    weights = _class_weights(config.bei_variables, labels["bei_labels"]) if config.bei_loss_weight else {}
+    weights = _class_weights(config.bei_variables, labels["bei_targets"]) if config.bei_loss_weight else {}
     if config.problem_type == "single_label_classification":
         weights[config.task_variable] = balanced_class_weights(labels["labels"], config.num_labels)
     return weights
@@ -268,8 +268,8 @@ def _training_labels(
         names = [variable["name"] for variable in tokenizer.model_variables]
         if arguments.task in names:
             guesses[:, names.index(arguments.task)] = IGNORE_INDEX
-        missing = encoded["bei_labels"] == IGNORE_INDEX
-        encoded["bei_labels"] = torch.where(missing, guesses, encoded["bei_labels"])
+        missing = encoded["bei_targets"] == IGNORE_INDEX
+        encoded["bei_targets"] = torch.where(missing, guesses, encoded["bei_targets"])
     return encoded
 
 
