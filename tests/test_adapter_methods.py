@@ -384,7 +384,7 @@ def test_adapters_of_several_methods_share_a_base(
     for start in (True, "pissa"):
         lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["fc1"], init_lora_weights=start)
         save_adapter(get_peft_model(task_model(dtype=torch.float32), lora), processor, tmp_path / f"single {start}")
-    with pytest.raises(ValueError, match="single True was made with dtype=torch.float32, .* with torch.float64"):
+    with pytest.raises(ValueError, match=r"single True was made with dtype=torch\.float32, .* with torch\.float64"):
         stack_adapter(loaded, tmp_path / "single True", "third")
     single, _ = load_adapter(tmp_path / "single True")
     with pytest.raises(ValueError, match=r"single pissa \(LORA\) changes weights of its base model"):
