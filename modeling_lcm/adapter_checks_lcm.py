@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -90,7 +91,7 @@ def check_adapters(model: nn.Module) -> None:
         ValueError: There are such.
     """
     settings = model.__dict__.get("peft_config")
-    if not settings:
+    if not settings or torch.compiler.is_compiling():
         return
     _refuse_methods(settings)
     if any(config.inference_mode for config in settings.values()):

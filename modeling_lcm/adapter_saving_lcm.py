@@ -66,6 +66,7 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     inner = model.get_base_model()
     settings = copy.deepcopy(model.peft_config[name])
     settings.base_model_name_or_path = settings.base_model_name_or_path or inner.name_or_path or None
+    config = _config_of(inner)
     weights = _adapter_weights(model, name)
     # Saving does not change what a run draws afterwards.
     with torch.random.fork_rng(devices=[inner.device] if inner.device.type == "cuda" else []):
@@ -84,8 +85,6 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
     whole = {f"{key}.weight" if key.endswith("lora_magnitude_vector") else key: weights[key] for key in weights}
     save_file(whole, target / "adapter_model.safetensors", _FORMAT)
     _write_settings(settings, inner, target)
-    config = _config_of(inner)
-    config.architectures = [type(inner).__name__]
     config.save_pretrained(target)
     processor.save_pretrained(str(target / PROCESSOR_FOLDER))
     (target / ADAPTER_BASE).write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
@@ -116,9 +115,17 @@ def _active_adapter(model: Any) -> str:
 
 
 def _config_of(inner: LCMForSequenceClassification) -> LCMConfig:
-    """A copy of the model's configuration, with the type that its weights have."""
+    """A copy of the model's configuration, with the type that its weights have.
+
+    Raises:
+        ValueError: It could not be read from a file again.
+    """
     config = copy.deepcopy(inner.config)
     config.dtype = inner.dtype
+    config.architectures = [type(inner).__name__]
+    with tempfile.TemporaryDirectory() as temporary:
+        config.save_pretrained(temporary)
+        LCMConfig.from_pretrained(temporary)
     return config
 
 
@@ -135,7 +142,7 @@ def _differences(inner: LCMForSequenceClassification, settings: Any) -> tuple[di
             for name, tensor in _saved_tensors(place, **revision):
                 if name not in current or current[name].shape != tensor.shape:
                     continue  # a head that was left aside, or of another task
-                missing.remove(name)
+                missing.discard(name)
                 original = tensor.to(current[name].device, current[name].dtype)
                 if not torch.equal(original, current[name]):
                     changed[name] = original

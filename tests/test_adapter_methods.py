@@ -379,10 +379,13 @@ def test_adapters_of_several_methods_share_a_base(
     for name, adapter in (("small", "default"), ("wide", "wide"), ("small", "default")):
         use_adapter(loaded, adapter)
         torch.testing.assert_close(logits(loaded, connectomes(3)), expected[name], rtol=0, atol=1e-9)
-    start = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["fc1"], init_lora_weights="pissa")
-    model = get_peft_model(task_model(dtype=torch.float32), start)
-    save_adapter(model, processor, tmp_path / "pissa")
-    with pytest.raises(ValueError, match=r"pissa \(LORA\) changes weights of its base model"):
-        stack_adapter(loaded, tmp_path / "pissa", "third")
     with pytest.raises(ValueError, match=r"'score' is also the name of a part"):
         stack_adapter(loaded, tmp_path / "wide", "score")
+    for start in (True, "pissa"):
+        lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["fc1"], init_lora_weights=start)
+        save_adapter(get_peft_model(task_model(dtype=torch.float32), lora), processor, tmp_path / f"single {start}")
+    with pytest.raises(ValueError, match=r"single True was made with dtype=torch\.float32, .* with torch\.float64"):
+        stack_adapter(loaded, tmp_path / "single True", "third")
+    single, _ = load_adapter(tmp_path / "single True")
+    with pytest.raises(ValueError, match=r"single pissa \(LORA\) changes weights of its base model"):
+        stack_adapter(single, tmp_path / "single pissa", "third")
