@@ -16,7 +16,7 @@ def required() -> dict[str, SpecifierSet]:
     return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
 
 
-def tested_set(name: str) -> dict[str, list[str]]:
+def versions_of(name: str) -> dict[str, list[str]]:
     """Versions of a tested set; several where they differ between releases of Python."""
     found: dict[str, list[str]] = {}
     for line in (REPOSITORY / "tests" / "constraints" / f"{name}.txt").read_text().splitlines():
@@ -32,7 +32,7 @@ def test_lower_bounds_are_the_lowest_tested_versions() -> None:
     floors = {
         name: [bound.version for bound in bounds if bound.operator == ">="] for name, bounds in required().items()
     }
-    lowest = tested_set("lowest")
+    lowest = versions_of("lowest")
     assert lowest.keys() == floors.keys()
     for name, (version,) in lowest.items():
         (floor,) = floors[name]
@@ -40,7 +40,7 @@ def test_lower_bounds_are_the_lowest_tested_versions() -> None:
 
 
 def test_the_newest_tested_versions_are_allowed() -> None:
-    bounds, newest = required(), tested_set("newest")
+    bounds, newest = required(), versions_of("newest")
     assert newest.keys() == bounds.keys()
     for name, versions in newest.items():
         assert all(version in bounds[name] for version in versions), name
