@@ -325,8 +325,10 @@ def put_adapter(
         ValueError: There is one of that name, or its weights do not fit the model.
         ImportError: PEFT is not installed.
     """
-    from peft import PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
-
+    try:  # also, Transformers asks for every import of remote code that is not guarded
+        from peft import PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError("Loading an adapter needs PEFT: run `pip install peft`.") from error
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
     settings = PeftConfig.from_pretrained(str(adapter), **hub)

@@ -1,11 +1,13 @@
 """The versions that pyproject.toml allows are those of the two tested sets, without what does not fit together."""
 
+import sys
 import tomllib
 
 import pytest
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 
 def required() -> dict[str, SpecifierSet]:
@@ -16,7 +18,7 @@ def required() -> dict[str, SpecifierSet]:
     return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
 
 
-def tested_set(name: str) -> dict[str, list[str]]:
+def versions_of(name: str) -> dict[str, list[str]]:
     """Versions of a tested set; several where they differ between releases of Python."""
     found: dict[str, list[str]] = {}
     for line in (REPOSITORY / "tests" / "constraints" / f"{name}.txt").read_text().splitlines():
@@ -32,7 +34,7 @@ def test_lower_bounds_are_the_lowest_tested_versions() -> None:
     floors = {
         name: [bound.version for bound in bounds if bound.operator == ">="] for name, bounds in required().items()
     }
-    lowest = tested_set("lowest")
+    lowest = versions_of("lowest")
     assert lowest.keys() == floors.keys()
     for name, (version,) in lowest.items():
         (floor,) = floors[name]
@@ -40,10 +42,18 @@ def test_lower_bounds_are_the_lowest_tested_versions() -> None:
 
 
 def test_the_newest_tested_versions_are_allowed() -> None:
-    bounds, newest = required(), tested_set("newest")
+    bounds, newest = required(), versions_of("newest")
     assert newest.keys() == bounds.keys()
     for name, versions in newest.items():
         assert all(version in bounds[name] for version in versions), name
+
+
+@pytest.mark.parametrize("file", ["modeling_lcm", "processing_lcm", "pipeline_lcm"])
+def test_remote_code_needs_the_core_dependencies_only(file: str) -> None:
+    start = str(REPOSITORY / "modeling_lcm" / f"{file}.py")
+    core = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy"} | set(sys.stdlib_module_names)
+    for path in (start, *get_relative_import_files(start)):
+        assert set(get_imports(path)) <= core, path
 
 
 @pytest.mark.parametrize("version", ["5.24.0", "5.24.1", "6.0.0", "5.11.0"])

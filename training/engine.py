@@ -379,9 +379,12 @@ class Trainer:
         if self.arguments.activation_checkpointing:
             self.trained.activation_checkpointing_disable()
         self.trained.eval()
-        self.accelerator.end_training()
-        if self.accelerator.device.type != "cpu":  # collecting garbage takes longer than a small CPU training
+        if self.accelerator.num_processes > 1 or self.accelerator.device.type != "cpu":
+            # Not in one CPU process, where collecting garbage takes longer than a small training. With several, the
+            # wrapper must go before the group is left: as its last owner it can wait for ever for a thread of it.
+            self.model = self.trained
             self.accelerator.free_memory()
+        self.accelerator.end_training()
 
 
 def _best_layers(model: nn.Module) -> dict[str, int]:
