@@ -1,12 +1,14 @@
 """FC processor: ROI time series or ready connectivity matrices to a checked batch, with the FC definition saved."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .atlases import find_atlas, fingerprint
+from .array_inputs import as_array, axis_names, brings_names
+from .atlases import find_atlas, fingerprint, region_labels
 from .atlases import region_names as atlas_region_names
 from .connectivity import (
     CONSTANT_REGIONS,
@@ -17,7 +19,8 @@ from .connectivity import (
     report_silent_regions,
     to_fisher_z,
 )
-from .connectivity_checks import as_array, as_scans, check_connectivity, check_scan_shapes
+from .connectivity_checks import as_scans, check_connectivity, check_scan_shapes
+from .region_matching import doubled, find_regions, first_difference, only_numbered
 
 
 __all__ = ["FCFeatureExtractor", "compute_connectivity"]
@@ -144,11 +147,12 @@ class FCFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             connectivity: Ready Pearson matrices, `(regions, regions)` or `(batch, regions, regions)`. A region whose
-                row is NaN off the diagonal has no signal and is treated like a constant one.
+                row and column are NaN has no signal and is treated like a constant one.
             time_series: Instead of `connectivity`: a scan `(volumes, regions)`, scans of one length `(batch, volumes,
-                regions)` or a list of scans of any lengths.
+                regions)` or a list of scans of any lengths. DataFrames, here and as connectivity, are matched by the
+                names of their columns; masked values count as NaN.
             region_names: Names of the input's regions, if their order may differ from the extractor's: regions are
-                matched by name, additional ones dropped.
+                matched by name (in any usual spelling), additional ones dropped.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
@@ -163,11 +167,11 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("Pass either connectivity= (ready matrices) or time_series= (signals), not both.")
         data: dict[str, np.ndarray] = {}
         if time_series is None:
-            if region_names is not None:
-                connectivity = self.reorder(connectivity, region_names)
+            connectivity = self._in_order(connectivity, region_names, "connectivity")
             matrices, silent = check_connectivity(connectivity, self.num_regions, self.atlas, self.region_names)
         else:
-            scans = self._checked_scans(time_series, region_names)
+            scans = as_scans(self._in_order(time_series, region_names, "time_series"))
+            check_scan_shapes(scans, self.num_regions, self.min_volumes, self.atlas)
             windows = [self._windows(scan) for scan in scans]
             flat = [window for of_scan in windows for window in of_scan]
             matrices, silent = correlate_scans(flat, self.estimator, self.region_names)
@@ -209,31 +213,75 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         positions = self._positions(region_names)
         return array[..., positions[:, None], positions]
 
+    def _wanted_regions(self) -> tuple[list[str] | None, Mapping[int, str] | None]:
+        """Names in matrix order, and names of the atlas's label values, as far as they are known."""
+        known = None if self.atlas is None else find_atlas(self.atlas)
+        try:
+            of_atlas = None if known is None else atlas_region_names(known)
+        except FileNotFoundError:  # this code lies beside model weights, without the package's tables
+            return self.region_names, None
+        names = of_atlas if self.region_names is None else self.region_names
+        return names, region_labels(known) if known is not None and names == of_atlas and names else None
+
     def _positions(self, region_names: Sequence[str]) -> np.ndarray:
         """Where each of the extractor's regions is among `region_names`."""
-        if self.region_names is None:
+        wanted, labels = self._wanted_regions()
+        if wanted is None:
             raise ValueError(
                 "This extractor has no region names to match; build it with region_names= or from_atlas()."
             )
-        given = [str(name) for name in region_names]
-        _check_unique(given, "region_names of the data")
-        position_of = {name: position for position, name in enumerate(given)}
-        if missing := [name for name in self.region_names if name not in position_of]:
-            raise ValueError(
-                f"{len(missing)} of {len(self.region_names)} regions are missing from the data: "
-                f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}. Names must match "
-                f"exactly; the data begin with {', '.join(given[:3])}."
-            )
-        return np.array([position_of[name] for name in self.region_names])
+        return _matched(region_names, wanted, labels)
 
-    def _checked_scans(self, time_series: Any, region_names: Sequence[str] | None) -> list[np.ndarray]:
-        scans = as_scans(time_series)
+    def _in_order(self, values: Any, region_names: Sequence[str] | None, kind: str) -> Any:
+        """Scans whose regions have names, of their own or given, in the extractor's order; others as they are."""
+        if region_names is None and not brings_names(values):
+            return values
+        single = not isinstance(values, list | tuple)
+        if region_names is not None and not brings_names(values):
+            return self._reorder_all(values, region_names, kind)
+        scans = [values] if single else list(values)
+        names = [_own_names(scan, f"{kind}[{number}]", kind) for number, scan in enumerate(scans)]
         if region_names is not None:
-            positions = self._positions(region_names)
-            check_scan_shapes(scans, len(region_names), self.min_volumes)
-            scans = [scan[:, positions] for scan in scans]
-        check_scan_shapes(scans, self.num_regions, self.min_volumes, self.atlas)
-        return scans
+            names = [_agreed_names(own, list(map(str, region_names))) for own in names]
+        if all(own is None for own in names):
+            return values
+        if (unnamed := [number for number, own in enumerate(names) if own is None]) != []:
+            raise ValueError(
+                f"Scan {unnamed[0]} names no regions, but others do: whether they have one order cannot be checked. "
+                "Give names to all, or pass region_names=."
+            )
+        return self._arranged(scans, names, kind)
+
+    def _arranged(self, scans: list[Any], names: list[Any], kind: str) -> list[np.ndarray]:
+        """Scans with names `(rows, columns)` in the extractor's order, or in that of the first scan."""
+        wanted, labels = self._wanted_regions()
+        if wanted is None:
+            wanted = list(names[0][1])
+            warnings.warn(
+                "The order of regions is not checked: this extractor has no region names. Scans are put in the order "
+                "of the first one's names; build the extractor with region_names= or from_atlas().",
+                stacklevel=4,
+            )
+        arranged = []
+        for number, (scan, (rows, columns)) in enumerate(zip(scans, names, strict=True)):
+            array = as_array(scan, f"{kind}[{number}]")
+            if array.ndim != 2:
+                raise ValueError(f"{kind}[{number}] has names but shape {array.shape}; a scan has two axes.")
+            if len(columns) != array.shape[1]:
+                raise ValueError(f"{len(columns)} names do not fit {kind}[{number}] of shape {array.shape}.")
+            if kind == "connectivity":
+                array = array[_matched(rows, wanted, labels)]
+            arranged.append(array[:, _matched(columns, wanted, labels)])
+        return arranged
+
+    def _reorder_all(self, values: Any, region_names: Sequence[str], kind: str) -> Any:
+        """Scans without names of their own, whose regions the caller names."""
+        if kind == "connectivity":
+            return self.reorder(values, region_names)
+        scans = as_scans(values)
+        positions = self._positions(region_names)
+        check_scan_shapes(scans, len(region_names), self.min_volumes)
+        return [scan[:, positions] for scan in scans]
 
     def _windows(self, scan: np.ndarray) -> list[np.ndarray]:
         """Cut one scan into the pieces that get a matrix each."""
@@ -257,5 +305,48 @@ def _agreed_region_count(counts: dict[str, int | None]) -> int | None:
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{what} must be different from each other; double: {', '.join(doubled[:5])}.")
+    if double := doubled(names):
+        raise ValueError(f"{what} must be different from each other; double: {', '.join(double[:5])}.")
+
+
+def _matched(given: Sequence[str], wanted: Sequence[str], labels: Mapping[int, str] | None) -> np.ndarray:
+    """Where each of the wanted regions is among the given names."""
+    given = [str(name) for name in given]
+    _check_unique(given, "region_names of the data")
+    found = find_regions(given, wanted, labels)
+    position_of = {place: position for position, place in enumerate(found) if place is not None}
+    if len(position_of) < len(found) - found.count(None):
+        raise ValueError(f"Two of the data's region names are one region: {_same_region(given, found)}.")
+    if missing := [name for place, name in enumerate(wanted) if place not in position_of]:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} regions are missing from the data: {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}. Names must match: {first_difference(given, wanted)}."
+        )
+    return np.array([position_of[place] for place in range(len(wanted))])
+
+
+def _same_region(given: Sequence[str], found: Sequence[int | None]) -> str:
+    place = next(place for place in found if place is not None and found.count(place) > 1)
+    return " and ".join(repr(name) for name, other in zip(given, found, strict=True) if other == place)
+
+
+def _own_names(scan: Any, what: str, kind: str) -> tuple[list[str], list[str]] | None:
+    """Names of the rows and columns of one scan that are regions: of a time series the columns only."""
+    rows, columns = axis_names(scan)
+    if kind == "connectivity":
+        rows, columns = rows or columns, columns or rows
+        return None if rows is None or columns is None else (rows, columns)
+    if columns is None and rows is not None and not only_numbered(rows) and np.ndim(scan) == 2:
+        raise ValueError(
+            f"{what} names its rows ({', '.join(rows[:2])}, ...) but not its columns: a time series is (volumes, "
+            "regions). Pass its transpose (`.T`) if the rows are regions, or drop the index (reset_index(drop=True))."
+        )
+    return None if columns is None else (columns, columns)
+
+
+def _agreed_names(own: tuple[list[str], list[str]] | None, given: list[str]) -> tuple[list[str], list[str]]:
+    """The names that the caller gives, if the scan's own ones do not say otherwise."""
+    for names in own or ():
+        if names != given:
+            raise ValueError(f"region_names differ from the table's own names: {first_difference(given, names)}.")
+    return given, given
