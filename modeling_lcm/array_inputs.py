@@ -1,4 +1,4 @@
-"""What users pass as numbers: tensors, masked arrays, tables, lists; as plain arrays, with the names that they bring."""
+"""What users pass as numbers (tensors, masked arrays, tables, lists) as plain arrays, and the names they bring."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -118,15 +118,15 @@ def check_signal_values(block: np.ndarray, numbers: Sequence[int], region_names:
     """Check the values of scans `(batch, volumes, regions)`; regions that are NaN throughout become 0 (no signal).
 
     Raises:
-        ValueError: Other NaN, infinite or absurdly large values, or a column that counts the volumes; the message names
-            scan and region.
+        ValueError: Other NaN, infinite or absurdly large values, or a column that counts the volumes; the message
+            names scan and region.
     """
     for number, scan in zip(numbers, block, strict=True):
         if (counting := np.flatnonzero(find_counters(scan))).size:
             column = scan[:, counting[0]]
             raise ValueError(
-                f"Region {counting[0]} of scan {number} only counts up, from {column[0]:g} to {column[-1]:g}: an index "
-                "or time column, not a region's signal. Leave this column out."
+                f"Region {counting[0]} of scan {number} only counts up, from {column[0]:g} to {column[-1]:g}: an "
+                "index or time column, not a region's signal. Leave this column out."
             )
     low, high = torch.aminmax(torch.from_numpy(block))  # NaN if there is one
     if low > -_LARGEST_SIGNAL and high < _LARGEST_SIGNAL:
@@ -246,8 +246,8 @@ def _check_not_empty(array: np.ndarray) -> None:
         empty |= filled == np.count_nonzero(np.diagonal(array, axis1=1, axis2=2), axis=1)
     if empty.any():
         raise NotCorrelationsError(
-            f"Matrix {int(empty.argmax())} holds no correlations: every value off the diagonal is 0. An empty file, or "
-            "a scan without signal? Leave it out."
+            f"Matrix {int(empty.argmax())} holds no correlations: every value off the diagonal is 0. An empty file, "
+            "or a scan without signal? Leave it out."
         )
 
 
@@ -261,14 +261,14 @@ def _check_are_correlations(matrices: np.ndarray) -> None:
         return
     identity = np.eye(matrices.shape[-1], dtype=np.float32)
     smallest, largest = _PARTIAL_EIGENVALUES
-    for number in np.flatnonzero(could_be_correlations(largest * identity - matrices, least=0)):
+    for number in map(int, np.flatnonzero(could_be_correlations(largest * identity - matrices, least=0))):
         if np.linalg.eigvalsh(matrices[number])[-1] >= smallest:
             raise NotCorrelationsError(f"Matrix {number} holds no Pearson correlations: {_PARTIAL}")
 
 
 _PARTIAL = (
-    "its largest eigenvalue is at most 2, as that of partial correlations (a precision matrix). Pass full correlations, "
-    "or time_series= to have them computed."
+    "its largest eigenvalue is at most 2, as that of partial correlations (a precision matrix). Pass full "
+    "correlations, or time_series= to have them computed."
 )
 
 
@@ -288,8 +288,8 @@ def _what_it_is(matrix: np.ndarray) -> str:
             )
     if (off_diagonal == 0).mean() > _THRESHOLDED:
         return (
-            f"{(off_diagonal == 0).mean():.0%} of its edges are exactly 0 and an eigenvalue is {eigenvalues[0]:.2g}: it "
-            "was thresholded. Pass all correlations, weak and negative ones too."
+            f"{(off_diagonal == 0).mean():.0%} of its edges are exactly 0 and an eigenvalue is {eigenvalues[0]:.2g}: "
+            "it was thresholded. Pass all correlations, weak and negative ones too."
         )
     others = {
         "Fisher's z: undo it with numpy.tanh and set the diagonal to 1.": np.tanh(matrix),
@@ -333,7 +333,7 @@ def _square_matrices(connectivity: Any, num_regions: int | None) -> np.ndarray:
             "connectivity_from_triangle(values, triangle='lower') if nilearn made them, 'upper' if numpy.triu_indices."
         )
     rows, columns = array.shape[-2:] if array.ndim in (2, 3) else (0, 0)
-    if num_regions is not None and rows == num_regions < columns or rows + 1 == columns:
+    if (num_regions is not None and rows == num_regions < columns) or rows + 1 == columns:
         raise ValueError(
             f"{given} Rows and columns must be the same regions: leave out columns that number or name the rows, and "
             f"further targets (CONN's ROI files: keep the first {rows} columns, and undo Fisher's z with numpy.tanh)."
@@ -355,7 +355,7 @@ def _without_silent_rows(array: np.ndarray, region_names: Sequence[str] | None) 
     matrices = np.array(array, dtype=np.float32)
     identity = np.eye(matrices.shape[-1], dtype=bool)
     absent = np.isnan(matrices) | identity
-    silent = absent.all(axis=2) & absent.all(axis=1)
+    silent = np.logical_and(absent.all(axis=2), absent.all(axis=1))
     matrices[(silent[:, :, None] | silent[:, None, :]) & ~identity] = 0
     matrices[silent[:, :, None] & identity] = 1
     bad = ~np.isfinite(matrices)

@@ -1,4 +1,4 @@
-"""Which region is which: names that come with data, in any of the usual spellings, matched to those that are wanted."""
+"""Which region is which: names that come with data, in any of the usual spellings, matched to the wanted ones."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

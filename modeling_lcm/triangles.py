@@ -2,8 +2,8 @@
 
 For four regions the values of the two orders are, with the diagonal in brackets:
 
-- `"upper"`, row by row, as `numpy.triu_indices`:  [00] 01 02 03 [11] 12 13 [22] 23 [33]
-- `"lower"`, row by row, as `numpy.tril_indices` and nilearn's `sym_matrix_to_vec`:  [00] 10 [11] 20 21 [22] 30 31 32 [33]
+- `"upper"`, row by row, as `numpy.triu_indices`: [00] 01 02 03 [11] 12 13 [22] 23 [33]
+- `"lower"`, row by row, as `numpy.tril_indices` and nilearn: [00] 10 [11] 20 21 [22] 30 31 32 [33]
 """
 
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ def find_layout(
         with_diagonal: Whether the diagonal is declared to be there or not; `None` to find it.
 
     Raises:
-        ValueError: No such triangle, values that contradict what is declared, or values that fit both orders while none
-            is declared.
+        ValueError: No such triangle, values that contradict what is declared, or values that fit both orders while
+            none is declared.
         TypeError: The values are not numbers.
     """
     if triangle is not None and triangle not in TRIANGLES:
@@ -95,7 +95,7 @@ def find_layout(
 
 
 def _find_order(array: np.ndarray, regions: int, declared: str | None) -> str:
-    """The one order in which vectors without diagonal are correlation matrices, or the declared one if it is possible."""
+    """The order in which vectors without diagonal are correlation matrices, or the declared one if it is possible."""
     few = np.nan_to_num(array.reshape(-1, array.shape[-1])[:_LOOKED_AT])
     share = {
         order: could_be_correlations(rebuild(few, TriangleLayout(regions, order, False))).mean() for order in TRIANGLES
@@ -113,8 +113,8 @@ def _find_order(array: np.ndarray, regions: int, declared: str | None) -> str:
     if not possible:
         raise ValueError(
             f"The values (up to {np.abs(few).max():.3g}) are neither the upper nor the lower triangle of correlation "
-            "matrices, which have no negative eigenvalues: partial correlations, Fisher's z (undo it with numpy.tanh), "
-            "thresholded? Pass Pearson correlations."
+            "matrices, which have no negative eigenvalues: partial correlations, Fisher's z (undo it with "
+            "numpy.tanh), thresholded? Pass Pearson correlations."
         )
     if len(possible) > 1:
         raise ValueError(
@@ -160,7 +160,7 @@ def count_regions(edges: int, with_diagonal: bool = False) -> int | None:
 
 
 def could_be_correlations(matrices: np.ndarray, least: float = LEAST_EIGENVALUE) -> np.ndarray:
-    """Which of `(batch, regions, regions)` have no eigenvalue below `least`, negative beyond rounding; bool `(batch,)`."""
+    """Which of `(batch, regions, regions)` have no eigenvalue below `least`; bool `(batch,)`."""
     shift = -least * torch.eye(matrices.shape[-1])
     # A Cholesky factor exists just then, and costs a tenth of the eigenvalues.
     failed = [
