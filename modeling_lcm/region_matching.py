@@ -12,8 +12,9 @@ _SIDES = {"l": "left", "lh": "left", "left": "left", "r": "right", "rh": "right"
 _SPELLINGS = {"cerebellum": "cerebelum"}
 # "2001", "#2001", "2001.0", "Mean_2001", "X2001": a value of the atlas's label image.
 _LABEL = re.compile(r"(?:x|nzmean|mean|roi|label|region|parcel|node)?[\s_.#-]*0*(\d+)(?:\.0+)?", re.IGNORECASE)
-# Names that software makes up for columns without one.
-_NUMBERED = re.compile(r"(?:x|v|var|col|column|unnamed|feature|roi|region|node|parcel)?[\s_.:#-]*(\d+)", re.IGNORECASE)
+# Names that software makes up for columns without one; and numbers of regions.
+_MADE_UP = re.compile(r"(?:x|v|var|col|column|unnamed|feature)?[\s_.:#-]*(\d+)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:roi|region|node|parcel|label|mean)[\s_.:#-]*(\d+)", re.IGNORECASE)
 _NETWORKS = re.compile(r"(?<![0-9])(\d+)networks", re.IGNORECASE)
 
 
@@ -94,9 +95,16 @@ def networks(names: Sequence[str]) -> set[str]:
     return {match[1] for name in names if (match := _NETWORKS.search(str(name)))}
 
 
-def only_numbered(names: Sequence[str]) -> bool:
-    """Whether names only count their columns, from 0 or 1, such as "V1", "V2", ... or "ROI_001", ..."""
-    found = [_NUMBERED.fullmatch(name.strip()) for name in names]
+def only_numbered(names: Sequence[str], made_up: bool = False) -> bool:
+    """Whether names only count their columns, from 0 or 1.
+
+    Args:
+        names: Names of columns.
+        made_up: Whether only those of software count ("V1", "V2", ...), not numbers of regions ("ROI_001", ...).
+    """
+    found = [
+        _MADE_UP.fullmatch(name.strip()) or (None if made_up else _NUMBERED.fullmatch(name.strip())) for name in names
+    ]
     numbers = [int(match[1]) for match in found if match]
     return len(numbers) == len(names) and numbers in (
         list(range(len(names))),

@@ -119,7 +119,7 @@ def _find_order(array: np.ndarray, regions: int, declared: str | None) -> str:
     if len(possible) > 1:
         raise ValueError(
             f"{array.shape[-1]} values fit the upper triangle (numpy.triu_indices) and the lower one (nilearn) of a "
-            "correlation matrix: say which with triangle, upper or lower, or give matrices."
+            "correlation matrix: say which with triangle='upper' or 'lower' (--triangle), or give matrices."
         )
     return possible[0]
 
@@ -186,8 +186,9 @@ def as_vectors(values: Any, with_diagonal: bool = False) -> np.ndarray:
 def _no_triangle(shape: tuple[int, ...], with_diagonal: bool) -> str:
     size = "N * (N + 1) / 2" if with_diagonal else "N * (N - 1) / 2"
     return (
-        f"Got values of shape {shape}; a vectorised matrix of N regions is (batch, {size}), one triangle with"
-        f"{'' if with_diagonal else 'out'} its diagonal. Check with_diagonal."
+        f"Got values of shape {shape}: {shape[-1] if shape else 0} values are no upper triangle, nor a lower one. A "
+        f"vectorised matrix of N regions is (batch, {size}) with{'' if with_diagonal else 'out'} its diagonal. Check "
+        "with_diagonal."
     )
 
 

@@ -62,6 +62,11 @@ class PrepareArguments:
     fetch_options: list[str] = field(
         default_factory=list, metadata={"help": "Arguments of nilearn's fetcher, as NAME=VALUE."}
     )
+    triangle: str | None = setting(
+        None,
+        'Order of vectorised FC: "lower" (nilearn, numpy.tril_indices) or "upper" (numpy.triu_indices). Default: found '
+        "from the values; where both are possible, you are asked.",
+    )
     array_name: str | None = setting(None, "Array inside .mat or .npz files that hold several.")
     confounds: str = setting("simple", "fMRIPrep confounds: simple, scrubbing, compcor, ica_aroma, or none.")
     confounds_files: str | None = setting(
@@ -192,7 +197,7 @@ def _read_scans(
 
 
 def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
-    """The FC definition; the number of regions of an atlas that we do not know is that of the first usable scan."""
+    """The FC definition; regions of an atlas that we do not know are those that the files agree on."""
     options = {"atlas": arguments.atlas, "estimator": arguments.estimator}
     names = source.region_names()
     if arguments.regions is not None:
@@ -206,15 +211,12 @@ def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtr
         return FCFeatureExtractor(region_names=names, **options)
     if find_atlas(arguments.atlas) is not None:
         return FCFeatureExtractor(**options)
-    reasons = []
-    for row in range(len(source.table)):
+    if source.num_regions() is None:  # no file can be read
         try:
-            return FCFeatureExtractor(num_regions=source.read(row).values.shape[-1], **options)
+            source.read(0)
         except (ValueError, OSError) as error:
-            reasons.append(f"{source.places[row]}: {error}")
-            if arguments.bad_scans == "stop":
-                break
-    raise ValueError(reasons[0] if reasons else "There is no scan.")
+            raise ValueError(f"{source.places[0]}: {error}") from error
+    return FCFeatureExtractor(num_regions=source.num_regions(), **options)
 
 
 def pairs_of(extractor: FCFeatureExtractor) -> np.ndarray:

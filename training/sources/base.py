@@ -18,6 +18,7 @@ class Scan:
         mean_fd (`float`, *optional*): mean framewise displacement in mm.
         volumes (`int`, *optional*): volumes that FC was computed from, where that is known.
         remarks (`tuple[str, ...]`): what was done to the file's content, e.g. "transposed".
+        named (`bool`): whether names or label values told which region is which.
     """
 
     values: np.ndarray
@@ -25,6 +26,7 @@ class Scan:
     mean_fd: float | None = None
     volumes: int | None = None
     remarks: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,4 +83,8 @@ class Source(ABC):
 
     def region_names(self) -> list[str] | None:
         """Names of the regions, if the source knows them better than the atlas's table."""
+        return None
+
+    def num_regions(self) -> int | None:
+        """Number of regions, where neither the atlas nor names tell it."""
         return None
