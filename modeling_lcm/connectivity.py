@@ -121,7 +121,7 @@ def _correlate_block(series: Tensor, matrices: Tensor, estimator: str) -> Tensor
         torch.bmm(scaled.mT, scaled, out=matrices)
         squares = matrices.diagonal(dim1=1, dim2=2).clone()
     rounding = _CONSTANT_TOLERANCE * torch.finfo(series.dtype).eps * mean[:, 0].abs()
-    silent = (squares / series.shape[1]).sqrt() * scale <= rounding
+    silent = (squares / series.shape[1]).sqrt() <= rounding / scale
     # 1 / norm of each region's signal; 0 wipes out the rounding noise of silent ones
     norms = torch.where(silent, 0.0, squares.rsqrt())
     matrices.mul_(norms[:, :, None]).mul_(norms[:, None, :])

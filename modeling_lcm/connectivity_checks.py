@@ -9,31 +9,19 @@ import torch
 
 from .array_inputs import as_array
 from .atlases import atlases_with
-from .triangles import TRIANGLES, TriangleLayout, could_be_correlations, count_regions, rebuild
+from .correlation_checks import RANGE_TOLERANCE, NotCorrelationsError, check_are_correlations, check_not_empty
+from .triangles import count_regions
 
 
 # Larger values are no signal, and their squares leave the range of float32.
 _LARGEST_SIGNAL = 1e30
-# Matrices read from text or half precision are not exactly symmetric, nor exactly 1 on the diagonal.
-_SYMMETRY_TOLERANCE = 1e-4
-_RANGE_TOLERANCE = 1e-3
 # A row of this many numbers is taken for a vectorised matrix even if the processor's region count is not known.
 _LONG_ROW = 1000
-# Partial correlations are 2I minus a scaled precision matrix, whose smallest eigenvalue is near 0 where signals are
-# alike: their largest one is just below 2. That of Pearson correlations of so many regions is 5 to 50.
-_PARTIAL_EIGENVALUES = (1.95, 2.001)
-_FEWEST_FOR_PARTIAL = 30
 # Steps between rows, in units of the smallest one, are whole numbers in a column that counts: rounding of times.
 _COUNTER_TOLERANCE = 0.05
 _FEWEST_FOR_COUNTER = 10
-# One region with a signal among a few others makes a matrix of zeros, too; not so among this many.
-_FEWEST_CONNECTED = 10
-# Share of exact zeros off the diagonal from which on a matrix was thresholded.
-_THRESHOLDED = 0.02
-
-
-class NotCorrelationsError(ValueError):
-    """A matrix whose values are no Pearson correlations, so that others of the same origin are none either."""
+# A diagonal that was blanked, and came out of a subtraction.
+_BLANK = 1e-6
 
 
 def as_scans(time_series: Any) -> list[np.ndarray]:
@@ -195,114 +183,21 @@ def check_connectivity(
     array = _square_matrices(connectivity, num_regions)
     if num_regions is not None and array.shape[-1] != num_regions:
         raise ValueError(wrong_region_count("connectivity", array.shape[-1], num_regions, atlas))
-    _check_not_empty(array)
+    check_not_empty(array)
     matrices, silent = _without_silent_rows(array, region_names)
     diagonal = np.arange(matrices.shape[-1])
     values = matrices[:, diagonal, diagonal]
     # Some tools blank self-connections; a blank diagonal carries no information, so it can be put back.
-    blank = ((values == 0) | silent).all(axis=1, keepdims=True)
-    if not (blank | (np.abs(values - 1) <= _RANGE_TOLERANCE)).all():
+    blank = ((np.abs(values) <= _BLANK) | silent).all(axis=1, keepdims=True)
+    if not (blank | (np.abs(values - 1) <= RANGE_TOLERANCE)).all():
         worst = values.flat[np.argmax(np.where(blank, 0, np.abs(values - 1)))]
         raise NotCorrelationsError(
             f"The diagonal of connectivity must be 1 (Pearson correlation) but holds {worst:.4g}: a covariance, "
             "partial correlation or Fisher z? Pass correlations, or time_series= to have them computed."
         )
     matrices[:, diagonal, diagonal] = 1
-    _check_range_and_symmetry(matrices)
-    _check_are_correlations(matrices)
+    check_are_correlations(matrices)
     return np.clip(matrices, -1, 1), silent
-
-
-def _check_range_and_symmetry(matrices: np.ndarray) -> None:
-    largest = np.abs(matrices).max()
-    if largest > 1 + _RANGE_TOLERANCE:
-        raise NotCorrelationsError(
-            f"connectivity holds values up to {largest:.4g}, but a Pearson correlation lies in [-1, 1]. Undo Fisher's "
-            "z with numpy.tanh, divide a covariance by its deviations, or pass time_series= to have correlations "
-            "computed."
-        )
-    difference = np.abs(matrices - matrices.swapaxes(1, 2))
-    if difference.max() <= _SYMMETRY_TOLERANCE:
-        return
-    number, row, column = np.unravel_index(difference.argmax(), difference.shape)
-    for half, other in ((np.tril, "upper"), (np.triu, "lower")):
-        if not half(matrices[number], -1 if half is np.tril else 1).any():
-            raise NotCorrelationsError(
-                f"Matrix {number} is not symmetric: only its {other} triangle is filled. Pass both triangles: "
-                "M + M.T - numpy.eye(len(M))."
-            )
-    raise NotCorrelationsError(
-        f"Matrix {number} is not symmetric: [{row}, {column}] is {matrices[number, row, column]:.4g} and "
-        f"[{column}, {row}] is {matrices[number, column, row]:.4g}. Pass an undirected correlation matrix; "
-        "for a stored triangle use connectivity_from_triangle."
-    )
-
-
-def _check_not_empty(array: np.ndarray) -> None:
-    """Refuse matrices that hold nothing but zeros, as a failed or interrupted program leaves them."""
-    filled = np.count_nonzero(array, axis=(1, 2))
-    empty = filled == 0
-    if array.shape[-1] >= _FEWEST_CONNECTED:
-        empty |= filled == np.count_nonzero(np.diagonal(array, axis1=1, axis2=2), axis=1)
-    if empty.any():
-        raise NotCorrelationsError(
-            f"Matrix {int(empty.argmax())} holds no correlations: every value off the diagonal is 0. An empty file, "
-            "or a scan without signal? Leave it out."
-        )
-
-
-def _check_are_correlations(matrices: np.ndarray) -> None:
-    """Refuse matrices whose eigenvalues no correlation matrix has, by what they may be."""
-    possible = could_be_correlations(matrices)
-    if not possible.all():
-        number = int((~possible).argmax())
-        raise NotCorrelationsError(f"Matrix {number} holds no Pearson correlations: {_what_it_is(matrices[number])}")
-    if matrices.shape[-1] < _FEWEST_FOR_PARTIAL:
-        return
-    identity = np.eye(matrices.shape[-1], dtype=np.float32)
-    smallest, largest = _PARTIAL_EIGENVALUES
-    for number in map(int, np.flatnonzero(could_be_correlations(largest * identity - matrices, least=0))):
-        if np.linalg.eigvalsh(matrices[number])[-1] >= smallest:
-            raise NotCorrelationsError(f"Matrix {number} holds no Pearson correlations: {_PARTIAL}")
-
-
-_PARTIAL = (
-    "its largest eigenvalue is at most 2, as that of partial correlations (a precision matrix). Pass full "
-    "correlations, or time_series= to have them computed."
-)
-
-
-def _what_it_is(matrix: np.ndarray) -> str:
-    """What a matrix may be that has negative eigenvalues, and what to do."""
-    eigenvalues = np.linalg.eigvalsh(matrix.astype(np.float64))
-    off_diagonal = matrix[~np.eye(len(matrix), dtype=bool)]
-    if eigenvalues[-1] <= _PARTIAL_EIGENVALUES[1]:
-        return _PARTIAL
-    for triangle, rows_and_columns in zip(TRIANGLES, (np.tril_indices, np.triu_indices), strict=True):
-        shift = -1 if rows_and_columns is np.tril_indices else 1
-        vector = matrix[*rows_and_columns(len(matrix), shift)]
-        if could_be_correlations(rebuild(vector[None], TriangleLayout(len(matrix), triangle, False)))[0]:
-            return (
-                f"its values make correlations when they are put as the {triangle} triangle, so the other one was "
-                "taken when it was rebuilt. See the argument triangle of connectivity_from_triangle."
-            )
-    if (off_diagonal == 0).mean() > _THRESHOLDED:
-        return (
-            f"{(off_diagonal == 0).mean():.0%} of its edges are exactly 0 and an eigenvalue is {eigenvalues[0]:.2g}: "
-            "it was thresholded. Pass all correlations, weak and negative ones too."
-        )
-    others = {
-        "Fisher's z: undo it with numpy.tanh and set the diagonal to 1.": np.tanh(matrix),
-        "distances, 1 - r: pass r.": 1 - matrix,
-    }
-    for text, other in others.items():
-        np.fill_diagonal(other, 1)
-        if could_be_correlations(other[None])[0]:
-            return f"an eigenvalue is {eigenvalues[0]:.2g}. They look like {text}"
-    return (
-        f"an eigenvalue is {eigenvalues[0]:.2g}, where correlations have none below 0. Partial correlations, another "
-        "measure, or a triangle in the wrong order? Pass Pearson correlations, or time_series=."
-    )
 
 
 def wrong_region_count(what: str, given: int, needed: int, atlas: str | None) -> str:

@@ -281,6 +281,7 @@ def _merged_quality(
             for region in dict.fromkeys(r for c in silent for r in c)
         },
         "order_warning": " ".join(warnings) or order_warning(table),
+        "region_order": "; ".join(dict.fromkeys(q["region_order"] for q in each.values() if "region_order" in q)),
         "rules": {f"{name}: {rule}": value for name, q in each.items() for rule, value in q["rules"].items()},
         "reading": {f"{name}: {key}": value for name, q in each.items() for key, value in q["reading"].items()},
     }

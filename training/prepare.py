@@ -15,6 +15,7 @@ from .arguments import command_line, parse_arguments, setting
 from .assemble import Excluded, PreparedCohort, assemble, summary_of
 from .data import is_phenotype
 from .files import require_new
+from .first_scans import refuse_other_measures
 from .identity import SAME_PERSON
 from .phenotypes import Cleaned, clean_columns, infer_columns
 from .quality import Rules, homotopic_pairs
@@ -64,8 +65,8 @@ class PrepareArguments:
     )
     triangle: str | None = setting(
         None,
-        'Order of vectorised FC: "lower" (nilearn, numpy.tril_indices) or "upper" (numpy.triu_indices). Default: found '
-        "from the values; where both are possible, you are asked.",
+        'Order of vectorised FC: "lower" (nilearn, numpy.tril_indices) or "upper" (numpy.triu_indices). Default: '
+        "found from the values; where both are possible, you are asked.",
     )
     array_name: str | None = setting(None, "Array inside .mat or .npz files that hold several.")
     confounds: str = setting("simple", "fMRIPrep confounds: simple, scrubbing, compcor, ica_aroma, or none.")
@@ -161,6 +162,7 @@ def prepare(arguments: PrepareArguments) -> Path:
     excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
     extractor = make_extractor(arguments, source)
     rows = [row for row in range(len(source.table)) if row not in excluded_rows]
+    refuse_other_measures(source, extractor, rows)
     work = work_folder(output)
     _read_scans(arguments, source, extractor, rows, work)
     if arguments.shard is not None:

@@ -1,6 +1,8 @@
 """Reading one scan's array: ROI time series or FC matrices in text, NumPy and MATLAB formats, with their names."""
 
+import gzip
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +45,8 @@ def read_array(path: Path, name: str | None = None) -> FileArray:
     """
     try:
         return _without_counters(_read(path, scan_format(path), name))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as a table of numbers: {str(error).rstrip('.')}.") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path.name} cannot be read as a table of numbers: {str(error).rstrip('.')}.") from error
 
 
 def _read(path: Path, suffix: str | None, name: str | None) -> FileArray:

@@ -89,7 +89,8 @@ class FileSource(Source):
             return Scan(values, "connectivity", remarks=(*file.remarks, *moved), named=self._is_named(file))
         values, header, turned = self._oriented(file)
         values, moved = self.regions.arrange(values, header)
-        remarks = (*file.remarks, *turned, *moved)
+        unused = ("names of rows left out",) if file.rows is not None and header is not file.rows else ()
+        remarks = (*file.remarks, *unused, *turned, *moved)
         return Scan(values, "time_series", volumes=len(values), remarks=remarks, named=self.regions.are_named(header))
 
     def _is_named(self, file: FileArray) -> bool:
@@ -100,7 +101,7 @@ class FileSource(Source):
         if self.regions.names_rows(file.rows, file.header):
             return file.values.T, file.rows, ("transposed",)
         values, turned = self.regions.orient(file.values)
-        return values, None if turned else file.header, turned
+        return values, file.rows if turned else file.header, turned
 
     def region_names(self) -> list[str] | None:
         """See `Source.region_names`."""

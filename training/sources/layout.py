@@ -111,7 +111,7 @@ def _agreed_count(seen: Mapping[str, FileArray], layout: TriangleLayout | None) 
             for wanted in (count, others[0][0])
         )
         raise ValueError(
-            f"The files do not agree in the number of regions: {first} has {one}, {second} has {two}. Name the regions "
-            "with --regions TABLE, or give a known --atlas."
+            f"The files do not agree in the number of regions: {first} has {one}, {second} has {two}. Name the "
+            "regions with --regions TABLE, or give a known --atlas."
         )
     return int(count)

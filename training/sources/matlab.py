@@ -60,8 +60,8 @@ def check_cells(value: Any, name: str) -> None:
         raise ValueError(f"{name} is a structure with the fields {', '.join(array.dtype.names[:5])}; save one matrix")
     if array.dtype == object:
         raise ValueError(
-            f"{name} holds {array.size} cells of different sizes or kinds; needed is one column of numbers per region, "
-            "or a matrix (cell2mat)"
+            f"{name} holds {array.size} cells of different sizes or kinds; needed is one column of numbers per "
+            "region, or a matrix (cell2mat)"
         )
 
 

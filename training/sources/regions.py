@@ -130,7 +130,9 @@ class Regions:
         return positions
 
     def _says_nothing(self, given: Sequence[str], found: Sequence[int | None]) -> bool:
-        return only_numbered(given, made_up=True) if self.names is None else None in found and only_numbered(given)
+        if self.names is None:
+            return only_numbered(given, made_up=True)
+        return None in found and only_numbered(given)
 
     def are_named(self, given: Sequence[str] | None) -> bool:
         """Whether a file's names tell which region is which."""
@@ -142,7 +144,8 @@ class Regions:
         unknown = [name for name, place in zip(given, found, strict=True) if place is None]
         text = (
             f"{len(unknown)} of its columns are no regions of the atlas: {', '.join(unknown[:2])}"
-            f"{', ...' if len(unknown) > 2 else ''} ({self.atlas}: {first_difference(list(given), self.names or [])}). "
+            f"{', ...' if len(unknown) > 2 else ''} ({self.atlas}: "
+            f"{first_difference(list(given), self.names or [])}). "
         )
         mine, theirs = networks(given), networks(self.names or [])
         if mine and theirs and mine != theirs:

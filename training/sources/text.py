@@ -48,10 +48,10 @@ class FileArray:
     rows: list[str] | None = None
     remarks: tuple[str, ...] = ()
 
-    def without(self, columns: np.ndarray, remark: str) -> "FileArray":
+    def without(self, columns: np.ndarray, *remarks: str) -> "FileArray":
         """Without some columns (bool, one per column)."""
         header = None if self.header is None else [self.header[j] for j in np.flatnonzero(~columns)]
-        return replace(self, values=self.values[:, ~columns], header=header, remarks=(*self.remarks, remark))
+        return replace(self, values=self.values[:, ~columns], header=header, remarks=(*self.remarks, *remarks))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_numbers(text: str) -> FileArray:
     """
     comments, lines, numbers = _without_comments(text)
     separators: tuple[str | None, ...] = _SEPARATORS
-    if lines and (declared := re.fullmatch(r'"?sep=(.)"?', lines[0].strip(), re.IGNORECASE)):  # for Excel
+    if lines and (declared := re.fullmatch(r"sep=(.)", lines[0].strip(' "'), re.IGNORECASE)):  # for Excel
         separators, lines, numbers = (declared[1],), lines[1:], numbers[1:]
     form = _find_format(lines, separators)
     table = _Table(form, [form.split(line) for line in lines], numbers)
@@ -165,7 +165,7 @@ def _score(form: _Format, sample: list[str]) -> tuple[float, int]:
     cells = [cell for row in rows for cell in row if cell.lower() not in MISSING_TEXTS]
     if not cells:
         return 0.0, width
-    whole = form == _Format(",", ".") and all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells)
+    whole = form.separator == "," and all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells)
     if whole and any(map(_CUT_DECIMAL.fullmatch, cells)):
         return 0.0, width
     return round(sum(map(form.is_number, cells)) / len(cells) * usual / len(rows), 2), width
@@ -210,6 +210,11 @@ def _clean(name: str) -> str:
 
 def _trim(table: _Table) -> None:
     """Drop columns that only separators at the ends, or beginnings, of lines make."""
+    widths = [len(row) for row in table.rows]
+    if {max(widths), max(widths) - 1} == set(widths):  # some lines end with a separator, some do not
+        longer = [row for row in table.rows if len(row) == max(widths)]
+        for row in longer if all(row[-1] == "" for row in longer) else ():
+            row.pop()
     for column in (-1, 0):
         while len(table.rows[0]) > 1 and all(row and row[column] == "" for row in table.rows):
             if table.header is not None and len(table.header) >= len(table.rows[0]) and table.header[column]:
@@ -262,14 +267,17 @@ def _align_header(table: _Table, width: int) -> None:
 
 def _to_array(table: _Table) -> FileArray:
     values, text = _parse(table)
-    rows = None
     header = table.header or [""] * values.shape[1]
+    rows = None
     if text[0] and len({row[0] for row in table.rows}) == len(table.rows):
         rows = [_clean(row[0]) for row in table.rows]
     array = FileArray(values, table.header, rows, tuple(table.remarks))
+    if rows is not None:
+        array = array.without(np.arange(len(text)) == 0)
+        text, header = text[1:], header[1:]
     if text.any():
         named = [name for name, is_text in zip(header, text, strict=True) if is_text and name]
-        array = array.without(text, f"column {', '.join(named) or 1} is text and no region: left out")
+        array = array.without(text, f"column {', '.join(named) or 'without a name'} is text and no region: left out")
     if array.header is not None:
         other = np.array([_INDEX_NAMES.fullmatch(name) is not None for name in array.header])
         if other.any() and not other.all():
