@@ -56,9 +56,9 @@ def axis_names(value: Any) -> tuple[list[str] | None, list[str] | None]:
     if _is_table(value):
         return _names(getattr(value, "index", ())), _names(value.columns)
     dims, coords = getattr(value, "dims", None), getattr(value, "coords", None)
-    if dims is None or coords is None or len(dims) != 2:
+    if dims is None or coords is None or len(dims) < 2:
         return None, None
-    rows, columns = (_names(np.asarray(coords[dim])) if dim in coords else None for dim in dims)
+    rows, columns = (_names(np.asarray(coords[dim])) if dim in coords else None for dim in dims[-2:])
     return rows, columns
 
 
@@ -95,7 +95,9 @@ def _plain_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
             "(.to_dense(), .dequantize())."
         )
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    # NumPy has no bfloat16 and no 8-bit floats.
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64) or not tensor.is_floating_point()
+    return tensor if known else tensor.float()
 
 
 def _plain_table(table: Any, name: str) -> np.ndarray:

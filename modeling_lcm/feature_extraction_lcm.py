@@ -1,13 +1,12 @@
 """FC processor: ROI time series or ready connectivity matrices to a checked batch, with the FC definition saved."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .array_inputs import as_array, axis_names, brings_names
+from .array_inputs import as_array, brings_names
 from .atlases import find_atlas, fingerprint, region_labels
 from .atlases import region_names as atlas_region_names
 from .connectivity import (
@@ -20,7 +19,7 @@ from .connectivity import (
     to_fisher_z,
 )
 from .connectivity_checks import as_scans, check_connectivity, check_scan_shapes
-from .region_matching import doubled, find_regions, first_difference, only_numbered
+from .named_scans import check_unique, positions_of, put_in_order
 
 
 __all__ = ["FCFeatureExtractor", "compute_connectivity"]
@@ -101,7 +100,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             }
         )
         if self.region_names is not None:
-            _check_unique(self.region_names, "region_names")
+            check_unique(self.region_names, "region_names")
         self.estimator = estimator
         self.window = window
         self.padding = padding
@@ -230,52 +229,17 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 "This extractor has no region names to match; build it with region_names= or from_atlas()."
             )
-        return _matched(region_names, wanted, labels)
+        return positions_of(wanted, region_names, labels)
 
     def _in_order(self, values: Any, region_names: Sequence[str] | None, kind: str) -> Any:
         """Scans whose regions have names, of their own or given, in the extractor's order; others as they are."""
-        if region_names is None and not brings_names(values):
+        if brings_names(values):
+            several = isinstance(values, list | tuple) or getattr(values, "ndim", 2) == 3
+            scans = list(values) if several else [values]
+            arranged = put_in_order(scans, kind, *self._wanted_regions(), region_names)
+            return values if arranged is None else arranged
+        if region_names is None:
             return values
-        single = not isinstance(values, list | tuple)
-        if region_names is not None and not brings_names(values):
-            return self._reorder_all(values, region_names, kind)
-        scans = [values] if single else list(values)
-        names = [_own_names(scan, f"{kind}[{number}]", kind) for number, scan in enumerate(scans)]
-        if region_names is not None:
-            names = [_agreed_names(own, list(map(str, region_names))) for own in names]
-        if all(own is None for own in names):
-            return values
-        if (unnamed := [number for number, own in enumerate(names) if own is None]) != []:
-            raise ValueError(
-                f"Scan {unnamed[0]} names no regions, but others do: whether they have one order cannot be checked. "
-                "Give names to all, or pass region_names=."
-            )
-        return self._arranged(scans, names, kind)
-
-    def _arranged(self, scans: list[Any], names: list[Any], kind: str) -> list[np.ndarray]:
-        """Scans with names `(rows, columns)` in the extractor's order, or in that of the first scan."""
-        wanted, labels = self._wanted_regions()
-        if wanted is None:
-            wanted = list(names[0][1])
-            warnings.warn(
-                "The order of regions is not checked: this extractor has no region names. Scans are put in the order "
-                "of the first one's names; build the extractor with region_names= or from_atlas().",
-                stacklevel=4,
-            )
-        arranged = []
-        for number, (scan, (rows, columns)) in enumerate(zip(scans, names, strict=True)):
-            array = as_array(scan, f"{kind}[{number}]")
-            if array.ndim != 2:
-                raise ValueError(f"{kind}[{number}] has names but shape {array.shape}; a scan has two axes.")
-            if len(columns) != array.shape[1]:
-                raise ValueError(f"{len(columns)} names do not fit {kind}[{number}] of shape {array.shape}.")
-            if kind == "connectivity":
-                array = array[_matched(rows, wanted, labels)]
-            arranged.append(array[:, _matched(columns, wanted, labels)])
-        return arranged
-
-    def _reorder_all(self, values: Any, region_names: Sequence[str], kind: str) -> Any:
-        """Scans without names of their own, whose regions the caller names."""
         if kind == "connectivity":
             return self.reorder(values, region_names)
         scans = as_scans(values)
@@ -302,51 +266,3 @@ def _agreed_region_count(counts: dict[str, int | None]) -> int | None:
         said = ", ".join(f"{source} says {count}" for source, count in known.items())
         raise ValueError(f"The number of regions is contradictory: {said}. Correct or leave out one of them.")
     return next(iter(known.values()), None)
-
-
-def _check_unique(names: Sequence[str], what: str) -> None:
-    if double := doubled(names):
-        raise ValueError(f"{what} must be different from each other; double: {', '.join(double[:5])}.")
-
-
-def _matched(given: Sequence[str], wanted: Sequence[str], labels: Mapping[int, str] | None) -> np.ndarray:
-    """Where each of the wanted regions is among the given names."""
-    given = [str(name) for name in given]
-    _check_unique(given, "region_names of the data")
-    found = find_regions(given, wanted, labels)
-    position_of = {place: position for position, place in enumerate(found) if place is not None}
-    if len(position_of) < len(found) - found.count(None):
-        raise ValueError(f"Two of the data's region names are one region: {_same_region(given, found)}.")
-    if missing := [name for place, name in enumerate(wanted) if place not in position_of]:
-        raise ValueError(
-            f"{len(missing)} of {len(wanted)} regions are missing from the data: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}. Names must match: {first_difference(given, wanted)}."
-        )
-    return np.array([position_of[place] for place in range(len(wanted))])
-
-
-def _same_region(given: Sequence[str], found: Sequence[int | None]) -> str:
-    place = next(place for place in found if place is not None and found.count(place) > 1)
-    return " and ".join(repr(name) for name, other in zip(given, found, strict=True) if other == place)
-
-
-def _own_names(scan: Any, what: str, kind: str) -> tuple[list[str], list[str]] | None:
-    """Names of the rows and columns of one scan that are regions: of a time series the columns only."""
-    rows, columns = axis_names(scan)
-    if kind == "connectivity":
-        rows, columns = rows or columns, columns or rows
-        return None if rows is None or columns is None else (rows, columns)
-    if columns is None and rows is not None and not only_numbered(rows) and np.ndim(scan) == 2:
-        raise ValueError(
-            f"{what} names its rows ({', '.join(rows[:2])}, ...) but not its columns: a time series is (volumes, "
-            "regions). Pass its transpose (`.T`) if the rows are regions, or drop the index (reset_index(drop=True))."
-        )
-    return None if columns is None else (columns, columns)
-
-
-def _agreed_names(own: tuple[list[str], list[str]] | None, given: list[str]) -> tuple[list[str], list[str]]:
-    """The names that the caller gives, if the scan's own ones do not say otherwise."""
-    for names in own or ():
-        if names != given:
-            raise ValueError(f"region_names differ from the table's own names: {first_difference(given, names)}.")
-    return given, given
