@@ -65,7 +65,7 @@ def axis_names(value: Any) -> tuple[list[str] | None, list[str] | None]:
 def brings_names(value: Any) -> bool:
     """Whether an input, or one of a list of inputs, has names of rows or columns."""
     if isinstance(value, list | tuple):
-        return any(brings_names(item) for item in value if not isinstance(item, int | float))
+        return any(brings_names(item) for item in value if not isinstance(item, list | tuple | int | float))
     return any(names is not None for names in axis_names(value))
 
 

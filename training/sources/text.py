@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from modeling_lcm.atlases import ATLASES, region_labels
+from modeling_lcm.connectivity_checks import find_counters
 
 from .tables import MISSING_TEXTS
 
@@ -115,7 +116,7 @@ def read_numbers(text: str) -> FileArray:
     _trim(table)
     width = _check_widths(table)
     if table.header is None:
-        table.header = _header_in_comments(comments, form, width)
+        table.header = _header_in_comments(comments, form, {width, width - 1} if _has_row_names(table) else {width})
     _align_header(table, width)
     return _to_array(table)
 
@@ -240,14 +241,30 @@ def _check_widths(table: _Table) -> int:
     )
 
 
-def _header_in_comments(comments: list[str], form: _Format, width: int) -> list[str] | None:
+def _has_row_names(table: _Table) -> bool:
+    """Whether the first column names or numbers the rows."""
+    first = [row[0] for row in table.rows]
+    if all(_is_text(table.format, cell) for cell in first):
+        return True
+    numbers = [table.format.number(cell) if table.format.is_number(cell) else np.nan for cell in first]
+    return bool(find_counters(np.array(numbers)[:, None])[0])
+
+
+def _header_in_comments(comments: list[str], form: _Format, widths: set[int]) -> list[str] | None:
     """Names of the columns in the last comment that has as many; NumPy's savetxt and AFNI write them so."""
     for comment in reversed(comments):
         bare = comment.lstrip("".join(_COMMENTS)).strip()
-        for names in (form.split(bare), re.split(r"[\s,;#]+", bare)):
-            if len(names) in (width, width - 1) and len(names) > 1:
-                return [_clean(name) for name in names]
+        for cells in (form.split(bare), re.split(r"[\s,;#]+", bare)):
+            names = [_clean(name) for name in cells]
+            if len(names) in widths and len(names) > 1 and _may_be_names(names):
+                return names
     return None
+
+
+def _may_be_names(names: list[str]) -> bool:
+    """Whether words may be names of columns, or label values, rather than a remark such as "TR = 2 s"."""
+    numbers = sum(re.fullmatch(r"[\d.]+", name) is not None for name in names)
+    return numbers in (0, len(names)) and not any(re.search(r"[=:]", name) for name in names)
 
 
 def _align_header(table: _Table, width: int) -> None:
@@ -257,7 +274,7 @@ def _align_header(table: _Table, width: int) -> None:
         table.header.pop()
     if len(table.header) == width:
         return
-    if len(table.header) == width - 1:  # R's write.table gives row names no name
+    if len(table.header) == width - 1 and _has_row_names(table):  # R's write.table gives row names no name
         table.header.insert(0, "")
         return
     raise ValueError(
