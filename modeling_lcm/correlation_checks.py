@@ -14,8 +14,11 @@ _LARGEST_OF_PARTIAL = 2.001
 _FEWEST_FOR_PARTIAL = 30
 # One region with a signal among a few others makes a matrix of zeros, too; not so among this many.
 _FEWEST_CONNECTED = 10
-# Share of exact zeros between regions with signal from which on a matrix was thresholded: two decimals leave 4 %.
+# Share of exact zeros between regions with signal from which on a matrix was thresholded, unless it was rounded to few
+# decimals, the coarsest being one decimal; and how far such values may be from whole steps.
 _THRESHOLDED = 0.1
+_COARSEST = 0.1
+_RANGE_OF_STEPS = 0.05
 
 
 class NotCorrelationsError(ValueError):
@@ -84,8 +87,9 @@ def _check_eigenvalues(matrices: np.ndarray) -> None:
         raise NotCorrelationsError(f"Matrix {number} holds no Pearson correlations: {_what_it_is(matrices[number])}")
     regions = matrices.shape[-1]
     zeros = _share_of_zeros(matrices) if regions >= _FEWEST_CONNECTED else np.zeros(1)
-    if zeros.max() > _THRESHOLDED:
-        raise NotCorrelationsError(f"Matrix {int(zeros.argmax())} was thresholded: {_thresholded(zeros.max())}")
+    for number in map(int, np.flatnonzero(zeros > _THRESHOLDED)):
+        if not _is_rounded(matrices[number]):
+            raise NotCorrelationsError(f"Matrix {number} was thresholded: {_thresholded(zeros[number])}")
     if regions < _FEWEST_FOR_PARTIAL:
         return
     identity = np.eye(regions, dtype=np.float32)
@@ -101,6 +105,13 @@ def _share_of_zeros(matrices: np.ndarray) -> np.ndarray:
     edges = alive.sum(axis=1) * (alive.sum(axis=1) - 1)
     found = (zero & alive[:, :, None] & alive[:, None, :]).sum(axis=(1, 2))
     return found / np.maximum(edges, 1)
+
+
+def _is_rounded(matrix: np.ndarray) -> bool:
+    """Whether zeros come from few decimals: then all values are multiples of the smallest one."""
+    smallest = np.abs(matrix[matrix != 0]).min()
+    steps = matrix / smallest
+    return bool(smallest <= _COARSEST and np.abs(steps - np.round(steps)).max() <= _RANGE_OF_STEPS)
 
 
 def _is_noise(matrix: np.ndarray) -> bool:

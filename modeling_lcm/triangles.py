@@ -24,6 +24,9 @@ _DIAGONALS = (1.0, 2**-0.5)
 _DIAGONAL_TOLERANCE = 1e-3
 # Two or three regions have the same values in both orders.
 _FEWEST_ORDERED = 4
+# Covariances show by the sizes of this many values: correlations of values that are all alike must not pass for them.
+_FEWEST_WITH_VARIANCES = 8
+_USUAL_RATIO = 0.5
 # Scans that are looked at: their order is that of all.
 _LOOKED_AT = 20
 _MATRICES_AT_ONCE = 64
@@ -81,10 +84,12 @@ def find_layout(
                 f"{diagonal.triangle} triangles have it: set triangle={diagonal.triangle!r}."
             )
         return diagonal
-    if with_diagonal or (num_regions is not None and count_regions(array.shape[-1], True) == num_regions):
+    with_variances = count_regions(array.shape[-1], with_diagonal=True)
+    declared = with_diagonal or num_regions == with_variances
+    if with_variances and (declared or (num_regions is None and _holds_variances(array, with_variances))):
         raise ValueError(
-            f"{array.shape[-1]} values of {num_regions} regions hold the diagonal, but it is not 1: a covariance, or "
-            "no triangle in row order? Pass Pearson correlations, as vectors or matrices."
+            f"{array.shape[-1]} values of {with_variances} regions hold the diagonal, but it is not 1: a covariance, "
+            "or no triangle in row order? Pass Pearson correlations, as vectors or matrices."
         )
     regions = count_regions(array.shape[-1])
     if regions is None:
@@ -200,12 +205,34 @@ def _find_diagonal(array: np.ndarray, num_regions: int | None) -> TriangleLayout
     few = array.reshape(-1, array.shape[-1])[:_LOOKED_AT]
     # A blank diagonal shows only where it must be one.
     diagonals = _DIAGONALS if num_regions is None or not np.nan_to_num(few).any() else (*_DIAGONALS, 0.0)
-    steps = np.arange(side)
-    places = {"lower": steps * (steps + 3) // 2, "upper": steps * side - steps * (steps - 1) // 2}
-    for triangle, place in places.items():
+    for triangle, place in _diagonal_places(side).items():
         held = few[:, place]
         for usual in diagonals:
             # NaN: a region without signal
             if (np.isnan(held) | (np.abs(held - usual) <= _DIAGONAL_TOLERANCE)).all() and not np.isnan(held).all():
                 return TriangleLayout(side, triangle, True)
     return None
+
+
+def _diagonal_places(side: int) -> dict[str, np.ndarray]:
+    """Positions of the diagonal in the vectors of either order."""
+    steps = np.arange(side)
+    return {"lower": steps * (steps + 3) // 2, "upper": steps * side - steps * (steps - 1) // 2}
+
+
+def _holds_variances(array: np.ndarray, side: int) -> bool:
+    """Whether vectors hold variances where a diagonal would be: relative to them, all other values are small."""
+    if side < _FEWEST_WITH_VARIANCES:
+        return False
+    few = array.reshape(-1, array.shape[-1])[:_LOOKED_AT]
+    for triangle, place in _diagonal_places(side).items():
+        first, second = np.tril_indices(side) if triangle == "lower" else np.triu_indices(side)
+        variance = few[:, place]
+        if not (variance > 0).all():
+            continue
+        edges = first != second
+        ratio = (np.abs(few) / np.sqrt(variance[:, first] * variance[:, second]))[:, edges]
+        # nilearn divides variances by the square root of 2.
+        if (ratio <= 2**0.5).all() and np.median(ratio) < _USUAL_RATIO:
+            return True
+    return False
