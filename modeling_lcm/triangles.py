@@ -25,7 +25,7 @@ _DIAGONAL_TOLERANCE = 1e-3
 # Two or three regions have the same values in both orders.
 _FEWEST_ORDERED = 4
 # Covariances show by the sizes of this many values: correlations of values that are all alike must not pass for them.
-_FEWEST_WITH_VARIANCES = 8
+_FEWEST_WITH_VARIANCES = 12
 _USUAL_RATIO = 0.5
 # Scans that are looked at: their order is that of all.
 _LOOKED_AT = 20

@@ -173,9 +173,9 @@ def test_the_order_of_vectors_is_found(seed, scans, regions, order, with_diagona
 @given(st.integers(0, 2**31), st.integers(3, 40), st.floats(0, 3), st.sampled_from(sorted(ORDERS)))
 def test_correlations_never_pass_for_covariances_of_one_region_less(seed, regions, common, order):
     """Nor where all signals are alike, as with a strong global signal."""
-    scan = signals(seed, 100, regions)
-    scan += common * np.random.default_rng(seed).normal(size=(100, 1))
-    layout = find_layout(vector(np.corrcoef(scan.T), order), order)
+    rng = np.random.default_rng(seed)
+    scans = [signals(seed + n, 100, regions) + common * rng.normal(size=(100, 1)) for n in range(5)]
+    layout = find_layout(np.stack([vector(np.corrcoef(scan.T), order) for scan in scans]), order)
     assert (layout.num_regions, layout.with_diagonal) == (regions, False)
 
 

@@ -1,5 +1,6 @@
 """One .npz archive with all scans, whatever their order in it."""
 
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,6 +185,11 @@ def _layout(place: str, archive: _Archive, kind: str, triangle: str | None, regi
         raise ValueError(f"{place}: {error}") from error
 
 
+def _is_of_scans(name: str, value: np.ndarray, scans: int) -> bool:
+    """Whether an array says something about the scans, such as their names, and nothing about regions."""
+    return len(np.atleast_1d(value)) == scans and re.search("roi|region|parcel|node", name, re.IGNORECASE) is None
+
+
 def _open_npz(path: Path, kind: str) -> _Archive:
     needed = SCAN_ARRAYS[kind]
     try:
@@ -197,6 +203,7 @@ def _open_npz(path: Path, kind: str) -> _Archive:
                 )
             ids, arrays = [str(name) for name in file[id_name]], [file[name] for name in found]
             others = {name: file[name] for name in file.files if name not in (*ID_ARRAYS, *found)}
+            others = {name: value for name, value in others.items() if not _is_of_scans(name, value, len(ids))}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be used: {error}.") from error
     scans = len(arrays[-1]) - (kind == "time_series")

@@ -78,13 +78,13 @@ def names_in(arrays: Mapping[str, Any], chosen: str, values: np.ndarray) -> tupl
         sides = [count_regions(values.size, with_diagonal) for with_diagonal in (False, True)]
         sizes = tuple(side for side in sides if side is not None)
     fitting = {key: names for key, names in lists.items() if len(names) in sizes}
-    if not fitting:
-        sure = [key for key in lists if _SURE_KEY.fullmatch(key)]
-        if sure:
+    for key in lists:
+        if _SURE_KEY.fullmatch(key) and key not in fitting:
             raise ValueError(
-                f"its {sure[0]} holds {len(lists[sure[0]])} names, which fit neither rows nor columns of {chosen} "
+                f"its {key} holds {len(lists[key])} names, which fit neither rows nor columns of {chosen} "
                 f"{values.shape}"
             )
+    if not fitting:
         return None, None
     if values.ndim != 2 or len(sizes) != 2 or 1 in values.shape:
         names = next(iter(fitting.values()))

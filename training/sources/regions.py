@@ -59,8 +59,10 @@ class Regions:
 
     def names_rows(self, rows: Sequence[str] | None, header: Sequence[str] | None) -> bool:
         """Whether the names of a time series' rows, and not those of its columns, are the regions."""
-        if rows is None or self.names is None or only_numbered(rows):
+        if rows is None or only_numbered(rows):
             return False
+        if self.names is None:
+            return (header is None or only_numbered(header)) and not _count_volumes(rows)
         found = find_regions(rows, self.names, self.labels)
         return None not in found and (header is None or None in find_regions(header, self.names, self.labels))
 
@@ -165,6 +167,12 @@ class Regions:
         if found < width and (found < _FEWEST_OF_ATLAS * width or siblings):
             of = f", as many as {siblings[0]}" if siblings else ""
             raise ValueError(f"it holds {found} of the {width} regions of {self.atlas}{of}: signals of another atlas?")
+
+
+def _count_volumes(rows: Sequence[str]) -> bool:
+    """Whether names of rows count: numbers in one text ("vol1", "vol2", ...), or times of day."""
+    texts = {re.sub(r"\d+(?:[:.,]\d+)*", "0", name) for name in rows}
+    return len(texts) == 1 and "0" in texts.pop()
 
 
 def _done(position: list[int], width: int) -> tuple[str, ...]:
