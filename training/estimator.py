@@ -240,12 +240,13 @@ class LCMClassifier(ClassifierMixin, _LCMEstimator):
         """Train on labelled scans.
 
         Args:
-            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            X: correlation matrices `(scans, regions, regions)`, a list of DataFrames with named regions, or triangles
+                `(scans, edges)`.
             y: class of each scan `(scans,)`: texts, numbers or booleans.
 
         Raises:
-            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
-                checkpoint's; a missing label, or a single class.
+            ValueError: connectomes that are damaged or no Pearson correlations, vectorised in another order, or of
+                other regions than the checkpoint's; a missing label, or a single class.
         """
         labels = column_or_1d(y, warn=True)
         if pd.isna(labels).any():
@@ -283,12 +284,13 @@ class LCMRegressor(RegressorMixin, _LCMEstimator):
         """Train on scans with a value.
 
         Args:
-            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            X: correlation matrices `(scans, regions, regions)`, a list of DataFrames with named regions, or triangles
+                `(scans, edges)`.
             y: value of each scan `(scans,)`.
 
         Raises:
-            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
-                checkpoint's; values that are missing, infinite or all the same.
+            ValueError: connectomes that are damaged or no Pearson correlations, vectorised in another order, or of
+                other regions than the checkpoint's; values that are missing, infinite or all the same.
         """
         values = column_or_1d(y, warn=True).astype(np.float64)
         if not np.isfinite(values).all():
