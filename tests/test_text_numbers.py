@@ -211,6 +211,8 @@ def test_other_formats_are_none(name: str) -> None:
         ("1,5;2\n1,5;1.234\n1,5;2,5\n1,5;2,5\n", r"line 2, column 2 holds '1\.234'"),
         ("1.5 2.5 3.5\n1.5 2.5\n1.5 2.5 3.5\n", "line 2 has 2 columns, but most lines have 3"),
         ("1.0\n0.5 1.0\n0.1 0.2 1.0\n0.1 0.3 0.2 1.0\n", "one triangle of a matrix"),
+        ("aal\taal\nA\tB\n0.1\t0.2\n0.3\t0.4\n", "two lines of words above the numbers"),
+        ("A\tB\na.u.\ta.u.\n0.1\t0.2\n0.3\t0.4\n", "two lines of words above the numbers"),
         ("a b\n0.1 0.2 0.3\n0.3 0.4 0.1\n", "header names 2 columns, but its lines have 3"),
         ("Left Insula Right Insula\n0.1 0.2\n0.3 0.4\n", "header names 4 columns, but its lines have 2"),
         ("a\tb\nx\ty\nz\tw\n", "holds no table of numbers"),

@@ -110,6 +110,9 @@ def read_numbers(text: str) -> FileArray:
         separators, lines, numbers = (declared[1],), lines[1:], numbers[1:]
     form = _find_format(lines, separators)
     table = _Table(form, [form.split(line) for line in lines], numbers)
+    words = [sum(_is_text(form, cell) for cell in row) for row in table.rows[:3]]
+    if len(words) > 2 and min(words[:2]) > words[2] + 1:
+        raise ValueError("it has two lines of words above the numbers; keep the one that names the columns")
     if _has_header(table):
         table.header = [_clean(name) for name in table.rows.pop(0)]
         table.lines.pop(0)
