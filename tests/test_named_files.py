@@ -148,6 +148,26 @@ def test_names_of_an_archive(kind: str, prepare_files: Callable, tmp_path: Path,
         prepare_files("time_series" if kind == "time series" else "connectivity", "odd.npz")
 
 
+def test_names_that_numpy_pickled_are_refused(
+    prepare_files: Callable, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Reading them could run any program; leaving them out would lose the order."""
+    values, names = signals_of(0, 40, rng), np.array(AAL, dtype=object)
+    np.savez(tmp_path / "s0.npz", ts=values, names=names)
+    with pytest.raises(
+        ValueError, match=r"s0\.npz .*its names holds Python objects.*numpy\.array\(names, dtype=str\)"
+    ):
+        prepare_files("time_series", "{participant_id}.npz", people=1)
+    np.savez(tmp_path / "all.npz", participant_id=["s0"], connectivity=fc(values)[None], region_names=names)
+    with pytest.raises(ValueError, match=r"all\.npz cannot be used: its region_names holds Python objects"):
+        prepare_files("connectivity", "all.npz", people=1)
+    np.savez(tmp_path / "s0.npz", ts=values, notes=np.array(["a", 1], dtype=object))
+    check(prepare_files("time_series", "{participant_id}.npz", people=1), [values])
+    np.save(tmp_path / "s0.npy", np.array([values, values[:30]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="holds Python objects instead of numbers"):
+        prepare_files("time_series", "{participant_id}.npy", people=1)
+
+
 def test_other_networks_and_other_atlases_are_refused(
     prepare_files: Callable, tmp_path: Path, rng: np.random.Generator
 ) -> None:

@@ -13,7 +13,7 @@ from modeling_lcm.triangles import TriangleLayout, find_layout
 
 from .base import Absent, Scan, Source
 from .layout import find_regions_of_files, matrix_of
-from .matlab import names_in
+from .names import Unreadable, names_in, read_entry, why_unreadable
 from .regions import Regions
 from .text import FileArray
 
@@ -185,8 +185,10 @@ def _layout(place: str, archive: _Archive, kind: str, triangle: str | None, regi
         raise ValueError(f"{place}: {error}") from error
 
 
-def _is_of_scans(name: str, value: np.ndarray, scans: int) -> bool:
+def _is_of_scans(name: str, value: np.ndarray | Unreadable, scans: int) -> bool:
     """Whether an array says something about the scans, such as their names, and nothing about regions."""
+    if isinstance(value, Unreadable):
+        return False
     return len(np.atleast_1d(value)) == scans and re.search("roi|region|parcel|node", name, re.IGNORECASE) is None
 
 
@@ -202,10 +204,11 @@ def _open_npz(path: Path, kind: str) -> _Archive:
                     f"{' or '.join(' + '.join(names) for names in needed)}"
                 )
             ids, arrays = [str(name) for name in file[id_name]], [file[name] for name in found]
-            others = {name: file[name] for name in file.files if name not in (*ID_ARRAYS, *found)}
+            others = {name: read_entry(file, name) for name in file.files if name not in (*ID_ARRAYS, *found)}
             others = {name: value for name, value in others.items() if not _is_of_scans(name, value, len(ids))}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be used: {error}.") from error
+        reason = f"an array {why_unreadable(error)}" if "pickle" in str(error) else error
+        raise ValueError(f"{path} cannot be used: {reason}.") from error
     scans = len(arrays[-1]) - (kind == "time_series")
     if scans != len(ids) or scans < 1:
         raise ValueError(f"{path} holds {scans} scans but {len(ids)} ids in {id_name}.")

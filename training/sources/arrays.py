@@ -12,7 +12,8 @@ import numpy as np
 
 from modeling_lcm.connectivity_checks import find_counters
 
-from .matlab import check_cells, names_in, read_mat
+from .matlab import check_cells, read_mat
+from .names import Unreadable, names_in, read_entry, why_unreadable
 from .netcc import is_netcc, read_netcc
 from .tables import decode
 from .text import FileArray, read_numbers
@@ -54,7 +55,7 @@ def _read(path: Path, suffix: str | None, name: str | None) -> FileArray:
         return _named_array(path.name, {path.name: _load(path)}, name=path.name)
     if suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            return _named_array(path.name, {key: _from_archive(archive, key) for key in archive.files}, name)
+            return _named_array(path.name, {key: read_entry(archive, key) for key in archive.files}, name)
     if suffix == ".mat":
         return _named_array(path.name, read_mat(path), name)
     text = decode(path)
@@ -65,33 +66,19 @@ def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except ValueError as error:
-        raise ValueError(_pickled(error)) from error
-
-
-def _from_archive(archive: Any, key: str) -> Any:
-    """An array of an archive; what would need unpickling is left out unless it is asked for."""
-    try:
-        return archive[key]
-    except ValueError as error:
-        return _pickled(error)
-
-
-def _pickled(error: ValueError) -> str:
-    if "pickle" not in str(error):
-        return str(error)
-    return "it is damaged, or holds Python objects instead of numbers (lists of arrays?); save one array of numbers"
+        raise ValueError(f"it is damaged, or {why_unreadable(error)}; save one array of numbers") from error
 
 
 def _named_array(file: str, arrays: Mapping[str, Any], name: str | None) -> FileArray:
     chosen = _choose(arrays, name)
     values = arrays[chosen]
-    if isinstance(values, str):
-        raise ValueError(f"{chosen}: {values}")
+    if isinstance(values, Unreadable):
+        raise ValueError(f"{chosen} {values.reason}; save one array of numbers per scan")
     if isinstance(values, np.ndarray) and values.dtype.names is not None and chosen == file:
         names = list(values.dtype.names)  # a structured array: every column has a name
         return FileArray(np.stack([values[column] for column in names], axis=-1), names)
     check_cells(values, chosen)
-    rows, columns = names_in({key: v for key, v in arrays.items() if not isinstance(v, str)}, chosen, values)
+    rows, columns = names_in(arrays, chosen, values)
     return FileArray(np.asarray(values), columns, rows)
 
 
