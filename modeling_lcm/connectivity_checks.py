@@ -19,7 +19,7 @@ _LARGEST_SIGNAL = 1e30
 _LONG_ROW = 1000
 # Steps between rows, in units of the smallest one, are whole numbers in a column that counts: rounding of times.
 _COUNTER_TOLERANCE = 0.05
-_FEWEST_FOR_COUNTER = 10
+_FEWEST_FOR_COUNTER = 16
 # A diagonal that was blanked, and came out of a subtraction.
 _BLANK = 1e-6
 

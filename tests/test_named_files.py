@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import zscore
 
 from modeling_lcm.atlases import region_labels, region_names
 from tests.cohort_layouts import signals_of
@@ -20,6 +21,7 @@ from training.prepare import main
 from training.sources.base import Source
 from training.sources.files import file_source
 from training.sources.regions import Regions
+from training.workers import standardise
 
 
 pytest_plugins = ["tests.file_fixtures"]
@@ -310,3 +312,13 @@ def test_the_command_ends_with_one_sentence(tmp_path: Path, capsys: pytest.Captu
     message = capsys.readouterr().err
     assert status.value.code != 0 and not (tmp_path / "o").exists()
     assert "holds no correlations" in message and len(message.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e15])
+@pytest.mark.parametrize("mean", [0.0, 1e7])
+def test_stored_time_series_have_the_signals_that_fc_has(unit: float, mean: float, rng: np.random.Generator) -> None:
+    values = (rng.standard_normal((40, 3)) + mean) * unit
+    values[:, 2] = mean * unit
+    stored = standardise(values)
+    np.testing.assert_allclose(stored[:, :2], zscore(values[:, :2]), atol=2e-3)
+    assert not stored[:, 2].any()
