@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .connectivity_checks import as_array, as_scans, check_signal_values
+from .array_inputs import as_array
+from .connectivity_checks import as_scans, check_signal_values
+from .triangles import as_vectors, find_layout, rebuild
 
 
 ESTIMATORS = ("pearson", "ledoit_wolf")
@@ -109,18 +111,18 @@ def _correlate_block(series: Tensor, matrices: Tensor, estimator: str) -> Tensor
     # Centred twice: in float32 the first mean is rounded, which matters for signals of mean 10,000 and deviation 1.
     series -= mean
     series -= series.mean(1, keepdim=True)
-    scaled, scale = series.float(), torch.ones(1)
+    scaled, scale = series.float(), torch.ones(())
     torch.bmm(scaled.mT, scaled, out=matrices)
     squares = matrices.diagonal(dim1=1, dim2=2).clone()  # (batch, regions)
     smallest, largest = torch.aminmax(squares)
     if not (smallest > _SQUARES[0] and largest < _SQUARES[1]):
-        # Silent regions, or units beyond float32: one factor per scan brings the products back into range.
-        scale = series.flatten(1).abs().amax(1).clamp(min=torch.finfo(series.dtype).tiny)[:, None]
-        scaled = series.div_(scale[:, :, None]).float()
+        # Silent regions, or units beyond float32: a factor per region, `(batch, regions)`, brings the products back.
+        scale = series.abs().amax(1).clamp(min=torch.finfo(series.dtype).tiny)
+        scaled = series.div_(scale[:, None, :]).float()
         torch.bmm(scaled.mT, scaled, out=matrices)
         squares = matrices.diagonal(dim1=1, dim2=2).clone()
     rounding = _CONSTANT_TOLERANCE * torch.finfo(series.dtype).eps * mean[:, 0].abs()
-    silent = (squares / series.shape[1]).sqrt() * scale <= rounding
+    silent = (squares / series.shape[1]).sqrt() <= rounding / scale
     # 1 / norm of each region's signal; 0 wipes out the rounding noise of silent ones
     norms = torch.where(silent, 0.0, squares.rsqrt())
     matrices.mul_(norms[:, :, None]).mul_(norms[:, None, :])
@@ -195,18 +197,21 @@ def check_option(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}.")
 
 
-def connectivity_from_triangle(values: Any, with_diagonal: bool = False) -> np.ndarray:
+def connectivity_from_triangle(values: Any, with_diagonal: bool = False, triangle: str = "upper") -> np.ndarray:
     """Rebuild symmetric matrices from vectorised ones.
 
     Args:
-        values: `(edges,)` or `(batch, edges)`: the upper triangle row by row, the order of `numpy.triu_indices`.
-        with_diagonal: Whether the vector holds the diagonal; otherwise the diagonal becomes 1.
+        values: `(edges,)` or `(batch, edges)`: one triangle row by row.
+        with_diagonal: Whether the vector holds the diagonal; otherwise the diagonal becomes 1. nilearn divides the
+            diagonal by the square root of 2; that is undone.
+        triangle: `"upper"`, the order of `numpy.triu_indices`, or `"lower"`, that of nilearn's vectors.
 
     Returns:
         float32 `(regions, regions)` or `(batch, regions, regions)`.
 
     Raises:
-        ValueError: No matrix has this many edges.
+        ValueError: No matrix has this many edges; or the values say themselves that they are in the other order, or
+            that they hold the diagonal.
         TypeError: The values are not numbers.
 
     Example:
@@ -215,16 +220,5 @@ def connectivity_from_triangle(values: Any, with_diagonal: bool = False) -> np.n
                [ 0.5 ,  1.  ,  0.  ],
                [-0.25,  0.  ,  1.  ]], dtype=float32)
     """
-    array = as_array(values, "values").astype(np.float32)
-    edges = array.shape[-1] if array.ndim in (1, 2) else 0
-    side = round(np.sqrt(2 * edges + 0.25) + (-0.5 if with_diagonal else 0.5))
-    rows, columns = np.triu_indices(side, k=0 if with_diagonal else 1)
-    if edges == 0 or len(rows) != edges:
-        size = "N * (N + 1) / 2" if with_diagonal else "N * (N - 1) / 2"
-        raise ValueError(
-            f"Got values of shape {array.shape}; a vectorised matrix of N regions is (batch, {size}). "
-            "Check with_diagonal."
-        )
-    matrices = np.ones((*array.shape[:-1], side, side), dtype=np.float32)
-    matrices[..., rows, columns] = matrices[..., columns, rows] = array
-    return matrices
+    array = as_vectors(values, with_diagonal)
+    return rebuild(array, find_layout(array, triangle, with_diagonal=with_diagonal))

@@ -7,37 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from .array_inputs import as_array
 from .atlases import atlases_with
+from .correlation_checks import RANGE_TOLERANCE, NotCorrelationsError, check_are_correlations, check_not_empty
+from .triangles import count_regions
 
 
 # Larger values are no signal, and their squares leave the range of float32.
 _LARGEST_SIGNAL = 1e30
-# Matrices read from text or half precision are not exactly symmetric, nor exactly 1 on the diagonal.
-_SYMMETRY_TOLERANCE = 1e-4
-_RANGE_TOLERANCE = 1e-3
 # A row of this many numbers is taken for a vectorised matrix even if the processor's region count is not known.
 _LONG_ROW = 1000
-
-
-def as_array(value: Any, name: str) -> np.ndarray:
-    """Convert tensors, lists and tables of numbers to a floating-point array, float64 for whole numbers.
-
-    Raises:
-        TypeError: The values are not real numbers.
-        ValueError: Nested lists of different lengths.
-    """
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype == torch.bfloat16 else value
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"The rows of {name} have different lengths; give arrays without gaps.") from error
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must hold real numbers, got {type(value).__name__} of type {array.dtype}.")
-    if array.dtype in (np.float32, np.float64):
-        return array
-    return array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+# Steps between rows, in units of the smallest one, are whole numbers in a column that counts: rounding of times.
+_COUNTER_TOLERANCE = 0.05
+_FEWEST_FOR_COUNTER = 16
+# A diagonal that was blanked, and came out of a subtraction.
+_BLANK = 1e-6
 
 
 def as_scans(time_series: Any) -> list[np.ndarray]:
@@ -47,7 +31,7 @@ def as_scans(time_series: Any) -> list[np.ndarray]:
         ValueError: Empty input or the wrong number of axes.
         TypeError: The values are not numbers.
     """
-    several = isinstance(time_series, list | tuple) and len(time_series) > 0 and np.ndim(time_series[0]) > 1
+    several = isinstance(time_series, list | tuple) and len(time_series) > 0 and _axes(time_series[0]) > 1
     if several:
         scans = [as_array(scan, f"time_series[{number}]") for number, scan in enumerate(time_series)]
     else:
@@ -61,6 +45,13 @@ def as_scans(time_series: Any) -> list[np.ndarray]:
                 f"Scan {number} has shape {scan.shape}; a scan is (volumes, regions), with at least 2 regions."
             )
     return scans
+
+
+def _axes(item: Any) -> int:
+    try:
+        return int(np.ndim(item))
+    except ValueError:  # lists of different lengths
+        return 2
 
 
 def check_scan_shapes(
@@ -91,10 +82,10 @@ def check_scan_shapes(
                 f"Scan 0 has {scans[0].shape[1]} regions and scan {number} has {regions}; all scans must come from "
                 "one atlas. Process them separately."
             )
-        if volumes == regions and np.allclose(np.diagonal(scan), 1, atol=1e-3) and np.allclose(scan, scan.T):
+        if volumes == regions and np.allclose(scan, scan.T, equal_nan=True):
             raise ValueError(
-                f"Scan {number} of shape {scan.shape} is a connectivity matrix (symmetric, 1 on the diagonal), not a "
-                "time series; pass it as connectivity=."
+                f"Scan {number} of shape {scan.shape} is a connectivity matrix (symmetric), not a time series; pass "
+                "it as connectivity=."
             )
         if volumes < min_volumes:
             raise ValueError(
@@ -115,8 +106,16 @@ def check_signal_values(block: np.ndarray, numbers: Sequence[int], region_names:
     """Check the values of scans `(batch, volumes, regions)`; regions that are NaN throughout become 0 (no signal).
 
     Raises:
-        ValueError: Other NaN, infinite or absurdly large values; the message names scan and region.
+        ValueError: Other NaN, infinite or absurdly large values, or a column that counts the volumes; the message
+            names scan and region.
     """
+    for number, scan in zip(numbers, block, strict=True):
+        if (counting := np.flatnonzero(find_counters(scan))).size:
+            column = scan[:, counting[0]]
+            raise ValueError(
+                f"Region {counting[0]} of scan {number} only counts up, from {column[0]:g} to {column[-1]:g}: an "
+                "index or time column, not a region's signal. Leave this column out."
+            )
     low, high = torch.aminmax(torch.from_numpy(block))  # NaN if there is one
     if low > -_LARGEST_SIGNAL and high < _LARGEST_SIGNAL:
         return block
@@ -133,6 +132,28 @@ def check_signal_values(block: np.ndarray, numbers: Sequence[int], region_names:
             "or the scan."
         )
     return np.where(outside, 0, block)
+
+
+def find_counters(values: np.ndarray) -> np.ndarray:
+    """Columns of `(rows, columns)` that number the rows or say their time, also with gaps; bool `(columns,)`."""
+    found = np.zeros(values.shape[1], dtype=bool)
+    if len(values) < 3:
+        return found
+    # Three steps rule nearly all signals out before whole columns are looked at.
+    rising = np.flatnonzero((np.diff(values[:4], axis=0) > 0).all(axis=0))
+    for column in rising:
+        found[column] = _counts(values[:, column].astype(np.float64))
+    return found
+
+
+def _counts(column: np.ndarray) -> bool:
+    if column[0] in (0, 1) and np.array_equal(column, column[0] + np.arange(len(column))):
+        return True
+    steps = np.diff(column)
+    if len(column) < _FEWEST_FOR_COUNTER or not (steps > 0).all() or not np.isfinite(steps).all():
+        return False
+    units = steps / steps.min()
+    return bool((np.abs(units - np.round(units)) <= _COUNTER_TOLERANCE).all())
 
 
 def check_connectivity(
@@ -154,39 +175,28 @@ def check_connectivity(
         NaN off the diagonal and are now 0. A diagonal of zeros becomes 1; correct values are not touched.
 
     Raises:
-        ValueError: Wrong shape or region count, vectorised, NaN or infinite values, a diagonal that is not 1, values
-            outside [-1, 1] or asymmetric matrices.
+        ValueError: Wrong shape or region count, vectorised, NaN or infinite values.
+        NotCorrelationsError: A `ValueError`, too: a diagonal that is not 1, values outside [-1, 1], asymmetric
+            matrices, nothing but zeros, or eigenvalues that no correlation matrix has.
         TypeError: The values are not numbers.
     """
     array = _square_matrices(connectivity, num_regions)
     if num_regions is not None and array.shape[-1] != num_regions:
         raise ValueError(wrong_region_count("connectivity", array.shape[-1], num_regions, atlas))
+    check_not_empty(array)
     matrices, silent = _without_silent_rows(array, region_names)
     diagonal = np.arange(matrices.shape[-1])
     values = matrices[:, diagonal, diagonal]
     # Some tools blank self-connections; a blank diagonal carries no information, so it can be put back.
-    blank = ((values == 0) | silent).all(axis=1, keepdims=True)
-    if not (blank | (np.abs(values - 1) <= _RANGE_TOLERANCE)).all():
+    blank = ((np.abs(values) <= _BLANK) | silent).all(axis=1, keepdims=True)
+    if not (blank | (np.abs(values - 1) <= RANGE_TOLERANCE)).all():
         worst = values.flat[np.argmax(np.where(blank, 0, np.abs(values - 1)))]
-        raise ValueError(
+        raise NotCorrelationsError(
             f"The diagonal of connectivity must be 1 (Pearson correlation) but holds {worst:.4g}: a covariance, "
             "partial correlation or Fisher z? Pass correlations, or time_series= to have them computed."
         )
     matrices[:, diagonal, diagonal] = 1
-    largest = np.abs(matrices).max()
-    if largest > 1 + _RANGE_TOLERANCE:
-        raise ValueError(
-            f"connectivity holds values up to {largest:.4g}, but a Pearson correlation lies in [-1, 1]. Undo Fisher's "
-            "z with numpy.tanh, or pass time_series= to have correlations computed."
-        )
-    difference = np.abs(matrices - matrices.swapaxes(1, 2))
-    if difference.max() > _SYMMETRY_TOLERANCE:
-        number, row, column = np.unravel_index(difference.argmax(), difference.shape)
-        raise ValueError(
-            f"Matrix {number} is not symmetric: [{row}, {column}] is {matrices[number, row, column]:.4g} and "
-            f"[{column}, {row}] is {matrices[number, column, row]:.4g}. Pass an undirected correlation matrix; "
-            "for a stored triangle use connectivity_from_triangle."
-        )
+    check_are_correlations(matrices)
     return np.clip(matrices, -1, 1), silent
 
 
@@ -215,7 +225,13 @@ def _square_matrices(connectivity: Any, num_regions: int | None) -> np.ndarray:
     if array.ndim in (1, 2) and _is_vectorised(array.shape, num_regions):
         raise ValueError(
             f"{given} These look like vectorised matrices (one triangle each): rebuild them with "
-            "connectivity_from_triangle(values)."
+            "connectivity_from_triangle(values, triangle='lower') if nilearn made them, 'upper' if numpy.triu_indices."
+        )
+    rows, columns = array.shape[-2:] if array.ndim in (2, 3) else (0, 0)
+    if (num_regions is not None and rows == num_regions < columns) or rows + 1 == columns:
+        raise ValueError(
+            f"{given} Rows and columns must be the same regions: leave out columns that number or name the rows, and "
+            f"further targets (CONN's ROI files: keep the first {rows} columns, and undo Fisher's z with numpy.tanh)."
         )
     if array.ndim in (2, 3):
         raise ValueError(f"{given} If these are signals (volumes, regions), pass them as time_series=.")
@@ -223,32 +239,39 @@ def _square_matrices(connectivity: Any, num_regions: int | None) -> np.ndarray:
 
 
 def _is_vectorised(shape: tuple[int, ...], num_regions: int | None) -> bool:
-    edges = shape[-1]
+    sides = [count_regions(shape[-1], with_diagonal) for with_diagonal in (False, True)]
     if num_regions is not None:
-        return edges in (num_regions * (num_regions - 1) // 2, num_regions * (num_regions + 1) // 2)
-    side = round(np.sqrt(2 * edges + 0.25) + 0.5)
-    return side * (side - 1) // 2 == edges and (len(shape) == 1 or edges > _LONG_ROW)
+        return num_regions in sides
+    return sides[0] is not None and (len(shape) == 1 or shape[-1] > _LONG_ROW)
 
 
 def _without_silent_rows(array: np.ndarray, region_names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
     """Copy in float32 with rows and columns of NaN regions set to 0, and which regions those are."""
     matrices = np.array(array, dtype=np.float32)
     identity = np.eye(matrices.shape[-1], dtype=bool)
-    silent = np.all(np.isnan(matrices) | identity, axis=2)
+    absent = np.isnan(matrices) | identity
+    silent = np.logical_and(absent.all(axis=2), absent.all(axis=1))
     matrices[(silent[:, :, None] | silent[:, None, :]) & ~identity] = 0
     matrices[silent[:, :, None] & identity] = 1
     bad = ~np.isfinite(matrices)
-    if (bad & ~identity).any() or np.isnan(matrices).any():
-        number, row, column = np.argwhere(bad)[0]
-        name = "" if region_names is None else f" ({region_names[row]}, {region_names[column]})"
-        raise ValueError(
-            f"Matrix {number} holds {int(bad[number].sum())} NaN or infinite values, the first at [{row}, {column}]"
-            f"{name}. Only a region without signal may be NaN, in its whole row and column. Repair "
-            "or leave out this matrix."
+    if not bad.any():
+        return matrices, silent
+    if not (bad & ~identity).any():
+        raise NotCorrelationsError(
+            "connectivity has a NaN or infinite diagonal and looks like Fisher's z (as CONN writes it), but Pearson's "
+            "r is needed: undo it with numpy.tanh and set the diagonal to 1."
         )
-    if bad.any():
-        raise ValueError(
-            "connectivity has an infinite diagonal and looks like Fisher's z, but Pearson's r is needed: undo it with "
-            "numpy.tanh."
+    number, row, column = np.argwhere(bad & ~identity)[0]
+    below = np.isnan(matrices[number][np.tril_indices(len(identity), -1)])
+    above = np.isnan(matrices[number][np.triu_indices(len(identity), 1)])
+    if (below.all() and not above.all()) or (above.all() and not below.all()):
+        raise NotCorrelationsError(
+            f"Matrix {number} holds one triangle only; the other one is NaN. Fill it: both triangles of a correlation "
+            "matrix are the same."
         )
-    return matrices, silent
+    name = "" if region_names is None else f" ({region_names[row]}, {region_names[column]})"
+    raise ValueError(
+        f"Matrix {number} holds {int(bad[number].sum())} NaN or infinite values, the first at [{row}, {column}]"
+        f"{name}. Only a region without signal may be NaN, in its whole row and column. Repair "
+        "or leave out this matrix."
+    )

@@ -3,14 +3,15 @@
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .atlases import find_atlas, fingerprint
+from .array_inputs import as_array, brings_names
+from .atlases import find_atlas, fingerprint, region_labels
 from .atlases import region_names as atlas_region_names
 from .connectivity import (
     CONSTANT_REGIONS,
@@ -21,7 +22,8 @@ from .connectivity import (
     report_silent_regions,
     to_fisher_z,
 )
-from .connectivity_checks import as_array, as_scans, check_connectivity, check_scan_shapes
+from .connectivity_checks import as_scans, check_connectivity, check_scan_shapes
+from .named_scans import check_unique, positions_of, put_in_order
 from .settings_lcm import refuse_misspelt
 
 
@@ -100,7 +102,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             }
         )
         if self.region_names is not None:
-            _check_unique(self.region_names, "region_names")
+            check_unique(self.region_names, "region_names")
         self.estimator = estimator
         self.window = window
         self.padding = padding
@@ -180,11 +182,12 @@ class FCFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             connectivity: Ready Pearson matrices, `(regions, regions)` or `(batch, regions, regions)`. A region whose
-                row is NaN off the diagonal has no signal and is treated like a constant one.
+                row and column are NaN has no signal and is treated like a constant one.
             time_series: Instead of `connectivity`: a scan `(volumes, regions)`, scans of one length `(batch, volumes,
-                regions)` or a list of scans of any lengths.
+                regions)` or a list of scans of any lengths. DataFrames, here and as connectivity, are matched by the
+                names of their columns; masked values count as NaN.
             region_names: Names of the input's regions, if their order may differ from the extractor's: regions are
-                matched by name, additional ones dropped.
+                matched by name (in any usual spelling), additional ones dropped.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
@@ -199,11 +202,11 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("Pass either connectivity= (ready matrices) or time_series= (signals), not both.")
         data: dict[str, np.ndarray] = {}
         if time_series is None:
-            if region_names is not None:
-                connectivity = self.reorder(connectivity, region_names)
+            connectivity = self._in_order(connectivity, region_names, "connectivity")
             matrices, silent = check_connectivity(connectivity, self.num_regions, self.atlas, self.region_names)
         else:
-            scans = self._checked_scans(time_series, region_names)
+            scans = as_scans(self._in_order(time_series, region_names, "time_series"))
+            check_scan_shapes(scans, self.num_regions, self.min_volumes, self.atlas)
             windows = [self._windows(scan) for scan in scans]
             flat = [window for of_scan in windows for window in of_scan]
             matrices, silent = correlate_scans(flat, self.estimator, self.region_names)
@@ -245,31 +248,40 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         positions = self._positions(region_names)
         return array[..., positions[:, None], positions]
 
+    def _wanted_regions(self) -> tuple[list[str] | None, Mapping[int, str] | None]:
+        """Names in matrix order, and names of the atlas's label values, as far as they are known."""
+        known = None if self.atlas is None else find_atlas(self.atlas)
+        try:
+            of_atlas = None if known is None else atlas_region_names(known)
+        except FileNotFoundError:  # this code lies beside model weights, without the package's tables
+            return self.region_names, None
+        names = of_atlas if self.region_names is None else self.region_names
+        return names, region_labels(known) if known is not None and names == of_atlas and names else None
+
     def _positions(self, region_names: Sequence[str]) -> np.ndarray:
         """Where each of the extractor's regions is among `region_names`."""
-        if self.region_names is None:
+        wanted, labels = self._wanted_regions()
+        if wanted is None:
             raise ValueError(
                 "This extractor has no region names to match; build it with region_names= or from_atlas()."
             )
-        given = [str(name) for name in region_names]
-        _check_unique(given, "region_names of the data")
-        position_of = {name: position for position, name in enumerate(given)}
-        if missing := [name for name in self.region_names if name not in position_of]:
-            raise ValueError(
-                f"{len(missing)} of {len(self.region_names)} regions are missing from the data: "
-                f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}. Names must match "
-                f"exactly; the data begin with {', '.join(given[:3])}."
-            )
-        return np.array([position_of[name] for name in self.region_names])
+        return positions_of(wanted, region_names, labels)
 
-    def _checked_scans(self, time_series: Any, region_names: Sequence[str] | None) -> list[np.ndarray]:
-        scans = as_scans(time_series)
-        if region_names is not None:
-            positions = self._positions(region_names)
-            check_scan_shapes(scans, len(region_names), self.min_volumes)
-            scans = [scan[:, positions] for scan in scans]
-        check_scan_shapes(scans, self.num_regions, self.min_volumes, self.atlas)
-        return scans
+    def _in_order(self, values: Any, region_names: Sequence[str] | None, kind: str) -> Any:
+        """Scans whose regions have names, of their own or given, in the extractor's order; others as they are."""
+        if brings_names(values):
+            several = isinstance(values, list | tuple) or getattr(values, "ndim", 2) == 3
+            scans = list(values) if several else [values]
+            arranged = put_in_order(scans, kind, *self._wanted_regions(), region_names)
+            return values if arranged is None else arranged
+        if region_names is None:
+            return values
+        if kind == "connectivity":
+            return self.reorder(values, region_names)
+        scans = as_scans(values)
+        positions = self._positions(region_names)
+        check_scan_shapes(scans, len(region_names), self.min_volumes)
+        return [scan[:, positions] for scan in scans]
 
     def _windows(self, scan: np.ndarray) -> list[np.ndarray]:
         """Cut one scan into the pieces that get a matrix each."""
@@ -290,8 +302,3 @@ def _agreed_region_count(counts: dict[str, int | None]) -> int | None:
         said = ", ".join(f"{source} says {count}" for source, count in known.items())
         raise ValueError(f"The number of regions is contradictory: {said}. Correct or leave out one of them.")
     return next(iter(known.values()), None)
-
-
-def _check_unique(names: Sequence[str], what: str) -> None:
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{what} must be different from each other; double: {', '.join(doubled[:5])}.")

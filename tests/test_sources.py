@@ -25,9 +25,10 @@ from tests.cohort_layouts import (
 from training.assemble import summary_of
 from training.data import load_cohort
 from training.prepare import PrepareArguments, main, prepare
-from training.sources.arrays import Regions, read_array
+from training.sources.arrays import read_array
 from training.sources.entities import BIDSFile
 from training.sources.images import check_confounds
+from training.sources.regions import Regions
 from training.sources.tables import read_table
 
 

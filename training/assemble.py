@@ -38,6 +38,7 @@ from .writing import Scans, write_arrow, write_parquet
 
 
 VOCABULARY = "vocabulary"
+ORDER_NOT_CHECKED = "order of regions not checked"
 _OTHER_COUNT = re.compile(r"has (\d+ regions \([^)]*\)), but this processor is for")
 SERIES_CHUNK = 32  # scans with time series that are copied at once: 100 kB to 1 MB each
 MEASURES = ("mean_fd", "volumes", "missing_regions", "mean_fc", "homotopic")
@@ -227,8 +228,9 @@ def _number(value: float) -> float | None:
 
 def _require_scans(kept: list[int], excluded: list[Excluded]) -> None:
     if not kept:
-        reasons = "; ".join(f"{item.place}: {item.reason}" for item in excluded[:3])
-        raise ValueError(f"No scan can be used, of {len(excluded)}. The first reasons: {reasons}")
+        raise ValueError(
+            f"No scan can be used, of {len(excluded)}; the first is {excluded[0].place}: {excluded[0].reason}"
+        )
 
 
 def _statistics(scans: FinishedScans, kept: list[int]) -> Statistics:
@@ -273,6 +275,7 @@ def _quality(
         },
         "low_coverage": low_coverage([scans.records[number] for number in kept], names),
         "order_warning": order_warning(table),
+        "region_order": region_order(cohort.extractor, [bool(scans.records[n].get("named")) for n in kept]),
         "rules": {name: value for name, value in vars(cohort.rules).items() if value is not None},
         "reading": cohort.source.settings,
     }
@@ -285,6 +288,22 @@ def other_atlases(excluded: list[Excluded]) -> list[str]:
         f"{count} scans have {regions}: the input mixes atlases; prepare them on their own with their --atlas"
         for regions, count in found.most_common()
     ]
+
+
+def region_order(extractor: FCFeatureExtractor, named: list[bool]) -> str:
+    """How it is known which row of the matrix is which region.
+
+    Args:
+        extractor (`FCFeatureExtractor`): FC definition.
+        named (`list[bool]`): whether names or label values told the regions of each scan.
+    """
+    atlas = extractor.atlas
+    if extractor.region_names is None:
+        return f"{ORDER_NOT_CHECKED}: neither the files nor a table of {atlas} name them"
+    if all(named):
+        return "order of regions known by the names, or label values, that came with every scan"
+    those = "the files do" if not any(named) else f"{len(named) - sum(named)} of {len(named)} scans do"
+    return f"order of regions taken to be that of {atlas}: {those} not name them"
 
 
 def order_warning(table: pd.DataFrame) -> str | None:
@@ -341,6 +360,8 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
         [f"{region}: {coverage_text(found)}" for region, found in quality.get("low_coverage", {}).items()],
     )
     lines += [f"Warning: {quality['order_warning']}"] if quality["order_warning"] else []
+    order = quality.get("region_order", "")
+    lines += [f"Warning: {order}; name them with --regions TABLE"] if order.startswith(ORDER_NOT_CHECKED) else []
     lines += [f"Against {quality['shift']['reference']}: {quality['shift']['verdict']}"] if "shift" in quality else []
     lines += [*quality["remarks"], f"Report: {Path(folder) / 'quality.html'}"]
     return "\n".join(lines), len(unruled) + len(quality["unusable_values"]) + len(quality["questions"])

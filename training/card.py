@@ -69,7 +69,7 @@ def describe_dataset(
         _cohort_table(cohorts),
         "\n".join(f"- {entry['citation']} {entry['url']}".rstrip() for entry in cohorts if entry["citation"]),
         "## Functional connectivity",
-        "\n".join(_fc_lines(extractor, has_series)),
+        "\n".join(_fc_lines(extractor, has_series, quality.get("region_order"))),
         "## Columns",
         _column_table(table),
         "`qc_mean_fd` (mm), `qc_volumes`, `qc_missing_regions`, `qc_mean_fc` and `qc_homotopic` describe quality.",
@@ -93,12 +93,13 @@ def _cohort_table(cohorts: list[dict[str, Any]]) -> str:
     return table_markdown([["cohort", "scans", "people", "terms of use"], *rows])
 
 
-def _fc_lines(extractor: FCFeatureExtractor, has_series: bool) -> list[str]:
+def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str | None) -> list[str]:
     regions = extractor.num_regions
     order = f", fingerprint of their order `{extractor.region_fingerprint}`" if extractor.region_names else ""
     lines = [
         f"- Atlas: {extractor.atlas}, {regions} regions{order}; `{FC_DEFINITION}` has the settings of the "
         "`FCFeatureExtractor`.",
+        *([f"- Regions: {region_order}."] if region_order else []),
         f"- Estimator: {extractor.estimator}, over the whole scan, plain r (no Fisher z), diagonal 1.",
         f"- `connectivity`: the {regions * (regions - 1) // 2} values above the diagonal, row by row "
         "(`numpy.triu_indices(regions, k=1)`), float16. Regions without signal have correlation 0.",

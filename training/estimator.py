@@ -14,7 +14,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
-from modeling_lcm.connectivity import connectivity_from_triangle
+from modeling_lcm.array_inputs import as_array, axis_names, brings_names
+from modeling_lcm.region_matching import first_difference
+from modeling_lcm.triangles import find_layout, rebuild
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .checkpoints import load_processor
@@ -24,8 +26,6 @@ from .stages import finetune, pretrain
 
 
 Triangle = Literal["lower", "upper"]
-# A correlation matrix has no negative eigenvalue; stored in float16, one of 1000 regions may seem to have -0.02.
-LEAST_EIGENVALUE = -0.1
 OWN_SETTINGS = (
     "data",
     "output",
@@ -41,25 +41,31 @@ OWN_SETTINGS = (
 )
 
 
-def as_matrices(connectivity: ArrayLike, triangle: Triangle = "lower") -> NDArray[np.floating]:
+def as_matrices(
+    connectivity: Any, triangle: Triangle = "lower", num_regions: int | None = None
+) -> NDArray[np.floating] | list[Any]:
     """Connectomes in any accepted form as matrices.
 
     Args:
-        connectivity: `(scans, regions, regions)`, returned as they are, or triangles without the diagonal `(scans,
-            regions * (regions - 1) / 2)`.
+        connectivity: `(scans, regions, regions)` or a list of DataFrames with named regions, returned as they are, or
+            triangles `(scans, edges)`, whose diagonal is recognised where they have one, as nilearn's do by default.
         triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
             "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
+        num_regions: Regions that are needed, if that is known.
 
     Returns:
-        Array `(scans, regions, regions)`.
+        Array `(scans, regions, regions)`, or the list of DataFrames.
 
     Raises:
         ValueError: another shape, a length that no triangle has, an unknown order, or triangles that make matrices
             which are no correlations, while in the other order they would.
+        TypeError: the values are not numbers.
     """
     if triangle not in ("lower", "upper"):
         raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
-    array = np.asarray(connectivity)
+    if isinstance(connectivity, list | tuple) and brings_names(connectivity):
+        return list(connectivity)
+    array = as_array(connectivity, "X")
     if array.ndim == 3:
         return array
     if array.ndim != 2 or not array.size:
@@ -67,31 +73,9 @@ def as_matrices(connectivity: ArrayLike, triangle: Triangle = "lower") -> NDArra
             f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
             "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
         )
-    found, other = (_from_triangle(array, order) for order in (triangle, _other(triangle)))
-    if np.isfinite(found).all() and _least_eigenvalue(found) < LEAST_EIGENVALUE <= _least_eigenvalue(other):
-        raise ValueError(
-            f"Read as {triangle} triangles, X holds no correlation matrices (an eigenvalue of "
-            f"{_least_eigenvalue(found):.2g}), but as {_other(triangle)} ones it does: set triangle="
-            f"{_other(triangle)!r}, or pass matrices."
-        )
-    return found
-
-
-def _other(triangle: Triangle) -> Triangle:
-    return "upper" if triangle == "lower" else "lower"
-
-
-def _from_triangle(array: np.ndarray, triangle: Triangle) -> np.ndarray:
-    regions = connectivity_from_triangle(array[:1]).shape[-1]
-    if triangle == "lower":
-        rows, columns = np.triu_indices(regions, k=1)
-        array = array[:, columns * (columns - 1) // 2 + rows]
-    return connectivity_from_triangle(array)
-
-
-def _least_eigenvalue(matrices: np.ndarray) -> float:
-    """Of the first few scans: their order is that of all."""
-    return float(np.linalg.eigvalsh(matrices[:5]).min())
+    if len(array) > 1 and array.shape[0] == array.shape[1] and np.allclose(array, array.T, equal_nan=True):
+        raise ValueError(f"X is one matrix of {len(array)} regions; give several scans, (scans, regions, regions).")
+    return rebuild(array, find_layout(array, triangle, num_regions))
 
 
 class _LCMEstimator(BaseEstimator):
@@ -139,12 +123,15 @@ class _LCMEstimator(BaseEstimator):
         return tags
 
     def _fit(self, connectivity: ArrayLike, values: np.ndarray, variable: BEIVariable) -> Self:
-        matrices = as_matrices(connectivity, self.triangle)
-        check_consistent_length(matrices, values)
+        check_consistent_length(connectivity, values)
         arguments = self._arguments(variable)
-        extractor = FCFeatureExtractor(num_regions=matrices.shape[-1])
+        extractor = None
         if isinstance(arguments, FinetuneArguments):
             extractor = load_processor(arguments.checkpoint).feature_extractor
+        matrices = as_matrices(connectivity, self.triangle, None if extractor is None else extractor.num_regions)
+        if extractor is None:
+            extractor = FCFeatureExtractor(num_regions=np.shape(matrices[0])[-1], region_names=_names_of(matrices))
+        self._remember_columns(connectivity)
         cohort = _as_cohort(matrices, extractor, {variable.name: values})
         rows = np.arange(len(matrices))
         if isinstance(arguments, FinetuneArguments):
@@ -186,12 +173,34 @@ class _LCMEstimator(BaseEstimator):
     def _logits(self, connectivity: ArrayLike) -> np.ndarray:
         """Read-out `(scans, labels)`, or `(scans, 1)` of a continuous variable."""
         check_is_fitted(self)
-        matrices = as_matrices(connectivity, self.triangle)
-        cohort = _as_cohort(matrices, self.processor_.feature_extractor, {})
+        self._check_columns(connectivity)
+        extractor = self.processor_.feature_extractor
+        matrices = as_matrices(connectivity, self.triangle, extractor.num_regions)
+        cohort = _as_cohort(matrices, extractor, {})
         return predict_logits(self.model_, cohort, np.arange(len(matrices)))["logits"].double().numpy()
 
+    def _remember_columns(self, connectivity: Any) -> None:
+        """Names of the columns of a table of vectors, as scikit-learn's estimators keep them."""
+        names = axis_names(connectivity)[1]
+        if names is not None:
+            self.feature_names_in_ = np.array(names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
 
-def _as_cohort(matrices: np.ndarray, extractor: FCFeatureExtractor, columns: dict[str, np.ndarray]) -> Cohort:
+    def _check_columns(self, connectivity: Any) -> None:
+        """Refuse a table of vectors whose columns are not those of `fit`."""
+        known, names = getattr(self, "feature_names_in_", None), axis_names(connectivity)[1]
+        if known is not None and names is not None and names != list(known):
+            raise ValueError(f"The columns of X differ from those of fit: {first_difference(names, list(known))}.")
+
+
+def _names_of(matrices: Any) -> list[str] | None:
+    """Names of the regions of the first matrix, if it brings some."""
+    rows, columns = axis_names(matrices[0]) if isinstance(matrices, list) else (None, None)
+    return columns or rows
+
+
+def _as_cohort(matrices: Any, extractor: FCFeatureExtractor, columns: dict[str, np.ndarray]) -> Cohort:
     """Checked connectomes with a table; every scan counts as a person."""
     checked = extractor(connectivity=matrices)["connectivity"]
     table = pd.DataFrame({"subject_id": [f"{number:06d}" for number in range(len(checked))], "session": "", **columns})
@@ -232,12 +241,13 @@ class LCMClassifier(ClassifierMixin, _LCMEstimator):
         """Train on labelled scans.
 
         Args:
-            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            X: correlation matrices `(scans, regions, regions)`, a list of DataFrames with named regions, or triangles
+                `(scans, edges)`.
             y: class of each scan `(scans,)`: texts, numbers or booleans.
 
         Raises:
-            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
-                checkpoint's; a missing label, or a single class.
+            ValueError: connectomes that are damaged or no Pearson correlations, vectorised in another order, or of
+                other regions than the checkpoint's; a missing label, or a single class.
         """
         labels = column_or_1d(y, warn=True)
         if pd.isna(labels).any():
@@ -275,12 +285,13 @@ class LCMRegressor(RegressorMixin, _LCMEstimator):
         """Train on scans with a value.
 
         Args:
-            X: correlation matrices `(scans, regions, regions)` or triangles `(scans, edges)`.
+            X: correlation matrices `(scans, regions, regions)`, a list of DataFrames with named regions, or triangles
+                `(scans, edges)`.
             y: value of each scan `(scans,)`.
 
         Raises:
-            ValueError: connectomes that are damaged, vectorised in another order, or of other regions than the
-                checkpoint's; values that are missing, infinite or all the same.
+            ValueError: connectomes that are damaged or no Pearson correlations, vectorised in another order, or of
+                other regions than the checkpoint's; values that are missing, infinite or all the same.
         """
         values = column_or_1d(y, warn=True).astype(np.float64)
         if not np.isfinite(values).all():

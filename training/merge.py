@@ -306,6 +306,7 @@ def _merged_quality(
         },
         "low_coverage": _merged_coverage([quality.get("low_coverage", {}) for quality in each.values()]),
         "order_warning": " ".join(warnings) or order_warning(table),
+        "region_order": "; ".join(dict.fromkeys(q["region_order"] for q in each.values() if "region_order" in q)),
         "rules": {f"{name}: {rule}": value for name, q in each.items() for rule, value in q["rules"].items()},
         "reading": {f"{name}: {key}": value for name, q in each.items() for key, value in q["reading"].items()},
     }

@@ -16,6 +16,7 @@ from .arguments import command_line, parse_arguments, setting
 from .assemble import Excluded, PreparedCohort, assemble, summary_of
 from .data import is_phenotype
 from .files import require_new
+from .first_scans import refuse_other_measures
 from .identity import SAME_PERSON
 from .labels import infer_variable, label_columns, read_positive
 from .missing import MissingCodes
@@ -70,6 +71,11 @@ class PrepareArguments:
     fetch_url: str | None = setting(None, "Mirror to fetch from, in the same layout.")
     fetch_options: list[str] = field(
         default_factory=list, metadata={"help": "Arguments of nilearn's fetcher, as NAME=VALUE."}
+    )
+    triangle: str | None = setting(
+        None,
+        'Order of vectorised FC: "lower" (nilearn, numpy.tril_indices) or "upper" (numpy.triu_indices). Default: '
+        "found from the values; where both are possible, you are asked.",
     )
     array_name: str | None = setting(None, "Array inside .mat or .npz files that hold several.")
     confounds: str = setting("simple", "fMRIPrep confounds: simple, scrubbing, compcor, ica_aroma, or none.")
@@ -186,6 +192,7 @@ def prepare(arguments: PrepareArguments) -> Path:
     excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
     extractor = make_extractor(arguments, source)
     rows = [row for row in range(len(source.table)) if row not in excluded_rows]
+    refuse_other_measures(source, extractor, rows)
     work = work_folder(output)
     _read_scans(arguments, source, extractor, rows, work)
     if arguments.shard is not None:
@@ -222,7 +229,7 @@ def _read_scans(
 
 
 def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
-    """The FC definition; the number of regions of an atlas that we do not know is that of the first usable scan."""
+    """The FC definition; regions of an atlas that we do not know are those that the files agree on."""
     options = {"atlas": arguments.atlas, "estimator": arguments.estimator}
     names = source.region_names()
     if arguments.regions is not None:
@@ -236,15 +243,12 @@ def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtr
         return FCFeatureExtractor(region_names=names, **options)
     if find_atlas(arguments.atlas) is not None:
         return FCFeatureExtractor(**options)
-    reasons = []
-    for row in range(len(source.table)):
+    if source.num_regions() is None:  # no file can be read
         try:
-            return FCFeatureExtractor(num_regions=source.read(row).values.shape[-1], **options)
+            source.read(0)
         except (ValueError, OSError) as error:
-            reasons.append(f"{source.places[row]}: {error}")
-            if arguments.bad_scans == "stop":
-                break
-    raise ValueError(reasons[0] if reasons else "There is no scan.")
+            raise ValueError(f"{source.places[0]}: {error}") from error
+    return FCFeatureExtractor(num_regions=source.num_regions(), **options)
 
 
 def pairs_of(extractor: FCFeatureExtractor) -> np.ndarray:

@@ -91,6 +91,7 @@ class Job:
 
     def _result(self, row: int, scan: Scan, matrix: np.ndarray) -> Result:
         record = measure(matrix, self.pairs) | {"volumes": scan.volumes, "mean_fd": scan.mean_fd}
+        record["named"] = scan.named
         if scan.remarks:
             record["remarks"] = list(scan.remarks)
         if scan.coverage is not None:
@@ -109,7 +110,8 @@ def standardise(values: np.ndarray) -> np.ndarray:
     signals = np.asarray(values, dtype=np.float64)
     centred = signals - signals.mean(axis=0)
     spread = centred.std(axis=0)
-    rounding = 1e-6 * np.abs(signals).max(axis=0, initial=0)
+    kind = values.dtype if values.dtype in (np.float16, np.float32) else np.float64
+    rounding = 8 * np.finfo(kind).eps * np.abs(signals).max(axis=0, initial=0)
     alive = spread > rounding  # false for NaN, too
     return np.where(alive, centred / np.where(alive, spread, 1), 0).astype(np.float16)
 

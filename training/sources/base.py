@@ -22,6 +22,7 @@ class Scan:
         volumes (`int`, *optional*): volumes that FC was computed from, where that is known.
         remarks (`tuple[str, ...]`): what was done to the file's content, e.g. "transposed".
         coverage (`np.ndarray` of shape `(regions,)`, *optional*): share of every region's voxels with a signal.
+        named (`bool`): whether names or label values told which region is which.
     """
 
     values: np.ndarray
@@ -30,6 +31,7 @@ class Scan:
     volumes: int | None = None
     remarks: tuple[str, ...] = ()
     coverage: np.ndarray | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,8 @@ class Source(ABC):
 
     def atlas_id(self) -> str | None:
         """Id of the atlas, if the source knows it better than the settings."""
+        return None
+
+    def num_regions(self) -> int | None:
+        """Number of regions, where neither the atlas nor names tell it."""
         return None

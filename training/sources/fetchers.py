@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .arrays import Regions
 from .files import FileSource, file_source
+from .regions import Regions
 from .tables import as_text_table
 
 

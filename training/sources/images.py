@@ -90,7 +90,7 @@ class ImageSource(Source):
                 image, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
             ).time_series
         remarks = () if kept is None else (f"{len(signals)} volumes left by scrubbing",)
-        return Scan(signals, "time_series", mean_fd, len(signals), remarks, coverage)
+        return Scan(signals, "time_series", mean_fd, len(signals), remarks, coverage, named=True)
 
     def _confounds(self, row: int) -> tuple[Any, Any, float | None]:
         """Nuisance signals, volumes to keep (`None` = all) and mean framewise displacement."""

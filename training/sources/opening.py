@@ -9,15 +9,18 @@ import pandas as pd
 
 from modeling_lcm.atlases import find_atlas, region_names
 
-from .arrays import Regions
+from .archives import archive_source
 from .base import DEFAULT_ATLAS, Source
 from .bids import bids_source
 from .fetchers import fetch_source
-from .files import archive_source, file_source
+from .files import file_source
 from .images import image_source
+from .regions import Regions
 from .tables import read_table
 
 
+# Columns of a region table that may hold the values of the label image.
+LABEL_COLUMNS = ("label", "code", "value", "index")
 INPUTS = ("connectivity", "time_series", "images", "bids", "fetch")
 
 
@@ -92,9 +95,10 @@ def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]
         if arguments.confounds_files is None and _has_fmriprep_names(pattern):
             options["strategy"] = None if arguments.confounds == "none" else arguments.confounds
         return image_source(pattern, table, whose, arguments.confounds_files, **options)
-    if pattern.endswith(".npz") and "{" not in pattern:
-        return archive_source(Path(pattern), kind, table, whose, where, arguments.subject_column)
-    return file_source(pattern, kind, table, whose, _regions(arguments), arguments.array_name)
+    regions, triangle = _regions(arguments), arguments.triangle
+    if pattern.lower().endswith(".npz") and "{" not in pattern:
+        return archive_source(Path(pattern), kind, table, whose, where, arguments.subject_column, regions, triangle)
+    return file_source(pattern, kind, table, whose, regions, arguments.array_name, triangle)
 
 
 def expand_rows(table: pd.DataFrame, expand: list[str]) -> pd.DataFrame:
@@ -127,11 +131,25 @@ def _image_options(arguments: Any) -> dict[str, Any]:
 def _regions(arguments: Any) -> Regions:
     atlas = arguments.atlas or DEFAULT_ATLAS
     known = find_atlas(atlas)
-    names = None
+    names, labels = None, None
     if arguments.regions is not None:
-        table = read_table(arguments.regions)
-        names = table["name"].tolist() if "name" in table.columns else None
+        names, labels = _region_table(arguments.regions)
     elif known is not None:
         names = region_names(known)
     count = len(names) if names is not None else known.num_regions if known is not None else None
-    return Regions.of_atlas(atlas, count, names)
+    return Regions.of_atlas(atlas, count, names, labels)
+
+
+def _region_table(path: str) -> tuple[list[str], dict[int, str] | None]:
+    """Names in matrix order, and names of label values if the table has a column with these."""
+    table = read_table(path)
+    if "name" not in table.columns:
+        raise ValueError(f"{path} has no column 'name'; it has {', '.join(table.columns)}.")
+    names = table["name"].tolist()
+    if None in names or len(set(names)) < len(names):
+        raise ValueError(f"{path} needs another name in every row of its column 'name'; some are missing or double.")
+    for column in LABEL_COLUMNS:
+        values = table[column].tolist() if column in table.columns else []
+        if values and all(value is not None and value.isdigit() for value in values):
+            return names, dict(zip(map(int, values), names, strict=True))
+    return names, None

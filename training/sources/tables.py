@@ -1,6 +1,7 @@
 """Reading the tables that laboratories have: any of the usual separators and encodings, never guessing at ids."""
 
 import csv
+import gzip
 import io
 import re
 from pathlib import Path
@@ -31,12 +32,15 @@ def as_text_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def decode(path: Path) -> str:
-    """Content of a text file in UTF-8 (with or without a byte order mark), UTF-16 or Windows-1252.
+    """Content of a text file in UTF-8 (with or without a byte order mark), UTF-16 or Windows-1252; `.gz` is unpacked.
 
     Raises:
         ValueError: it is none of these, or no text.
+        OSError: it is damaged.
     """
     content = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        content = gzip.decompress(content)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings: tuple[str, ...] = ("utf-16",)
     else:
