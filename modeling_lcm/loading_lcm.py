@@ -242,7 +242,7 @@ def put_adapter(
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
     settings = PeftConfig.from_pretrained(str(adapter), **hub)
     settings.inference_mode = not is_trainable
-    renamed = getattr(model, "_checkpoint_conversion_mapping", None)  # names of earlier versions, as PEFT's loader does
+    renamed = getattr(model, "_checkpoint_conversion_mapping", None)  # names of earlier versions
     weights = load_peft_weights(str(adapter), device="cpu", key_mapping=renamed, **hub)
     inject_adapter_in_model(settings, model, name)
     # Their names are those of a model that PEFT has wrapped; here it is not.
