@@ -333,7 +333,8 @@ def put_adapter(
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
     settings = PeftConfig.from_pretrained(str(adapter), **hub)
     settings.inference_mode = not is_trainable
-    weights = load_peft_weights(str(adapter), device="cpu", **hub)
+    renamed = getattr(model, "_checkpoint_conversion_mapping", None)  # names of earlier versions
+    weights = load_peft_weights(str(adapter), device="cpu", key_mapping=renamed, **hub)
     inject_adapter_in_model(settings, model, name)
     # Their names are those of a model that PEFT has wrapped; here it is not.
     own = {new_name(key.removeprefix("base_model.model.")): tensor for key, tensor in weights.items()}
