@@ -114,8 +114,11 @@ class LCMConfig(PreTrainedConfig):
         class_weights (`dict[str, list[float]]`, *optional*):
             Beyond the paper: weight of every label of a categorical variable in the training loss, by the name of the
             variable (`task_variable` for the downstream task). Variables that are not named weigh all labels alike.
+        auto_map (`dict[str, str]`, *optional*):
+            Where Auto classes find the code of a saved folder on a machine without this package.
 
-    Whatever else is set on a configuration, such as a note of another tool, is saved and loaded again.
+    Whatever else is set on a configuration, such as a note of another tool, is saved and loaded again;
+    `config.json` lists such names as `extra_keys`.
 
     Raises:
         ValueError: a value out of range, an argument that looks like a misspelt setting, or labels that contradict

@@ -8,10 +8,19 @@ from .logarithm_lcm import logarithm_by_products
 
 
 def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
-    """log((1 - shrinkage) FC + shrinkage I) of Pearson matrices `(batch, regions, regions)`; same shape."""
+    """log((1 - shrinkage) FC + shrinkage I) of Pearson matrices `(batch, regions, regions)`; same shape.
+
+    Raises:
+        ValueError: in an export to ONNX by PyTorch's former exporter.
+    """
     identity = torch.eye(connectivity.shape[-1], dtype=connectivity.dtype, device=connectivity.device)
     mixed = (1 - shrinkage) * connectivity + shrinkage * identity
     if torch.onnx.is_in_onnx_export():  # which has no eigenvalues
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "PyTorch's former ONNX exporter cannot take the edge read-out's logarithm: pass dynamo=True to "
+                "torch.onnx.export, or use a model with edge_readout=False."
+            )
         return logarithm_by_products(mixed, shrinkage / 2)
     values, vectors = torch.linalg.eigh(mixed)
     # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.

@@ -31,7 +31,6 @@ RENAMED = {r"^edge_score\.": "bei_edge_readout.", r"^task_edge_score\.": "task_e
 # Settings that a model reads when it is built and never again: changed later, they no longer describe it.
 BUILT_IN = (
     "num_regions",
-    "num_bei_tokens",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -136,12 +135,14 @@ def check_saveable(model: PreTrainedModel, built: dict[str, Any], state_dict: di
     now = {name: getattr(model.config, name) for name in built}
     changed = [f"{name} from {old} to {now[name]}" for name, old in built.items() if now[name] != old]
     task = getattr(model, "task_embeddings", None)
-    if type(task) is nn.Embedding and task.num_embeddings != model.config.num_task_tokens:
-        changed.append(f"the number of the task's tokens from {task.num_embeddings} to {model.config.num_task_tokens}")
+    for embeddings, name in ((model.get_input_embeddings(), "num_bei_tokens"), (task, "num_task_tokens")):
+        wanted = getattr(model.config, name)
+        if type(embeddings) is nn.Embedding and embeddings.num_embeddings != wanted:  # not a wrapper of PEFT's
+            changed.append(f"{name} from {embeddings.num_embeddings} to {wanted}")
     if changed:
         raise ValueError(
-            f"The configuration was changed after the model was built, {', '.join(changed)}, and the model has not "
-            "followed: it would load as another one. Set it back, or build a model of that configuration."
+            f"The configuration and this model no longer fit together ({', '.join(changed)}): it would load as "
+            "another model. Set back what was changed after it was built, or build one of the configuration."
         )
     if state_dict is not None and not getattr(model, "_hf_peft_config_loaded", False):
         own = model.state_dict().keys()

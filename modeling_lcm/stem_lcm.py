@@ -14,7 +14,7 @@ class LCMStem(nn.Module):
 
     def __init__(self, config: LCMConfig) -> None:
         super().__init__()
-        self.normalize_rows = config.normalize_rows
+        self.num_regions, self.normalize_rows = config.num_regions, config.normalize_rows
         self.proj = nn.Linear(config.num_regions, config.hidden_size)
         self.norm = nn.BatchNorm1d(config.hidden_size, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         self.activation = nn.LeakyReLU(0.01)
@@ -23,7 +23,7 @@ class LCMStem(nn.Module):
         """Connectivity `(batch, regions, regions)` -> memory `(batch, regions, d)`."""
         # CODEPATH: off in the published checkpoints, on in the nano size.
         if self.normalize_rows:
-            connectivity = nn.functional.layer_norm(connectivity, connectivity.shape[-1:])
+            connectivity = nn.functional.layer_norm(connectivity, [self.num_regions])
         connectivity = connectivity.to(self.proj.weight.dtype)
         if self._norm_folds(connectivity):
             return self._folded(connectivity)

@@ -36,8 +36,7 @@ class BEITokenizer(PreTrainedTokenizer):
             otherwise it is one of the pretrained variables.
 
     Raises:
-        ValueError: The vocabulary is contradictory, unreadable, or lacks the task; or a name looks like a misspelt
-            setting.
+        ValueError: The vocabulary is contradictory, unreadable, or lacks the task; or an argument is misspelt.
 
     Example:
         >>> tokenizer = BEITokenizer(variables=[
@@ -134,12 +133,8 @@ class BEITokenizer(PreTrainedTokenizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a special token that is none of the vocabulary's tokens could not be loaded again."""
-        is_special = name in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None
-        if is_special and str(value) not in self._token_numbers:
-            raise ValueError(
-                f"A BEI vocabulary has no {name} {str(value)!r}: its tokens stand for the labels of variables, and "
-                "nothing is padded or ended. Leave it out."
-            )
+        if value is not None and name in self.SPECIAL_TOKENS_ATTRIBUTES and str(value) not in self._token_numbers:
+            raise ValueError(f"BEI tokens stand for labels of variables: {name} cannot be {value!s}. Leave it out.")
         super().__setattr__(name, value)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
@@ -190,15 +185,12 @@ class BEITokenizer(PreTrainedTokenizer):
         return BatchEncoding(arrays, tensor_type=return_tensors)
 
     def pad(self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
-        """Make one batch of examples; there is nothing to pad, since labels have no length.
-
-        `Trainer(processing_class=tokenizer)` and `DataCollatorWithPadding` call it.
+        """Make a batch, for `Trainer(processing_class=tokenizer)`; labels have no length, so nothing is padded.
 
         Args:
             encoded_inputs: One dictionary per scan, such as `{"connectivity": ..., "labels": ...}`, or one of batches.
-            *args: Not used.
+            *args, **kwargs: Not used.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
-            **kwargs: Not used.
         """
         if isinstance(encoded_inputs, Mapping):
             return BatchEncoding(dict(encoded_inputs), tensor_type=return_tensors or "np")

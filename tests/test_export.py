@@ -1,6 +1,7 @@
 """Graphs of whole models: torch.export with any batch size, ONNX, and compilation without a break."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class TestOnnx:
         ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("folding", "best layer", "max", "edges"))],
     )
     def test_onnx_runtime_agrees(
-        self, make_config: MakeConfig, make_connectivity: MakeConnectivity, tmp_path: Any, name: str
+        self, make_config: MakeConfig, make_connectivity: MakeConnectivity, tmp_path: Path, name: str
     ) -> None:
         pytest.importorskip("onnxscript", reason="exports to ONNX need onnx and onnxscript")
         runtime = pytest.importorskip("onnxruntime")
@@ -125,6 +126,22 @@ class TestOnnx:
             logits = session.run(None, {"connectivity": batch.numpy()})[0]
             with torch.no_grad():
                 np.testing.assert_allclose(logits, model(batch).logits.numpy(), atol=1e-4, rtol=1e-4)
+
+    def test_the_former_exporter(
+        self, make_config: MakeConfig, make_connectivity: MakeConnectivity, tmp_path: Path
+    ) -> None:
+        runtime = pytest.importorskip("onnxruntime")
+        path, names = tmp_path / "model.onnx", {"input_names": ["connectivity"], "output_names": ["logits"]}
+        axes = {"connectivity": {0: "batch"}, "logits": {0: "batch"}}
+        people = make_connectivity(9)
+        with torch.no_grad():
+            model = make_model(make_config, {"normalize_rows": True})
+            torch.onnx.export(model, (people[:4],), path, dynamo=False, dynamic_axes=axes, **names)
+            logits = runtime.InferenceSession(path).run(["logits"], {"connectivity": people.numpy()})[0]
+            np.testing.assert_allclose(logits, model(people).logits.numpy(), atol=1e-4, rtol=1e-4)
+            model = make_model(make_config, {"edge_readout": True})
+            with pytest.raises(ValueError, match="pass dynamo=True"):
+                torch.onnx.export(model, (people[:4],), path, dynamo=False, dynamic_axes=axes, **names)
 
     @pytest.mark.parametrize("regions", [2, 12, 120])
     @pytest.mark.parametrize("shrinkage", [0.05, 0.2, 0.9])

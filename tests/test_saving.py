@@ -224,18 +224,24 @@ class TestChangedConfiguration:
         self, trained: LCMForMultitaskPretraining, tmp_path: Path, name: str, value: object
     ) -> None:
         setattr(trained.config, name, value)
-        with pytest.raises(ValueError, match=r"changed after the model was built, .* from .* to "):
+        with pytest.raises(ValueError, match=r"no longer fit together \(.* from .* to "):
             trained.save_pretrained(tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
     def test_number_of_labels(self, make_config: Callable[..., LCMConfig], tmp_path: Path) -> None:
         model = LCMForSequenceClassification(make_config(num_labels=3))
         model.config.num_labels = 4
-        with pytest.raises(ValueError, match="number of the task's tokens from 3 to 4"):
+        with pytest.raises(ValueError, match="num_task_tokens from 3 to 4"):
             model.save_pretrained(tmp_path / "new")
         model.config.id2label = {0: "a", 1: "b", 2: "c"}
         model.save_pretrained(tmp_path / "new")
         assert LCMForSequenceClassification.from_pretrained(tmp_path / "new").config.id2label[2] == "c"
+
+    def test_other_embeddings(self, trained: LCMForMultitaskPretraining, tmp_path: Path) -> None:
+        trained.set_input_embeddings(torch.nn.Embedding(7, 16))
+        with pytest.raises(ValueError, match="num_bei_tokens from 7 to 6"):
+            trained.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
 
     def test_what_the_model_follows(
         self, trained: LCMForMultitaskPretraining, tmp_path: Path, connectivity: Tensor

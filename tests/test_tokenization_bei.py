@@ -276,3 +276,26 @@ def test_pandas_is_needed_for_tables_only(tokenizer, monkeypatch):
 def test_docstring_example_prints_what_it_says():
     result = doctest.testmod(tokenization_bei)
     assert (result.attempted, result.failed) == (3, 0)
+
+
+# Special tokens --------------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_are_of_the_vocabulary_or_refused(tokenizer, tmp_path):
+    tokenizer.pad_token = tokenizer.eos_token  # as scripts for texts do; there is none
+    for give in (
+        lambda: setattr(tokenizer, "pad_token", "[PAD]"),
+        lambda: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),
+        lambda: tokenizer.add_tokens(["new"]),
+    ):
+        with pytest.raises(ValueError, match=r"BEI tokens stand for labels|a token belongs to a variable"):
+            give()
+    assert tokenizer.pad_token is None
+    tokenizer.pad_token = next(iter(tokenizer.get_vocab()))
+    tokenizer.save_pretrained(tmp_path)
+    loaded = BEITokenizer.from_pretrained(tmp_path)
+    assert (loaded.pad_token, len(loaded), loaded.get_vocab()) == (
+        tokenizer.pad_token,
+        len(tokenizer),
+        tokenizer.get_vocab(),
+    )
