@@ -105,7 +105,9 @@ class ImageSource(Source):
         where = confounds_path(self.paths[row])
         raw = pd.read_csv(where, sep="\t", na_values="n/a")
         check_confounds(raw, where)
-        confounds, kept = load_confounds_strategy(str(self.paths[row]), denoise_strategy=self.strategy)
+        # fMRIPrep's own limits, which are nilearn's from 0.13 on; before, the same setting kept other volumes.
+        limits = {"fd_threshold": 0.5, "std_dvars_threshold": 1.5} if self.strategy == "scrubbing" else {}
+        confounds, kept = load_confounds_strategy(str(self.paths[row]), denoise_strategy=self.strategy, **limits)
         return confounds, kept, mean_displacement(raw)
 
 
