@@ -17,11 +17,14 @@ import datasets
 import numpy as np
 import torch
 
-from benchmarks.memory import random_cohort, vocabulary
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from training.arguments import LoopArguments
-from training.data import Cohort, StoredTriangles, make_dataset
-from training.engine import Trainer
+from training.data.cohort import Cohort
+from training.data.torch_datasets import make_dataset
+from training.data.triangles import StoredTriangles
+from training.trainer.arguments import LoopArguments
+from training.trainer.loop import Trainer
+
+from .memory import random_cohort, vocabulary
 
 
 GOAL = 0.02  # of the step's time

@@ -30,11 +30,12 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.data import Cohort
+from training.data.cohort import Cohort
 from training.plan import GB, Setup, footprint
-from training.predict import predict_logits
-from training.stages import finetune, pretrain
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.finetuning import finetune
+from training.trainer.prediction import predict_logits
+from training.trainer.pretraining import pretrain
 
 
 REGIONS, SCANS, LABELS = 116, 16, 30

@@ -18,8 +18,8 @@ from scipy.spatial import cKDTree
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_labels
-from training.sources.images import ImageSource
-from training.workers import Job, run
+from training.preparation.sources.images import ImageSource
+from training.preparation.workers import Job, run
 
 
 SHAPE, SPACING, ORIGIN = (61, 73, 61), 3.0, np.array([-90.0, -126.0, -72.0])  # 3 mm, MNI152's field of view

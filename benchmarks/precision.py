@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import LCMPackedConfig
-from training.data import load_cohort
-from training.predict import predict_logits
-from training.splits import Folds
+from training.data.cohort import load_cohort
+from training.data.folds import Folds
+from training.trainer.prediction import predict_logits
 
 
 LARGEST_LOSS = 0.005  # of AUC, above which a precision is not recommended

@@ -19,8 +19,10 @@ import pandas as pd
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from training.data import load_cohort, make_dataset
-from training.prepare import PrepareArguments, prepare
+from training.data.cohort import load_cohort
+from training.data.torch_datasets import make_dataset
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
 
 
 def write_scans(folder: Path, scans: int, volumes: int, regions: int) -> None:

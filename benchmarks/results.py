@@ -12,11 +12,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.arguments import command_line, parse_arguments
-from training.evaluate import EvaluateArguments, evaluate
+from training.cli import command_line, parse_arguments
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.cross_validation import evaluate
+from training.evaluation.summary import MEAN_OF_GROUPS
 from training.files import write_json, write_text
-from training.report import METRIC_TITLES, by_task, number_text, results_table_markdown
-from training.summary import MEAN_OF_GROUPS
+from training.reporting.results import METRIC_TITLES, by_task, number_text
+from training.reporting.tables import results_table_markdown
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

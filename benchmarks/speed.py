@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference import ReferenceLCM
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import pack
+
+from .reference import ReferenceLCM
 
 
 MODELS = ("ours", "reference")

@@ -22,7 +22,7 @@ from modeling_lcm import (
 )
 from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
 from modeling_lcm.loss_lcm import LayerChoice
-from training.arguments import command_line, parse_arguments, setting
+from training.cli import command_line, parse_arguments, setting
 from training.files import require_new, write_folder, write_json
 
 from .key_mapping import UNUSED, map_tensor

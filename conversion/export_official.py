@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
-from training.arguments import command_line, parse_arguments, setting
+from training.cli import command_line, parse_arguments, setting
 from training.files import require_new, write_folder, write_json
 
 from .convert_official import REPORT, UNUSED_WEIGHTS

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import IGNORE_INDEX, TargetLayout, labelled, read_out, supervised_losses
-from training.arguments import command_line, parse_arguments, setting
+from training.cli import command_line, parse_arguments, setting
 
 
 TOLERANCE = 1e-5  # of a quantity's largest value

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from training.arguments import command_line, parse_arguments, setting
-from training.data import FC_DEFINITION
+from training.cli import command_line, parse_arguments, setting
+from training.data.cohort import FC_DEFINITION
 
 from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle
 from .facts import load_facts

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
-from training.report import markdown_cell
+from training.reporting.tables import markdown_cell
 
 from .results import eval_results, results_table
 
@@ -259,7 +259,7 @@ def dataset_card(
         facts (`dict`): see `hub_cards.facts`.
         repo_id (`str`): where it is published.
         revision (`str`): tag or branch that the snippet loads.
-        description (`str`): what the data set tells of itself; see `training.card`.
+        description (`str`): what the data set tells of itself; see `training.data.card`.
         scans (`int`): number of scans.
         extractor (`FCFeatureExtractor`): the FC definition of all scans.
 

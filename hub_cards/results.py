@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from training.report import METRIC_TITLES, by_task, results_table_markdown
+from training.reporting.results import METRIC_TITLES, by_task
+from training.reporting.tables import results_table_markdown
 
 
 MODEL = "LCM"  # how training.evaluate calls the model

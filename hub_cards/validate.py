@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, load_adapter
 from modeling_lcm.configuration_lcm import SIZES
-from training.data import load_cohort
+from training.data.cohort import load_cohort
 
 from .bundle import Bundle, code_files
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+from modeling_lcm.bei_vocabulary import BEIVariable
+from modeling_lcm.tokenization_bei import BEITokenizer
 
 
 def sex(**changes):

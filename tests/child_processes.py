@@ -19,7 +19,7 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tests.training_fixtures", "training.engine", "training.pretrain", "torch.distributed"]
+    ["tests.training_fixtures", "training.trainer.loop", "training.pretrain", "torch.distributed"]
 )
 
 

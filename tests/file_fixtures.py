@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.data import load_cohort
-from training.prepare import PrepareArguments, prepare
+from training.data.cohort import load_cohort
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
 
 
 HALF_PRECISION = 6e-4

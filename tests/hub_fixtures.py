@@ -28,9 +28,10 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from tests.hub_server import HubServer, running_hub
-from training.arguments import FinetuneArguments
-from training.checkpoints import save_checkpoint
-from training.prepare import PrepareArguments, prepare
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
+from training.trainer.arguments import FinetuneArguments
+from training.trainer.checkpoints import save_checkpoint
 
 
 TOKEN = "hf_secretSecretSecretSecretSecret"

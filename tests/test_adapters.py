@@ -29,15 +29,16 @@ from modeling_lcm import (
     stack_adapter,
     use_adapter,
 )
-from modeling_lcm.modeling_lcm import LCMAttention
+from modeling_lcm.attention_lcm import LCMAttention
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS
-from training.adapters import adapted_modules, is_adapter, with_adapter
-from training.arguments import FinetuneArguments
-from training.checkpoints import load_processor, read_record, save_checkpoint
-from training.data import Cohort
-from training.explain import ExplainArguments, explain
+from training.data.cohort import Cohort
+from training.explanation.arguments import ExplainArguments
+from training.explanation.explain import explain
 from training.predict import main as predict
-from training.predict import predict_table
+from training.trainer.arguments import FinetuneArguments
+from training.trainer.checkpoints import is_adapter, load_processor, read_record, save_checkpoint
+from training.trainer.prediction import predict_table
+from training.trainer.trainable import adapted_modules, with_adapter
 
 
 pytest_plugins = ["tests.training_fixtures"]

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from tests.cohort_layouts import SHAPE, brain_affine
-from training.assemble import summary_of
-from training.data import load_cohort
-from training.merge import MergeArguments, merge
-from training.prepare import PrepareArguments, prepare
+from training.data.cohort import load_cohort
+from training.preparation.arguments import MergeArguments, PrepareArguments
+from training.preparation.assemble import summary_of
+from training.preparation.build import prepare
+from training.preparation.merging import merge
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-import training.baselines
-from training.baselines import (
+import training.evaluation.baselines
+from training.evaluation.baselines import (
     linear_baseline,
     log_linear_baseline,
     majority_baseline,
@@ -19,7 +19,7 @@ from training.baselines import (
     svm_baseline,
     vectorise,
 )
-from training.metrics import classification_metrics, regression_metrics
+from training.evaluation.metrics import classification_metrics, regression_metrics
 
 
 FITTED = [
@@ -28,7 +28,7 @@ FITTED = [
     pytest.param(svm_baseline, id="svm"),
     pytest.param(mlp_baseline, id="mlp"),
 ]
-DATA = Path(training.baselines.__file__).parent / "demo_data" / "lemon-schaefer200"
+DATA = Path(training.evaluation.baselines.__file__).parents[1] / "demo_data" / "lemon-schaefer200"
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def separable() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(autouse=True)
 def _short_mlp(monkeypatch):
     """One penalty and fewer steps, because the tests are about what surrounds the perceptron."""
-    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (10.0,))
-    monkeypatch.setattr(training.baselines, "MLP_STEPS", 300)
+    monkeypatch.setattr(training.evaluation.baselines, "MLP_ALPHA_GRID", (10.0,))
+    monkeypatch.setattr(training.evaluation.baselines, "MLP_STEPS", 300)
 
 
 def symmetric(matrices: np.ndarray) -> np.ndarray:
@@ -127,8 +127,8 @@ def test_shuffled_labels_stay_near_chance(lemon, baseline):
 def test_linear_baseline_projection_equals_fit_on_all_edges(separable, kind, monkeypatch):
     connectivity, labels = separable
     train = np.arange(60) % 6 == 0  # 10 scans, 28 edges: fewer scans than edges, as in reality
-    monkeypatch.setattr(training.baselines, "LOGISTIC_C_GRID", (0.1,))
-    monkeypatch.setattr(training.baselines, "RIDGE_ALPHA_GRID", (10.0,))
+    monkeypatch.setattr(training.evaluation.baselines, "LOGISTIC_C_GRID", (0.1,))
+    monkeypatch.setattr(training.evaluation.baselines, "RIDGE_ALPHA_GRID", (10.0,))
     scaler = StandardScaler().fit(vectorise(connectivity[train]))
     train_edges, test_edges = (
         scaler.transform(vectorise(connectivity[train])),
@@ -167,13 +167,13 @@ def test_groups_keep_people_together(separable, monkeypatch, baseline):
     people = np.arange(60) // 3
     seen = []
 
-    class Recorder(training.baselines.StratifiedGroupKFold):
+    class Recorder(training.evaluation.baselines.StratifiedGroupKFold):
         def split(self, X, y=None, groups=None):
             for train, test in super().split(X, y, groups):
                 seen.append((set(people[train]), set(people[test])))
                 yield train, test
 
-    monkeypatch.setattr(training.baselines, "StratifiedGroupKFold", Recorder)
+    monkeypatch.setattr(training.evaluation.baselines, "StratifiedGroupKFold", Recorder)
     baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
     assert len(seen) >= 3
     assert all(not train & test for train, test in seen)
@@ -205,7 +205,7 @@ def test_svm_probabilities_keep_the_order_of_the_decision_function(separable):
     scaler = StandardScaler().fit(vectorise(connectivity[train]))
     edges, others = (scaler.transform(vectorise(connectivity[rows])) for rows in (train, ~train))
     orders = []
-    for strength in training.baselines.SVM_C_GRID:
+    for strength in training.evaluation.baselines.SVM_C_GRID:
         model = LinearSVC(C=strength, class_weight="balanced").fit(edges, labels[train])
         orders.append(spearmanr(model.decision_function(others), found).statistic)
     assert max(orders) > 0.999
@@ -214,7 +214,7 @@ def test_svm_probabilities_keep_the_order_of_the_decision_function(separable):
 @pytest.mark.parametrize("baseline", FITTED)
 def test_a_rare_class_is_not_left_out(separable, monkeypatch, baseline):
     """One person in five has the class, and is told apart by one edge of 28: weights keep the probability up."""
-    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (0.1,))
+    monkeypatch.setattr(training.evaluation.baselines, "MLP_ALPHA_GRID", (0.1,))
     connectivity, labels = separable
     kept = np.flatnonzero((labels == 0) | (np.arange(60) % 4 == 0))
     probabilities = baseline(connectivity[kept], labels[kept], connectivity[labels == 1])
@@ -223,7 +223,7 @@ def test_a_rare_class_is_not_left_out(separable, monkeypatch, baseline):
 
 def test_mlp_learns_what_no_linear_model_can(monkeypatch):
     """The label is the product of two edges."""
-    monkeypatch.setattr(training.baselines, "MLP_ALPHA_GRID", (0.1, 10.0))
+    monkeypatch.setattr(training.evaluation.baselines, "MLP_ALPHA_GRID", (0.1, 10.0))
     rng = np.random.default_rng(1)
     connectivity = symmetric(rng.uniform(-0.05, 0.05, (400, 6, 6)))
     first, second = rng.choice([-0.5, 0.5], (2, 400))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+from modeling_lcm.bei_vocabulary import BEIVariable
+from modeling_lcm.tokenization_bei import BEITokenizer
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)

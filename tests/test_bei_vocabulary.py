@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+from modeling_lcm.bei_vocabulary import BEIVariable
+from modeling_lcm.tokenization_bei import BEITokenizer
 from tests.bei_fixtures import age, diagnosis, sex
 
 

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cohort_layouts import brain_affine, signals_of, write_image, write_label_image, write_xcpd
-from training.assemble import summary_of
-from training.data import Cohort, load_cohort
-from training.prepare import PrepareArguments, main, prepare
-from training.sources.bids import bids_source
-from training.sources.entities import BIDSFile, choose, one_version, parse_selection
-from training.sources.images import confounds_path, region_coverage
-from training.sources.parcels import without_censored
+from training.data.cohort import Cohort, load_cohort
+from training.preparation.arguments import PrepareArguments
+from training.preparation.assemble import summary_of
+from training.preparation.build import prepare
+from training.preparation.sources.bids import bids_source
+from training.preparation.sources.entities import BIDSFile, choose, one_version, parse_selection
+from training.preparation.sources.images import confounds_path, region_coverage
+from training.preparation.sources.parcels import without_censored
+from training.prepare import main
 
 
 REGIONS = 10

@@ -10,8 +10,8 @@ import scipy.io
 from modeling_lcm.atlases import region_names
 from tests.cohort_layouts import signals_of
 from tests.file_fixtures import cells, check, conn, fc, names_of_cells
-from training.sources.arrays import read_array
-from training.sources.netcc import read_netcc
+from training.preparation.sources.arrays import read_array
+from training.preparation.sources.netcc import read_netcc
 
 
 pytest_plugins = ["tests.file_fixtures"]

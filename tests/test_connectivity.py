@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from modeling_lcm.connectivity import SCANS_PER_BLOCK, connectivity_from_triangle
-from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor, compute_connectivity
+from modeling_lcm.connectivity import SCANS_PER_BLOCK, compute_connectivity, connectivity_from_triangle
+from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
 from tests.scan_fixtures import NAMES, make_scan, pearson
 
 

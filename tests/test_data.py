@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
-from training.data import Cohort, join_scans, load_cohort
-from training.harmonise import harmonise
-from training.merge import MergeArguments, merge
-from training.prepare import PrepareArguments, prepare
-from training.workers import standardise
+from training.data.cohort import Cohort, join_scans, load_cohort
+from training.data.harmonise import harmonise
+from training.preparation.arguments import MergeArguments, PrepareArguments
+from training.preparation.build import prepare
+from training.preparation.merging import merge
+from training.preparation.workers import standardise
 
 
 pytest_plugins = ["tests.training_fixtures"]

@@ -11,9 +11,10 @@ import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from tests.training_fixtures import REGIONS, SHORT
-from training.arguments import LoopArguments
-from training.data import Cohort, ConnectomeDataset, make_dataset
-from training.engine import Trainer
+from training.data.cohort import Cohort
+from training.data.torch_datasets import ConnectomeDataset, make_dataset
+from training.trainer.arguments import LoopArguments
+from training.trainer.loop import Trainer
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -307,8 +308,8 @@ def test_mixup_weighs_both_scans_and_their_labels(cohort: Cohort, monkeypatch: p
     counts = (batch["labels"] != -100).sum(0)
     trainer = Trainer(model, data, None, arguments(mixup=1.0))
     share, partner = torch.tensor(0.3), torch.arange(8).flip(0)
-    monkeypatch.setattr("training.engine.Beta.sample", lambda self: share)
-    monkeypatch.setattr("training.engine.torch.randperm", lambda *size, **options: partner)
+    monkeypatch.setattr("training.trainer.loop.Beta.sample", lambda self: share)
+    monkeypatch.setattr("training.trainer.loop.torch.randperm", lambda *size, **options: partner)
     found = trainer._loss(batch, counts)
     mixed = 0.3 * batch["connectivity"] + 0.7 * batch["connectivity"][partner]
     own, other = (

@@ -10,20 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import training.evaluate
-import training.fold
+import training.evaluation.cross_validation
+import training.evaluation.design
+import training.evaluation.fold
 from tests.training_fixtures import PEOPLE, SHORT
 from training import evaluate
-from training.arguments import FinetuneArguments
-from training.checkpoints import read_record, save_checkpoint
-from training.comparison import FITTED
-from training.data import Cohort
-from training.evaluate import EvaluateArguments
-from training.fold import few_labelled
-from training.protocol import Design, Rows, make_task
-from training.runs import record_of
-from training.splits import Folds
-from training.stages import finetune
+from training.data.cohort import Cohort
+from training.data.folds import Folds
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.comparison import FITTED
+from training.evaluation.design import Design, Rows, make_task
+from training.evaluation.fold import few_labelled
+from training.trainer.arguments import FinetuneArguments
+from training.trainer.checkpoints import read_record, save_checkpoint
+from training.trainer.finetuning import finetune
+from training.trainer.runs import record_of
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -51,7 +52,7 @@ def test_evaluate_end_to_end(
         return finetune(shown, rows, *args, **rest)
 
     monkeypatch.setitem(FITTED, "linear", ("linear", record_subjects))
-    monkeypatch.setattr(training.fold, "finetune", record_labels)
+    monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
     flags = [f"--{name}={getattr(arguments, name)}" for name in ("data", "output", "pretrain", "finetune", "n_folds")]
     evaluate.main(flags)
     assert "LCM" in capsys.readouterr().out
@@ -88,7 +89,7 @@ def test_evaluate_end_to_end(
 def test_few_labels_are_the_same_for_every_member(
     evaluate_arguments: Callable[..., EvaluateArguments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    design = training.evaluate.make_design(evaluate_arguments())
+    design = training.evaluation.design.make_design(evaluate_arguments())
     chosen = few_labelled(design, np.arange(4, PEOPLE))
     assert np.bincount(design.tasks[0].truth(chosen)).tolist() == [4, 4]
     assert chosen.min() >= 4
@@ -99,8 +100,8 @@ def test_few_labels_are_the_same_for_every_member(
         labelled.append((tuning.seed, shown.table["group"].iloc[rows].notna().tolist()))
         return finetune(shown, rows, tuning, **rest)
 
-    monkeypatch.setattr(training.fold, "finetune", record_labels)
-    training.evaluate.evaluate(evaluate_arguments(ensemble=2))
+    monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
+    training.evaluation.cross_validation.evaluate(evaluate_arguments(ensemble=2))
     assert [seed for seed, _ in labelled] == [0, 1, 0, 1]
     assert labelled[0][1] == labelled[1][1]
     assert labelled[2][1] == labelled[3][1]
@@ -114,7 +115,7 @@ def test_pretrained_task_is_scored_in_the_order_of_the_task(
         pretraining={"categorical": ["group"], "continuous": [], "epochs": 15, "learning_rate": 5e-3},
         finetuning={"labels": ["B", "A"], "labels_per_class": None, "learning_rate": 1e-3},
     )
-    metrics = training.evaluate.evaluate(arguments)
+    metrics = training.evaluation.cross_validation.evaluate(arguments)
     assert metrics["protocol"]["labels"] == ["B", "A"]
     assert metrics["models"]["LCM"]["roc_auc"]["mean"] > 0.8
 
@@ -126,7 +127,7 @@ def test_evaluate_regression_with_missing_values(
     arguments = evaluate_arguments(
         finetuning={"task": "score", "kind": "continuous", "epochs": 20, "learning_rate": 5e-3}
     )
-    metrics = training.evaluate.evaluate(arguments)
+    metrics = training.evaluation.cross_validation.evaluate(arguments)
     assert set(metrics["models"]) == {"LCM", "linear", "mean"}
     assert metrics["n_scans"] == PEOPLE - 2
     assert metrics["models"]["LCM"]["mae"]["mean"] < metrics["models"]["mean"]["mae"]["mean"]
@@ -135,7 +136,7 @@ def test_evaluate_regression_with_missing_values(
 def test_evaluate_resume_keeps_finished_folds(
     evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, run_fold, started = evaluate_arguments(), training.evaluate.run_fold, []
+    arguments, run_fold, started = evaluate_arguments(), training.evaluation.cross_validation.run_fold, []
 
     def count(design: Design, rows: Rows, folder: Path, fold: int, repeat: int) -> dict:
         started.append(fold)
@@ -143,49 +144,49 @@ def test_evaluate_resume_keeps_finished_folds(
             raise KeyboardInterrupt
         return run_fold(design, rows, folder, fold, repeat)
 
-    monkeypatch.setattr(training.evaluate, "run_fold", count)
+    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", count)
     with pytest.raises(KeyboardInterrupt):
-        training.evaluate.evaluate(arguments)
+        training.evaluation.cross_validation.evaluate(arguments)
     assert not (tmp_path / "folds" / "metrics.json").exists()
     with pytest.raises(FileExistsError, match="already holds results"):
-        training.evaluate.evaluate(arguments)
-    metrics = training.evaluate.evaluate(replace(arguments, resume=True))
+        training.evaluation.cross_validation.evaluate(arguments)
+    metrics = training.evaluation.cross_validation.evaluate(replace(arguments, resume=True))
     assert started == [0, 1, 1]
     assert len(metrics["models"]["LCM"]["accuracy"]["per_fold"]) == 2
     changed = evaluate_arguments(finetuning={"epochs": 3}, resume=True)
     with pytest.raises(ValueError, match=r"made with other settings of fine-tuning .*settings\.json"):
-        training.evaluate.evaluate(changed)
+        training.evaluation.cross_validation.evaluate(changed)
 
 
 def test_refused_evaluation_leaves_its_output_free(
     evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError):
-        training.evaluate.evaluate(evaluate_arguments(n_folds=100))
+        training.evaluation.cross_validation.evaluate(evaluate_arguments(n_folds=100))
     with pytest.raises(ValueError, match="no phenotype 'nosuch'"):
-        training.evaluate.evaluate(evaluate_arguments(harmonise="nosuch"))
+        training.evaluation.cross_validation.evaluate(evaluate_arguments(harmonise="nosuch"))
     assert not (tmp_path / "folds").exists()
 
 
 def test_resume_refuses_other_data(
     evaluate_arguments: Callable[..., EvaluateArguments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, load_cohort = evaluate_arguments(), training.evaluate.load_cohort
+    arguments, load_cohort = evaluate_arguments(), training.evaluation.cross_validation.load_cohort
 
     def stop(*args: Any) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.evaluate, "run_fold", stop)
+    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", stop)
     with pytest.raises(KeyboardInterrupt):
-        training.evaluate.evaluate(arguments)
+        training.evaluation.cross_validation.evaluate(arguments)
 
     def changed(folder: str) -> Cohort:
         cohort = load_cohort(folder)
         return replace(cohort, table=cohort.table.assign(age=cohort.table["age"][::-1].to_numpy()))
 
-    monkeypatch.setattr(training.evaluate, "load_cohort", changed)
+    monkeypatch.setattr(training.evaluation.design, "load_cohort", changed)
     with pytest.raises(ValueError, match=r"made with other settings of data \(content\)"):
-        training.evaluate.evaluate(replace(arguments, resume=True))
+        training.evaluation.cross_validation.evaluate(replace(arguments, resume=True))
 
 
 def test_two_of_three_labels(cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +219,7 @@ def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
 ) -> None:
     settings = {"checkpoint": str(pretrained)}
     with pytest.raises(ValueError, match=r"was trained on 24 of the test subjects, 0001 among them"):
-        training.evaluate.evaluate(evaluate_arguments(finetuning=settings, pretrain=None))
+        training.evaluation.cross_validation.evaluate(evaluate_arguments(finetuning=settings, pretrain=None))
     # Fine-tuned once more on others: still made of a model that has seen everybody.
     tuning = FinetuneArguments(**{**SHORT, "epochs": 1, "checkpoint": str(pretrained), "task": "sex"})
     rows = np.arange(4)
@@ -228,7 +229,7 @@ def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
         finetuning={"checkpoint": str(tmp_path / "again")}, pretrain=None, output=str(tmp_path / "other")
     )
     with pytest.raises(ValueError, match="was trained on 24 of the test subjects"):
-        training.evaluate.evaluate(other)
+        training.evaluation.cross_validation.evaluate(other)
 
 
 def test_evaluate_with_a_checkpoint_of_other_people(
@@ -238,14 +239,16 @@ def test_evaluate_with_a_checkpoint_of_other_people(
     use_table: Callable[..., Cohort],
 ) -> None:
     use_table(subject_id="new-" + cohort.table["subject_id"])
-    metrics = training.evaluate.evaluate(evaluate_arguments(finetuning={"checkpoint": str(pretrained)}, pretrain=None))
+    metrics = training.evaluation.cross_validation.evaluate(
+        evaluate_arguments(finetuning={"checkpoint": str(pretrained)}, pretrain=None)
+    )
     assert metrics["protocol"]["pretraining"] == str(pretrained)
     with pytest.raises(ValueError, match="No checkpoint was given"):
-        training.evaluate.evaluate(evaluate_arguments(pretrain=None, output="unused"))
+        training.evaluation.cross_validation.evaluate(evaluate_arguments(pretrain=None, output="unused"))
 
 
 def test_evaluate_with_two_precisions(evaluate_arguments: Callable[..., EvaluateArguments]) -> None:
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(pretraining={"mixed_precision": "bf16", "epochs": 1}, finetuning={"epochs": 1})
     )
     assert np.isfinite(metrics["models"]["LCM"]["roc_auc"]["mean"])
@@ -257,7 +260,7 @@ def test_shuffled_labels_score_at_chance(
     """No path from test labels to training: with labels that mean nothing, no model is better than chance."""
     rng = np.random.default_rng(0)
     use_table(noise=rng.permutation(["p", "q"] * (PEOPLE // 2)), group=rng.permutation(cohort.table["group"]))
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(
             {"task": "noise", "epochs": 8, "learning_rate": 5e-3, "labels_per_class": None}, repeats=3, resamples=100
         )
@@ -271,7 +274,7 @@ def test_shuffled_labels_score_at_chance(
 def test_seen_subjects_may_be_allowed_and_are_reported(
     pretrained: Path, evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
 ) -> None:
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         evaluate_arguments({"checkpoint": str(pretrained)}, pretrain=None, allow_seen_subjects=True)
     )
     assert "The column 'score' alone tells 'group'" in metrics["notes"][0]

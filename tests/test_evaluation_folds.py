@@ -10,22 +10,25 @@ import pandas as pd
 import pytest
 
 import training.evaluate
+import training.evaluation.cross_validation
+import training.evaluation.design
 from tests.training_fixtures import PEOPLE, Study
-from training.checkpoints import read_record
-from training.data import Cohort
-from training.evaluate import EvaluateArguments
-from training.metrics import classification_metrics
-from training.pooling import pool
-from training.prepare import PrepareArguments, prepare
-from training.report import by_task
-from training.splits import Folds, make_folds
+from training.data.cohort import Cohort
+from training.data.combine import pool
+from training.data.folds import Folds, make_folds
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.metrics import classification_metrics
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
+from training.reporting.results import by_task
+from training.trainer.checkpoints import read_record
 
 
 pytest_plugins = ["tests.training_fixtures"]
 
 
 def test_repeats_and_ensembles(pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path) -> None:
-    metrics = training.evaluate.evaluate(pretraining_only(tasks=["group"], repeats=2, ensemble=2))
+    metrics = training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["group"], repeats=2, ensemble=2))
     result = by_task(metrics)["group"]
     assert len(result["models"]["LCM"]["accuracy"]["per_fold"]) == 4
     assert len(set(result["protocol"]["split_checksum"])) == 2
@@ -50,7 +53,7 @@ def test_repeats_and_ensembles(pretraining_only: Callable[..., EvaluateArguments
 
 
 def test_leave_site_out(pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path, cohort: Cohort) -> None:
-    metrics = training.evaluate.evaluate(pretraining_only(split="leave_site_out", tasks=["group"]))
+    metrics = training.evaluation.cross_validation.evaluate(pretraining_only(split="leave_site_out", tasks=["group"]))
     assert by_task(metrics)["group"]["protocol"]["split"] == "one site left out at a time"
     table = pd.read_csv(tmp_path / "folds" / "predictions_group.tsv", sep="\t", dtype={"subject_id": str})
     sites = cohort.table.set_index("subject_id")["site"]
@@ -62,7 +65,7 @@ def test_a_person_with_two_ids_stays_on_one_side(
 ) -> None:
     family = [None if number % 4 == 3 else f"family {number // 2 % 8}" for number in range(PEOPLE)]
     use_table(family=family)
-    design = training.evaluate.make_design(pretraining_only(same_person="family"))
+    design = training.evaluation.design.make_design(pretraining_only(same_person="family"))
     recorded = design.cohort.table["recorded_subject_id"]
     assert recorded.nunique() == PEOPLE
     for seed in range(5):
@@ -73,10 +76,10 @@ def test_a_person_with_two_ids_stays_on_one_side(
             assert not known[0] & known[1]
             assert len(train) + len(test) == PEOPLE
     with pytest.raises(ValueError, match="same_person names the column 'twin', which is not in the data"):
-        training.evaluate.make_design(pretraining_only(same_person="twin"))
+        training.evaluation.design.make_design(pretraining_only(same_person="twin"))
     use_table(all="one")
     with pytest.raises(ValueError, match="all scans are one person"):
-        training.evaluate.make_design(pretraining_only(same_person="all"))
+        training.evaluation.design.make_design(pretraining_only(same_person="all"))
 
 
 def test_other_cohorts_join_the_pretraining_without_tested_people(
@@ -87,12 +90,12 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
 ) -> None:
     use_table(same_person_in_other=[None, None, "p0", None, None, None, "p2", *[None] * (PEOPLE - 7)])
     arguments = pretraining_only({"categorical": ["sex", "disease"]}, train_data=[str(other_cohort)])
-    design = training.evaluate.make_design(arguments)
+    design = training.evaluation.design.make_design(arguments)
     assert [task.name for task in design.tasks] == ["sex", "age"]  # nobody who is tested has a disease record
     assert (design.num_tested, len(design.cohort.table)) == (PEOPLE, 2 * PEOPLE)
     ids = design.cohort.table["subject_id"].tolist()
     assert (ids[PEOPLE], ids[PEOPLE + 1], ids[PEOPLE + 2]) == ("0003", "other/p1", "0007")
-    metrics = training.evaluate.evaluate(arguments)
+    metrics = training.evaluation.cross_validation.evaluate(arguments)
     assert by_task(metrics)["sex"]["n_subjects"] == PEOPLE
     assert metrics["protocol"]["other_cohorts"].startswith("24 scans of")
     folds = Folds.load(tmp_path / "folds" / "splits.json")
@@ -123,7 +126,7 @@ def test_cohorts_that_do_not_fit(
         )
     )
     with pytest.raises(ValueError, match=r"cannot join the training .* atlas is 'another-10' there and 'made-up-10'"):
-        training.evaluate.make_design(pretraining_only(train_data=[str(other)]))
+        training.evaluation.design.make_design(pretraining_only(train_data=[str(other)]))
     cohort.table["site"] = np.arange(PEOPLE)
     with pytest.raises(ValueError, match=r"'site' holds numbers in one of .*, text in the other"):
         pool(cohort, "here", [str(dataset)])
@@ -136,7 +139,7 @@ def test_external_data_are_predicted_by_models_of_the_whole_cohort(
     tmp_path: Path,
 ) -> None:
     use_table(same_person_in_other=[None, None, "p0", None, None, None, "p2", *[None] * (PEOPLE - 7)])
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(
             {"epochs": 15, "learning_rate": 5e-3, "labels_per_class": None}, external=[str(other_cohort)]
         )
@@ -158,7 +161,7 @@ def test_external_data_without_the_task(
 ) -> None:
     arguments = evaluate_arguments({"task": "score", "kind": "continuous", "epochs": 1}, external=[str(other_cohort)])
     with pytest.raises(ValueError, match="has no value of score that the tested cohort knows"):
-        training.evaluate.evaluate(arguments)
+        training.evaluation.cross_validation.evaluate(arguments)
 
 
 @pytest.mark.parametrize(
@@ -197,21 +200,25 @@ def test_cohorts_that_cannot_be_evaluated(
 ) -> None:
     use_table(**{column: values})
     with pytest.raises(ValueError, match=message):
-        training.evaluate.evaluate(pretraining_only(tasks=[column], stratify=None if column == "group" else "group"))
+        training.evaluation.cross_validation.evaluate(
+            pretraining_only(tasks=[column], stratify=None if column == "group" else "group")
+        )
 
 
 def test_folds_that_cannot_be_evaluated(
     pretraining_only: Callable[..., EvaluateArguments], use_table: Callable[..., Cohort], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="must lie between 2 and 24, the number of subjects; got 25"):
-        training.evaluate.evaluate(pretraining_only(n_folds=25, output=str(tmp_path / "a")))
+        training.evaluation.cross_validation.evaluate(pretraining_only(n_folds=25, output=str(tmp_path / "a")))
     use_table(site=["x"] * 13 + ["y"] * 11, sex=["M", "F"] * 6 + ["M"] + ["F"] * 11)
     with pytest.raises(ValueError, match="No training subject of fold 0 has M of 'sex'"):
-        training.evaluate.evaluate(pretraining_only(split="leave_site_out", output=str(tmp_path / "b")))
+        training.evaluation.cross_validation.evaluate(
+            pretraining_only(split="leave_site_out", output=str(tmp_path / "b"))
+        )
     use_table(age=[30.0, 40.0] + [None] * (PEOPLE - 2))
     folds = Folds((("0020", "0021"),), 0)
     folds.save(tmp_path / "splits.json")
     with pytest.raises(ValueError, match="No test subject has a value of 'age'"):
-        training.evaluate.evaluate(
+        training.evaluation.cross_validation.evaluate(
             pretraining_only(tasks=["age"], splits=str(tmp_path / "splits.json"), output=str(tmp_path / "c"))
         )

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import training.evaluate
+import training.evaluation.cross_validation
 from hub_cards.results import eval_results, load_results, results_table
 from modeling_lcm import BEIVariable
 from tests.training_fixtures import PEOPLE
-from training.comparison import SCRATCH
-from training.data import Cohort
-from training.evaluate import EvaluateArguments
-from training.fold import OPTIMISTIC, as_predictions
-from training.protocol import Task
-from training.report import by_task
+from training.data.cohort import Cohort
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.comparison import SCRATCH
+from training.evaluation.design import Task
+from training.evaluation.fold import OPTIMISTIC, as_predictions
+from training.reporting.results import by_task
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -29,7 +30,7 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
 ) -> None:
     finetuning = {"labels_per_class": None, "lora_rank": 2, "pseudo_labels": "model", "epochs": 3}
     every = ["majority", "linear", "svm", "scratch"]  # the perceptron takes longer, and has tests of its own
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(finetuning, baselines=every, optimistic=True, resamples=50, title="All | of <them>")
     )
     models = metrics["models"]
@@ -70,7 +71,7 @@ def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
     settings = {"tasks": ["group", "age"], "baselines": ["majority"]}
     honest, watched = (
         by_task(
-            training.evaluate.evaluate(
+            training.evaluation.cross_validation.evaluate(
                 pretraining_only({"epochs": 3}, optimistic=watch, output=str(tmp_path / str(watch)), **settings)
             )
         )
@@ -88,7 +89,7 @@ def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
 def test_pretrained_variables_are_scored_beside_baselines(
     pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path, cohort: Cohort
 ) -> None:
-    metrics = training.evaluate.evaluate(
+    metrics = training.evaluation.cross_validation.evaluate(
         pretraining_only({"epochs": 25, "learning_rate": 5e-3, "continuous": ["age", "score"]})
     )
     tasks = by_task(metrics)
@@ -115,11 +116,11 @@ def test_pretrained_variables_are_scored_beside_baselines(
 def test_tasks_restrict_what_is_scored_and_no_checkpoint_stays(
     pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path
 ) -> None:
-    metrics = training.evaluate.evaluate(pretraining_only(tasks=["age"], keep_checkpoints=False))
+    metrics = training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["age"], keep_checkpoints=False))
     assert list(by_task(metrics)) == ["age"]
     assert sorted(path.name for path in (tmp_path / "folds" / "fold_0").iterdir()) == ["result.json"]
     with pytest.raises(ValueError, match="The tasks site are not pretrained; those are sex, group, age"):
-        training.evaluate.evaluate(pretraining_only(tasks=["site"], output=str(tmp_path / "b")))
+        training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["site"], output=str(tmp_path / "b")))
 
 
 def test_labels_are_matched_by_name() -> None:
@@ -139,7 +140,9 @@ def test_groups_leave_out_people_of_whom_nothing_is_recorded(
 ) -> None:
     sex = cohort.table["sex"].astype(object).tolist()
     use_table(sex=[None, *sex[1:]])
-    metrics = training.evaluate.evaluate(pretraining_only({"categorical": ["group"]}, tasks=["group"]))
+    metrics = training.evaluation.cross_validation.evaluate(
+        pretraining_only({"categorical": ["group"]}, tasks=["group"])
+    )
     counts = {value: group["n_subjects"] for value, group in metrics["tasks"]["group"]["groups"]["sex"].items()}
     assert counts.pop("(mean, weighted by people)") == sum(counts.values()) == PEOPLE - 1
     # Every fold shows its first numbers as soon as they are there.

@@ -13,13 +13,14 @@ from modeling_lcm import LCMForMultitaskPretraining
 from modeling_lcm.atlases import ATLASES, region_names
 from tests.training_fixtures import PEOPLE, REGIONS, SHORT, TINY
 from training import explain
-from training.association import Maps, permutation_test, stability
-from training.data import Cohort
-from training.evaluate import evaluate
-from training.explain import ExplainArguments, attention_by_scan, best_layer, rollout
-from training.explain_report import _connections_caption
-from training.protocol import EvaluateArguments
-from training.regions import network_of, networks_of
+from training.data.cohort import Cohort
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.cross_validation import evaluate
+from training.explanation.arguments import ExplainArguments
+from training.explanation.association import Maps, permutation_test, stability
+from training.explanation.attention import attention_by_scan, best_layer, rollout
+from training.explanation.report import _connections_caption
+from training.reporting.networks import network_of, networks_of
 
 
 pytest_plugins = ["tests.training_fixtures"]

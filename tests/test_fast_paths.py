@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, attention_lcm
 from modeling_lcm import modeling_lcm as modeling
 from modeling_lcm.attention_lcm import FoldedAttention, LCMAttention
-from modeling_lcm.modeling_lcm import LCMStem
+from modeling_lcm.stem_lcm import LCMStem
 
 
 SHAPES = st.fixed_dictionaries(

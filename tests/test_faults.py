@@ -18,15 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import training.engine
-import training.resume
+import training.trainer.checkpoint_store
+import training.trainer.loop
 from tests.child_processes import run_one
 from tests.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
 from training import predict, pretrain
-from training.data import Cohort, load_cohort
-from training.engine import Trainer
+from training.data.cohort import Cohort, load_cohort
 from training.files import require_writable, write_folder
-from training.resume import CheckpointStore, find_damage, read_manifest
+from training.trainer.checkpoint_store import CheckpointStore, find_damage, read_manifest
+from training.trainer.loop import Trainer
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -90,7 +90,7 @@ def train_until_death(dataset: Path, folder: Path, epochs: int, death: tuple[str
             _die_in_call(trainer, "_step", number, seconds)
         else:
             owner, _, name = place.rpartition(".")
-            target = getattr(training.resume, owner) if owner else training.resume
+            target = getattr(training.trainer.checkpoint_store, owner) if owner else training.trainer.checkpoint_store
             _die_in_call(target, name, number, seconds)
     write_result(trainer, trainer.train(), folder)
 

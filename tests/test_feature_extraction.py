@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from modeling_lcm import connectivity as connectivity_module
 from modeling_lcm import feature_extraction_lcm
-from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor, compute_connectivity
+from modeling_lcm.connectivity import compute_connectivity
+from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
 from tests.scan_fixtures import NAMES, make_scan, pearson
 
 

@@ -17,12 +17,13 @@ from peft import PeftModel
 
 from modeling_lcm import LCMForSequenceClassification, load_adapter
 from tests.training_fixtures import ATLAS, PEOPLE, Study
-from training.arguments import FinetuneArguments
-from training.checkpoints import load_processor, read_record
-from training.data import Cohort
+from training.data.cohort import Cohort
 from training.estimator import LCMClassifier
-from training.prepare import PrepareArguments, prepare
-from training.stages import finetune
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
+from training.trainer.arguments import FinetuneArguments
+from training.trainer.checkpoints import load_processor, read_record
+from training.trainer.finetuning import finetune
 
 
 pytest_plugins = ["tests.training_fixtures"]

@@ -13,14 +13,15 @@ import torch
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import TargetLayout, balanced_class_weights, multitask_loss, supervised_losses
 from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
-from training.adapters import with_adapter
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.augment import WindowDataset, training_dataset
-from training.data import Cohort
-from training.engine import Trainer
-from training.optimizers import freeze, parameter_groups, set_training_mode
-from training.predict import predict_logits
-from training.stages import finetune, pretrain
+from training.data.cohort import Cohort
+from training.data.torch_datasets import WindowDataset
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.batches import training_dataset
+from training.trainer.finetuning import finetune
+from training.trainer.loop import Trainer
+from training.trainer.prediction import predict_logits
+from training.trainer.pretraining import pretrain
+from training.trainer.trainable import freeze, parameter_groups, set_training_mode, with_adapter
 
 
 pytest_plugins = ["tests.training_fixtures"]

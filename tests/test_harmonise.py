@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import training.evaluate
-import training.fold
+import training.evaluation.design
+import training.evaluation.fold
 from tests.training_fixtures import PEOPLE, SHORT, TINY
-from training.data import Cohort
-from training.harmonise import harmonise
-from training.splits import Folds
+from training.data.cohort import Cohort
+from training.data.folds import Folds
+from training.data.harmonise import harmonise
 
 
 pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
@@ -27,7 +27,7 @@ def two_scanners(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> Cohort:
     triangles = cohort.triangles[:].astype(np.float32)
     triangles[is_y] = np.clip(triangles[is_y] * 0.5 + 0.3, -1, 1)
     shifted = replace(cohort, triangles=triangles.astype(np.float16))
-    monkeypatch.setattr(training.evaluate, "load_cohort", lambda folder: shifted)
+    monkeypatch.setattr(training.evaluation.design, "load_cohort", lambda folder: shifted)
     return shifted
 
 
@@ -54,9 +54,9 @@ def test_every_fold_is_harmonised_by_its_training_scans(
         given.append((cohort, rows))
         return predict(model, cohort, rows, batch_size)
 
-    predict = training.fold.predict_logits
-    monkeypatch.setattr(training.fold, "harmonise", watched)
-    monkeypatch.setattr(training.fold, "predict_logits", watched_prediction)
+    predict = training.evaluation.fold.predict_logits
+    monkeypatch.setattr(training.evaluation.fold, "harmonise", watched)
+    monkeypatch.setattr(training.evaluation.fold, "predict_logits", watched_prediction)
     config = write_config("pretrain", **{**TINY, **SHORT, "epochs": 1, "categorical": ["sex", "group"]})
     settings = f"--data {dataset} --output {tmp_path / 'folds'} --pretrain {config} --stratify group --n_folds 2"
     training.evaluate.main([*settings.split(), "--harmonise", "site", "--finetune", ""])

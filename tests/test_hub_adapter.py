@@ -11,12 +11,14 @@ from torch import Tensor
 from modeling_lcm import FCFeatureExtractor, save_adapter
 from modeling_lcm.atlases import region_names
 from tests.hub_fixtures import TASK_LABELS, Client
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.checkpoints import save_checkpoint
-from training.data import Cohort, to_matrices
+from training.data.cohort import Cohort
+from training.data.triangles import to_matrices
 from training.demo import DEMO_DATA
-from training.predict import predict_logits
-from training.stages import finetune, pretrain
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.checkpoints import save_checkpoint
+from training.trainer.finetuning import finetune
+from training.trainer.prediction import predict_logits
+from training.trainer.pretraining import pretrain
 
 
 pytest_plugins = ["tests.hub_fixtures"]

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from hub_cards.bundle import public_record
-from training.checkpoints import read_record
-from training.data import Cohort
-from training.identity import hash_names, scan_names, seen_people
-from training.leakage import leaking_columns, refuse_seen_subjects
-from training.runs import record_of
+from training.data.cohort import Cohort
+from training.data.identity import hash_names, scan_names, seen_people
+from training.data.leakage import leaking_columns
+from training.evaluation.cross_validation import refuse_seen_subjects
+from training.trainer.checkpoints import read_record
+from training.trainer.runs import record_of
 
 
 pytest_plugins = ["tests.training_fixtures"]

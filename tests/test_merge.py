@@ -12,18 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import training.workers
+import training.preparation.workers
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_names
 from tests.cohort_layouts import signals_of
-from training.data import load_cohort
-from training.merge import MergeArguments, merge
-from training.prepare import PrepareArguments, prepare
-from training.quality import Rules, Statistics, find_duplicates, homotopic_pairs, measure, shift_against
-from training.sources.base import Scan, Source
-from training.splits import Folds, leave_site_out, main, official_folds
-from training.store import Shard, ShardWriter
-from training.workers import Job, run
+from training.data.cohort import load_cohort
+from training.data.folds import Folds, leave_site_out, official_folds
+from training.preparation.arguments import MergeArguments, PrepareArguments
+from training.preparation.build import prepare
+from training.preparation.merging import merge
+from training.preparation.quality import Rules, Statistics, find_duplicates, homotopic_pairs, measure, shift_against
+from training.preparation.shards import Shard, ShardWriter
+from training.preparation.sources.base import Scan, Source
+from training.preparation.workers import Job, run
+from training.splits import main
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -263,7 +265,7 @@ class DeadlySource(Source):
 
 @pytest.mark.slow
 def test_killed_worker_costs_its_scan_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.workers, "CHUNK", 4)
+    monkeypatch.setattr(training.preparation.workers, "CHUNK", 4)
     source = DeadlySource(pd.DataFrame(index=range(20)), [""] * 20)
     job = Job(source, FCFeatureExtractor(num_regions=10), np.empty((0, 2), dtype=int))
     results = {result.row: result for result in run(job, list(range(20)), workers=2)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import UndefinedMetricWarning
 
-from training.metrics import (
+from training.evaluation.metrics import (
     ClassificationMetric,
     RegressionMetric,
     classification_metrics,

@@ -14,14 +14,15 @@ from scipy.stats import zscore
 from modeling_lcm.atlases import region_labels, region_names
 from tests.cohort_layouts import signals_of
 from tests.file_fixtures import cells, check, conn, fc, frame, lower, names_of_cells, quality_of
-from training.assemble import summary_of
-from training.data import load_cohort
-from training.merge import MergeArguments, merge
+from training.data.cohort import load_cohort
+from training.preparation.arguments import MergeArguments
+from training.preparation.assemble import summary_of
+from training.preparation.merging import merge
+from training.preparation.sources.base import Source
+from training.preparation.sources.files import file_source
+from training.preparation.sources.regions import Regions
+from training.preparation.workers import standardise
 from training.prepare import main
-from training.sources.base import Source
-from training.sources.files import file_source
-from training.sources.regions import Regions
-from training.workers import standardise
 
 
 pytest_plugins = ["tests.file_fixtures"]

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from modeling_lcm.bei_vocabulary import BEIVariable
-from training.missing import MissingCodes, outlying_codes
-from training.phenotypes import Cleaned, Column, clean_columns, clean_labels, infer_columns
-from training.sources.tables import as_text_table, read_table
+from training.preparation.missing import MissingCodes, outlying_codes
+from training.preparation.phenotypes import Cleaned, Column, clean_columns, clean_labels, infer_columns
+from training.preparation.sources.tables import as_text_table, read_table
 
 
 AGES = ["22", "24.5", "31", "28", "19", "40", "35"]

@@ -10,12 +10,13 @@ import scipy.io
 from modeling_lcm.atlases import region_labels
 from modeling_lcm.bei_vocabulary import BEIVariable
 from tests.cohort_layouts import signals_of, write_image, write_label_image
-from training.assemble import summary_of
-from training.data import load_cohort
-from training.phenotypes import Column, clean_columns, infer_columns
-from training.prepare import PrepareArguments, prepare
-from training.recipes import available, load_recipe
-from training.sources.tables import as_text_table
+from training.data.cohort import load_cohort
+from training.preparation.arguments import PrepareArguments
+from training.preparation.assemble import summary_of
+from training.preparation.build import prepare
+from training.preparation.phenotypes import Column, clean_columns, infer_columns
+from training.preparation.recipes import available, load_recipe
+from training.preparation.sources.tables import as_text_table
 
 
 def raw_table(**columns: list) -> pd.DataFrame:

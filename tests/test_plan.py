@@ -10,10 +10,10 @@ import torch
 from benchmarks import data as data_benchmark
 from benchmarks import memory
 from tests.test_engine import arguments, make_data, make_model
-from training.data import Cohort
-from training.engine import Trainer
-from training.optimizers import make_optimizer
+from training.data.cohort import Cohort
 from training.plan import HEADROOM, PlanArguments, Setup, _make, footprint, parse_gpus, plan
+from training.trainer.loop import Trainer
+from training.trainer.trainable import make_optimizer
 
 
 pytest_plugins = ["tests.training_fixtures"]

@@ -16,16 +16,18 @@ from modeling_lcm import BEITokenizer, BEIVariable, LCMForSequenceClassification
 from modeling_lcm.bei_vocabulary import comparison_first
 from tests.training_fixtures import PEOPLE, SHORT, Study
 from training import finetune, predict, pretrain
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.checkpoints import load_processor
-from training.data import Cohort, load_cohort
-from training.evaluate import EvaluateArguments, evaluate
-from training.labels import data_set_labels, label_lines, read_positive, with_positive
-from training.merge import MergeArguments, merge
-from training.prepare import PrepareArguments, prepare
-from training.protocol import make_task, pretrained_tasks
-from training.stages import finetune as finetune_stage
-from training.vocabulary import task_tokenizer, task_variable
+from training.data.cohort import Cohort, load_cohort
+from training.data.labels import data_set_labels, label_lines, read_positive, with_positive
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.cross_validation import evaluate
+from training.evaluation.design import make_task, pretrained_tasks
+from training.preparation.arguments import MergeArguments, PrepareArguments
+from training.preparation.build import prepare
+from training.preparation.merging import merge
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.checkpoints import load_processor
+from training.trainer.finetuning import finetune as finetune_stage
+from training.trainer.vocabulary import task_tokenizer, task_variable
 
 
 pytest_plugins = ["tests.training_fixtures"]

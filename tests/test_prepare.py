@@ -13,13 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.assemble
-import training.workers
+import training.preparation.assemble
+import training.preparation.workers
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
-from training.data import Cohort, ConnectomeDataset, load_cohort, make_dataset, to_matrices, to_triangles
+from training.data.cohort import Cohort, load_cohort
+from training.data.torch_datasets import ConnectomeDataset, make_dataset
+from training.data.triangles import to_matrices, to_triangles
 from training.files import write_folder, write_json
-from training.prepare import PrepareArguments, main, prepare
-from training.sources import arrays
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
+from training.preparation.sources import arrays
+from training.prepare import main
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -372,12 +376,12 @@ def test_prepare_full_disk_keeps_finished_scans(
 ) -> None:
     settings = prepare_arguments(connectivity=str(study.folder / "fc.npz"))
     with monkeypatch.context() as patch:
-        patch.setattr(training.assemble, "write_parquet", no_space)
+        patch.setattr(training.preparation.assemble, "write_parquet", no_space)
         with pytest.raises(ValueError, match=r"The disk is full .* repeat the command"):
             prepare(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.work"]
     # The finished scans are still there: the second run reads none of them again.
-    monkeypatch.setattr(training.workers.Job, "do", lambda *_: pytest.fail("a scan was read again"))
+    monkeypatch.setattr(training.preparation.workers.Job, "do", lambda *_: pytest.fail("a scan was read again"))
     assert len(load_cohort(prepare(settings)).table) == PEOPLE
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 

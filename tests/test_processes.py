@@ -23,11 +23,12 @@ from modeling_lcm import LCMForMultitaskPretraining
 from tests.child_processes import finish, start_ranks
 from tests.test_engine import arguments, assert_same_weights, make_data, make_model
 from training import pretrain
-from training.arguments import LoopArguments, load_yaml
-from training.batches import SharedBatches, batch_shares
-from training.data import Cohort, load_cohort
-from training.engine import Trainer
-from training.processes import SharedBatchNorm1d, is_lost_process, share_batch_norm, without_weights
+from training.cli import load_yaml
+from training.data.cohort import Cohort, load_cohort
+from training.trainer.arguments import LoopArguments
+from training.trainer.batches import SharedBatches, batch_shares
+from training.trainer.distributed import SharedBatchNorm1d, is_lost_process, share_batch_norm, without_weights
+from training.trainer.loop import Trainer
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -111,7 +112,7 @@ def test_two_processes_train_like_one(cohort: Cohort, dataset: Path, tmp_path: P
 
 
 def test_shared_batch_norm_alone_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.processes._total", lambda tensor: tensor)
+    monkeypatch.setattr("training.trainer.distributed._total", lambda tensor: tensor)
     torch.manual_seed(0)
     rows = 3 + 5 * torch.randn(40, 6)
     plain, shared = nn.Sequential(nn.BatchNorm1d(6)), nn.Sequential(nn.BatchNorm1d(6))

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, processing_lcm
+from modeling_lcm.bei_vocabulary import BEIVariable
 from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
 from modeling_lcm.processing_lcm import LCMProcessor
-from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+from modeling_lcm.tokenization_bei import BEITokenizer
 
 
 REGIONS = 12

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from tests.cohort_layouts import write_fmriprep, write_label_image
-from training.data import load_cohort
-from training.merge import MergeArguments, merge
-from training.prepare import PrepareArguments, prepare
-from training.splits import leave_site_out
+from training.data.cohort import load_cohort
+from training.data.folds import leave_site_out
+from training.preparation.arguments import MergeArguments, PrepareArguments
+from training.preparation.build import prepare
+from training.preparation.merging import merge
 
 
 COHORTS = Path(__file__).parent / "cohorts"

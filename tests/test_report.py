@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from training.figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
-from training.metrics import summarise
-from training.report import results_table_markdown, results_table_text, write_report
+from training.evaluation.metrics import summarise
+from training.reporting.figures import (
+    plot_confusion,
+    plot_network_bars,
+    plot_region_attention,
+    plot_roc,
+    plot_training_curves,
+)
+from training.reporting.tables import results_table_markdown, results_table_text, write_report
 
 
 VOID_TAGS = {"meta", "img", "br", "hr", "link"}

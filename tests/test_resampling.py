@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from training.metrics import classification_metrics, regression_metrics
-from training.resampling import Predictions, metrics_of_many
+from training.evaluation.metrics import classification_metrics, regression_metrics
+from training.evaluation.uncertainty import Predictions, metrics_of_many
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.result_figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
+from training.evaluation.figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 
 
 def test_calibration_points_are_the_bins_of_five_or_more() -> None:

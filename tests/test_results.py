@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.results import PAGE, RECORDS, REPOSITORY, STUDIES, between_marks, summary_table, tables
-from training.arguments import parse_arguments
-from training.evaluate import EvaluateArguments
+from training.cli import parse_arguments
+from training.evaluation.arguments import EvaluateArguments
 
 
 def test_page_and_readme_show_what_the_records_hold() -> None:

@@ -16,13 +16,14 @@ from modeling_lcm import LCMForSequenceClassification
 from tests.conftest import REPOSITORY
 from tests.training_fixtures import ATLAS, PEOPLE, SHORT, TINY, Study
 from training import evaluate, finetune, predict, prepare, pretrain
-from training.arguments import FinetuneArguments, PretrainArguments, command_line, parse_arguments
-from training.checkpoints import read_record
-from training.data import Cohort, load_cohort
-from training.evaluate import EvaluateArguments
-from training.explain import region_attention
-from training.prepare import PrepareArguments
-from training.splits import make_folds
+from training.cli import command_line, parse_arguments
+from training.data.cohort import Cohort, load_cohort
+from training.data.folds import make_folds
+from training.evaluation.arguments import EvaluateArguments
+from training.explanation.attention import region_attention
+from training.preparation.arguments import PrepareArguments
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.checkpoints import read_record
 
 
 pytest_plugins = ["tests.training_fixtures"]

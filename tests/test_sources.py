@@ -22,14 +22,16 @@ from tests.cohort_layouts import (
     write_image,
     write_label_image,
 )
-from training.assemble import summary_of
-from training.data import load_cohort
-from training.prepare import PrepareArguments, main, prepare
-from training.sources.arrays import read_array
-from training.sources.entities import BIDSFile
-from training.sources.images import check_confounds
-from training.sources.regions import Regions
-from training.sources.tables import read_table
+from training.data.cohort import load_cohort
+from training.preparation.arguments import PrepareArguments
+from training.preparation.assemble import summary_of
+from training.preparation.build import prepare
+from training.preparation.sources.arrays import read_array
+from training.preparation.sources.entities import BIDSFile
+from training.preparation.sources.images import check_confounds
+from training.preparation.sources.regions import Regions
+from training.preparation.sources.tables import read_table
+from training.prepare import main
 
 
 HALF_PRECISION = 6e-4

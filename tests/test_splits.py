@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.splits import Folds, few_labels, hold_out, make_folds
+from training.data.folds import Folds, few_labels, hold_out, make_folds
 
 
 @st.composite

@@ -19,13 +19,14 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from tests.training_fixtures import PEOPLE, REGIONS
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.checkpoints import check_same_regions, load_processor, read_record, save_checkpoint
-from training.data import Cohort
-from training.predict import predict_logits
-from training.runs import record_of
-from training.stages import finetune, pretrain
-from training.transfer import start_from_related_tokens
+from training.data.cohort import Cohort
+from training.data.combine import check_same_regions
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.checkpoints import load_processor, read_record, save_checkpoint
+from training.trainer.finetuning import finetune, start_from_related_tokens
+from training.trainer.prediction import predict_logits
+from training.trainer.pretraining import pretrain
+from training.trainer.runs import record_of
 
 
 pytest_plugins = ["tests.training_fixtures"]

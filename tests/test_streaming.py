@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_lcm import BEITokenizer, LCMConfig, LCMForMultitaskPretraining
-from training.data import load_cohort
+from training.data.cohort import load_cohort
 from training.streaming import StreamedConnectomes
 
 

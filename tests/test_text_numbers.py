@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lcm.atlases import region_labels, region_names
-from training.sources.arrays import read_array, scan_format
-from training.sources.text import FileArray, read_numbers
+from training.preparation.sources.arrays import read_array, scan_format
+from training.preparation.sources.text import FileArray, read_numbers
 
 
 NAMES = ["Insula_L", "Insula_R", "Left Thalamus", "V1", "A-1 (left)"]

@@ -17,7 +17,8 @@ import torch
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_lcm import tokenization_bei
-from modeling_lcm.tokenization_bei import BEITokenizer, BEIVariable
+from modeling_lcm.bei_vocabulary import BEIVariable
+from modeling_lcm.tokenization_bei import BEITokenizer
 from tests.bei_fixtures import age, diagnosis, sex
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import training.stages
+import training.trainer.finetuning
 from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMProcessor
 from tests.training_fixtures import PEOPLE
-from training.arguments import FinetuneArguments
-from training.checkpoints import load_processor
-from training.data import Cohort
-from training.predict import predict_logits
-from training.stages import finetune
-from training.transfer import model_pseudo_labels
+from training.data.cohort import Cohort
+from training.trainer.arguments import FinetuneArguments
+from training.trainer.checkpoints import load_processor
+from training.trainer.finetuning import finetune
+from training.trainer.prediction import predict_logits
+from training.trainer.targets import model_pseudo_labels
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -39,7 +39,7 @@ def trained_labels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dic
         def train(self, after_epoch: Any = None) -> list:
             return []
 
-    monkeypatch.setattr(training.stages, "Trainer", Recorder)
+    monkeypatch.setattr(training.trainer.finetuning, "Trainer", Recorder)
     return seen
 
 

@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 import yaml
 
-import training.evaluate
-from training.arguments import FinetuneArguments, PretrainArguments
-from training.checkpoints import save_checkpoint
-from training.data import Cohort, load_cohort
-from training.evaluate import EvaluateArguments
-from training.prepare import PrepareArguments, prepare
-from training.runs import record_of
-from training.stages import pretrain
+import training.evaluation.design
+from training.data.cohort import Cohort, load_cohort
+from training.evaluation.arguments import EvaluateArguments
+from training.preparation.arguments import PrepareArguments
+from training.preparation.build import prepare
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
+from training.trainer.checkpoints import save_checkpoint
+from training.trainer.pretraining import pretrain
+from training.trainer.runs import record_of
 
 
 PEOPLE = 24
@@ -217,7 +218,7 @@ def use_table(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     def use(**columns: Any) -> Cohort:
         for name, values in columns.items():
             cohort.table[name] = values
-        monkeypatch.setattr(training.evaluate, "load_cohort", lambda folder: cohort)
+        monkeypatch.setattr(training.evaluation.design, "load_cohort", lambda folder: cohort)
         return cohort
 
     return use

@@ -17,15 +17,17 @@ from transformers import AutoProcessor
 from modeling_lcm import LCMForSequenceClassification
 from modeling_lcm.atlases import region_coordinates
 
-from .arguments import command_line, parse_arguments, setting
-from .data import Cohort, load_cohort
-from .evaluate import EvaluateArguments, evaluate
-from .explain import region_attention
-from .figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
+from .cli import command_line, parse_arguments, setting
+from .data.cohort import Cohort, load_cohort
+from .data.folds import Folds
+from .evaluation.arguments import EvaluateArguments
+from .evaluation.cross_validation import evaluate
+from .explanation.attention import region_attention
 from .files import require_new, write_folder, write_json
-from .prepare import PrepareArguments, prepare
-from .report import results_table_text, write_report
-from .splits import Folds
+from .preparation.arguments import PrepareArguments
+from .preparation.build import prepare
+from .reporting.figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
+from .reporting.tables import results_table_text, write_report
 
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"

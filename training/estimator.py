@@ -18,11 +18,13 @@ from modeling_lcm.array_inputs import as_array, axis_names, brings_names
 from modeling_lcm.region_matching import first_difference
 from modeling_lcm.triangles import find_layout, rebuild
 
-from .arguments import FinetuneArguments, PretrainArguments
-from .checkpoints import load_processor
-from .data import Cohort, to_triangles
-from .predict import predict_logits
-from .stages import finetune, pretrain
+from .data.cohort import Cohort
+from .data.triangles import to_triangles
+from .trainer.arguments import FinetuneArguments, PretrainArguments
+from .trainer.checkpoints import load_processor
+from .trainer.finetuning import finetune
+from .trainer.prediction import predict_logits
+from .trainer.pretraining import pretrain
 
 
 Triangle = Literal["lower", "upper"]

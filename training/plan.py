@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
 
-from .adapters import with_adapter
-from .arguments import FinetuneArguments, command_line, parse_arguments, setting
-from .processes import copy_with_tensors
+from .cli import command_line, parse_arguments, setting
+from .trainer.arguments import FinetuneArguments
+from .trainer.distributed import copy_with_tensors
+from .trainer.trainable import with_adapter
 
 
 MODES = ("pretrain", "finetune", "lora", "predict")

@@ -4,11 +4,12 @@ from functools import partial
 
 from accelerate import PartialState
 
-from .arguments import PretrainArguments, command_line, parse_arguments
-from .checkpoints import save_checkpoint
-from .data import load_cohort
-from .runs import output_folder, record_of, training_rows
-from .stages import pretrain
+from .cli import command_line, parse_arguments
+from .data.cohort import load_cohort
+from .trainer.arguments import PretrainArguments
+from .trainer.checkpoints import save_checkpoint
+from .trainer.pretraining import pretrain
+from .trainer.runs import output_folder, record_of, training_rows
 
 
 @command_line

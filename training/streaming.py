@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 
-from .data import FC_DEFINITION, to_matrices
+from .data.cohort import FC_DEFINITION
+from .data.triangles import to_matrices
 
 
 class StreamedConnectomes(torch.utils.data.IterableDataset):

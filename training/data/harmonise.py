@@ -1,0 +1,62 @@
+"""Harmonisation of FC across sites with ComBat, fitted on training scans only (package combatlearn)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from .cohort import Cohort
+
+
+# atanh(1) is infinite; stored correlations of identical signals are 1.
+_LARGEST_R = 0.999
+_FEWEST_SCANS = 3
+
+
+def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site") -> Cohort:
+    """Remove differences in mean and spread of every edge between sites, as neuroComBat does.
+
+    Location and scale of every site are estimated from the training scans; the test scans of these sites are corrected
+    with them. Scans of other sites (leave-site-out) stay as they are: nothing is known of their site without looking
+    at test data.
+
+    Args:
+        cohort (`Cohort`): all scans.
+        train (`np.ndarray`): rows that may be looked at.
+        column (`str`): column with the site or scanner.
+
+    Returns:
+        The cohort with corrected FC, in memory and without time series.
+
+    Raises:
+        ImportError: combatlearn is not installed.
+        ValueError: no such column, missing sites, or fewer than two sites among the training scans.
+
+    Source: Fortin et al. 2018, NeuroImage, doi:10.1016/j.neuroimage.2017.11.024.
+    """
+    try:
+        from combatlearn import ComBat
+    except ImportError as error:
+        raise ImportError(
+            "Harmonisation needs combatlearn: run `pip install large-connectome-model[harmonise]`."
+        ) from error
+    table = cohort.table
+    if column not in table or table[column].isna().any():
+        raise ValueError(f"Harmonisation needs {column!r} for every scan; it is missing for some, or not in the data.")
+    sites = table[column].astype(str)
+    counts = sites.iloc[train].value_counts()
+    known = counts.index[counts >= _FEWEST_SCANS]
+    if len(known) < 2:
+        raise ValueError(f"Harmonisation needs two sites with {_FEWEST_SCANS} training scans each, in {column!r}.")
+    fitted = [row for row in train if sites.iloc[row] in known]
+    corrected = np.flatnonzero(sites.isin(known).to_numpy())
+    z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles[:].astype(np.float64), -_LARGEST_R, _LARGEST_R)))
+    combat = ComBat(sites.reset_index(drop=True), method="fortin")
+    # Edges that do not vary (regions without signal throughout) have no scale to estimate.
+    varying = np.flatnonzero(z.iloc[fitted].to_numpy().std(axis=0) > 0)
+    combat.fit(z.iloc[fitted, varying])
+    triangles = cohort.triangles[:].copy()
+    values = np.asarray(combat.transform(z.iloc[corrected, varying]))
+    triangles[np.ix_(corrected, varying)] = np.tanh(values).astype(np.float16)
+    # FC computed anew from time series would not be corrected.
+    return replace(cohort, triangles=triangles, series=None)

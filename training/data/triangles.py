@@ -1,0 +1,95 @@
+"""FC and time series as they are stored: upper triangles that stay on the disk, and matrices made of them."""
+
+from functools import lru_cache
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+
+# ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
+SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
+
+
+class StoredTriangles:
+    """Upper triangles `(scans, edges)` that stay in the files of a data set; indexing reads rows, float16.
+
+    The files are mapped into memory: what the machine has no room for is read again, so that a data set may be larger
+    than memory.
+
+    Args:
+        data (`datasets.Dataset`): with the column `connectivity`.
+        edges (`int`): length of a triangle.
+    """
+
+    def __init__(self, data: datasets.Dataset, edges: int) -> None:
+        self.shape = (len(data), edges)
+        self.data = data.select_columns(["connectivity"]).with_format("arrow")
+        self._rows = np.arange(len(data))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Rows by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
+        wanted = self._rows[rows]
+        column = self.data[np.atleast_1d(wanted)].column("connectivity").combine_chunks()
+        found = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
+        return found.copy()  # torch warns of Arrow's read-only memory
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All scans, for NumPy's functions."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+class StoredSeries:
+    """ROI time series that stay in the files of a data set.
+
+    Args:
+        data (`datasets.Dataset`): with the columns `time_series` and `volumes`.
+    """
+
+    def __init__(self, data: datasets.Dataset) -> None:
+        self.data = data.select_columns(["time_series", "volumes"]).with_format("arrow")
+
+    @classmethod
+    def absent(cls, scans: int) -> "StoredSeries":
+        """Scans without time series."""
+        features = datasets.Features(SERIES_FEATURES)
+        return cls(datasets.Dataset.from_dict({"time_series": [[]] * scans, "volumes": [0] * scans}, features))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: np.ndarray) -> list[np.ndarray | None]:
+        """Arrays `(volumes, regions)`, float16; `None` for a scan that was stored without."""
+        table = self.data[np.asarray(rows, dtype=int)]
+        lists, volumes = table.column("time_series").combine_chunks(), table.column("volumes").to_pylist()
+        ends, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+        return [
+            values[ends[row] : ends[row + 1]].reshape(count, -1).copy() if count else None
+            for row, count in enumerate(volumes)
+        ]
+
+
+def to_triangles(connectivity: np.ndarray) -> np.ndarray:
+    """`(scans, regions, regions)` -> float16 upper triangles `(scans, regions * (regions - 1) / 2)`, row-major."""
+    rows, columns = np.triu_indices(connectivity.shape[-1], k=1)
+    return connectivity[:, rows, columns].astype(np.float16)
+
+
+@lru_cache(maxsize=4)
+def _position_in_triangle(num_regions: int) -> Tensor:
+    """For every cell of the flattened matrix its position in the triangle; the diagonal points behind its end."""
+    rows, columns = np.triu_indices(num_regions, k=1)
+    positions = np.full((num_regions, num_regions), len(rows))
+    positions[rows, columns] = positions[columns, rows] = np.arange(len(rows))
+    return torch.from_numpy(positions.ravel())
+
+
+def to_matrices(triangles: Tensor, num_regions: int) -> Tensor:
+    """Upper triangles `(scans, edges)` -> symmetric float32 matrices `(scans, regions, regions)`, diagonal 1."""
+    with_diagonal = torch.cat([triangles.float(), torch.ones(len(triangles), 1)], dim=1)
+    return with_diagonal[:, _position_in_triangle(num_regions)].view(-1, num_regions, num_regions)

@@ -1,0 +1,1 @@
+"""Honest numbers: folds, baselines, metrics, their uncertainty and the report."""

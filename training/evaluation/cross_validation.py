@@ -1,0 +1,216 @@
+"""Honest cross-validation of the whole recipe, fold by fold; nothing is chosen on a test fold."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modeling_lcm import BEIVariable
+
+from ..data.folds import Folds
+from ..data.identity import seen_people
+from ..data.labels import label_lines
+from ..data.leakage import leaking_columns
+from ..files import require_new, require_writable, write_json, write_text
+from ..reporting.results import METRIC_TITLES, number_text
+from ..trainer.checkpoints import read_record
+from .arguments import EvaluateArguments
+from .design import Design, draw_folds, make_design, save_folds
+from .fold import MODEL, run_fold
+from .report import write_reports
+from .summary import prediction_tables, summary
+
+
+def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -> str | None:
+    """Check that a checkpoint was trained on none of the test subjects.
+
+    Args:
+        checkpoint (`str`): folder or Hub repository.
+        tested (`pd.DataFrame`): one row per test scan.
+        allowed (`bool`): go on nevertheless.
+
+    Returns:
+        A remark for the report, if people were seen or nothing is known; else None.
+
+    Raises:
+        ValueError: it was, and that is not allowed.
+    """
+    record = read_record(checkpoint)
+    seen = seen_people(record, tested)
+    if seen and not allowed:
+        raise ValueError(
+            f"The checkpoint {checkpoint} was trained on {len(seen)} of the test subjects, {seen[0]} among them. Give "
+            "a pretraining configuration instead, which is then run per fold, or accept an optimistic score with "
+            "allow_seen_subjects."
+        )
+    if seen:
+        return f"The checkpoint was trained on {len(seen)} of the test subjects: these scores are optimistic."
+    if not {"training_subjects", "training_subject_hashes"} & set(record):
+        return "The checkpoint does not say whom it was trained on: whether test subjects are among them is not known."
+    return None
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Cross-validate a recipe.
+
+    Args:
+        arguments (`EvaluateArguments`): data, recipe and folds.
+
+    Returns:
+        What `metrics.json` holds: see `training.summary.summary`. Beside it, the output gets `results.md`,
+        `report.html`, tables of predictions, the split files and a folder per fold.
+
+    Raises:
+        ValueError: folds that cannot be made, or a checkpoint that has seen test subjects.
+        FileExistsError: the output holds results and `resume` is false.
+    """
+    started = time.monotonic()
+    output = require_new(arguments.output, arguments.resume)
+    design = make_design(arguments)
+    settings = _settings(design)
+    _require_same(output / "settings.json", settings)
+    folds = draw_folds(design.table, design.tasks, arguments, output)
+    remarks = _remarks(design)
+    require_writable(output)
+    # Only now: a refused evaluation leaves its output free.
+    write_json(output / "settings.json", settings)
+    save_folds(folds, output)
+    for line in _label_lines(design):
+        print(line, flush=True)
+    for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
+        print(line, flush=True)
+    results = _all_folds(design, folds, output)
+    external = _external(design, output)
+    metrics = summary(design, folds, results, external, remarks)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    write_json(output / "metrics.json", metrics)
+    for name, table in prediction_tables(design, results, external).items():
+        write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
+    write_reports(output, design, metrics, results)
+    return metrics
+
+
+def _label_lines(design: Design) -> list[str]:
+    """Labels of the tasks in the tested cohort, and which one is positive."""
+    variables = [BEIVariable(task.name, "categorical", list(task.labels)) for task in design.tasks if task.labels]
+    setting = "--positive LABEL" if design.tuning is not None else "--positive VARIABLE=LABEL"
+    return label_lines(variables, design.table, setting)
+
+
+def _remarks(design: Design) -> dict[str, list[str]]:
+    """What a reader of a task's scores has to know: columns that tell the label, people who were seen before.
+
+    Raises:
+        ValueError: the checkpoint was trained on test subjects, and that is not allowed.
+    """
+    pretraining = design.pretraining
+    pretrained = [*pretraining.categorical, *pretraining.continuous] if pretraining else []
+    remarks = {}
+    for task in design.tasks:
+        rows = task.known(np.arange(design.num_tested))
+        truth = task.truth(rows)
+        remarks[task.name] = leaking_columns(
+            design.table.iloc[rows], task.name, truth, task.is_classification, pretrained
+        )
+    if design.tuning is not None and pretraining is None:
+        tested = np.concatenate([np.arange(design.num_tested), *design.external.values()])
+        table = design.cohort.table.iloc[tested]
+        seen = refuse_seen_subjects(design.tuning.checkpoint, table, design.arguments.allow_seen_subjects)
+        remarks[design.tasks[0].name] += [seen] if seen else []
+    return remarks
+
+
+def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Train on the whole tested cohort (and those that join it), once per repeat, and predict the external data.
+
+    Raises:
+        ValueError: nobody in an external data set has a value of any task.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder, every in design.external.items():
+        if not any(task.recorded[every].any() for task in design.tasks):
+            raise ValueError(
+                f"The external data set {folder} has no value of {', '.join(task.name for task in design.tasks)} "
+                "that the tested cohort knows: it cannot be scored."
+            )
+        name = Path(folder).name
+        for repeat in range(design.arguments.repeats):
+            place = output / f"external_{name}_{repeat}"
+            if not (place / "result.json").is_file():
+                print(f"External data set {name}", flush=True)
+                result = run_fold(design, design.external_rows(folder), place, 0, repeat)
+                write_json(place / "result.json", result)
+            found.setdefault(name, []).append(json.loads((place / "result.json").read_text(encoding="utf-8")))
+    return found
+
+
+def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dict[str, Any]]:
+    """Run the folds that have no result yet; returns the results of all, in order."""
+    places = [(repeat, fold) for repeat, each in enumerate(folds) for fold in range(len(each.test_subjects))]
+    results, started, done = [], time.monotonic(), 0
+    for number, (repeat, fold) in enumerate(places):
+        name = f"repeat_{repeat}_fold_{fold}" if len(folds) > 1 else f"fold_{fold}"
+        path = output / name / "result.json"
+        if not path.is_file():
+            minutes = (time.monotonic() - started) / max(1, done) * (len(places) - number) / 60
+            left = f", about {minutes:.0f} min left" if done else ""
+            print(f"Fold {number + 1} of {len(places)}{left}", flush=True)
+            rows = design.fold_rows(folds[repeat], fold)
+            write_json(path, run_fold(design, rows, path.parent, fold, repeat))
+            done += 1
+            print(_first_look(json.loads(path.read_text(encoding="utf-8"))), flush=True)
+        results.append(json.loads(path.read_text(encoding="utf-8")))
+    return results
+
+
+def _first_look(result: dict[str, Any]) -> str:
+    """One line per task of a fold's result: every model's first headline metric."""
+    lines = []
+    for task, entry in result["tasks"].items():
+        metric = next(name for name in ("roc_auc", "mae") if name in entry["metrics"][MODEL])
+        scores = {name: metrics[metric] for name, metrics in entry["metrics"].items()}
+        shown = [f"{name} {number_text(metric, score)}" for name, score in scores.items()]
+        lines.append(f"  {task}, {METRIC_TITLES[metric]}: {'; '.join(shown)}")
+    return "\n".join(lines)
+
+
+def _settings(design: Design) -> dict[str, Any]:
+    """What folds must have in common to stand in one table: settings and data."""
+    free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
+    settings = {
+        **{name: value for name, value in asdict(design.arguments).items() if name not in free},
+        "pretraining": None if design.pretraining is None else asdict(design.pretraining),
+        "fine-tuning": None if design.tuning is None else asdict(design.tuning),
+        "data (content)": design.cohort.checksum(),
+    }
+    if design.tuning is not None and design.pretraining is None:
+        settings["checkpoint (content)"] = _checkpoint_content(design.tuning.checkpoint)
+    return settings
+
+
+def _checkpoint_content(checkpoint: str) -> dict[str, str]:
+    """SHA-256 of a local checkpoint's weights by file; nothing for one on the Hub."""
+    found = {}
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _require_same(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with folds that were trained under other settings or on other data."""
+    if not path.is_file():
+        return
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in settings if recorded.get(name) != settings[name]]
+    if changed:
+        raise ValueError(
+            f"The folds in {path.parent} were made with other settings of {', '.join(changed)} ({path}): use "
+            "the same, or another output."
+        )

@@ -1,0 +1,174 @@
+"""What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..files import write_text
+from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
+from ..reporting.results import HEADLINE_METRICS, METRIC_TITLES, by_task, number_text
+from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
+from .comparison import SCRATCH
+from .design import Design, Task
+from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
+from .fold import MODEL
+from .summary import pooled_predictions
+from .uncertainty import Predictions
+
+
+Table = list[list[str]]
+CONSTANT = ("majority", "mean")  # no curve to draw
+GROUP_METRICS = ("roc_auc", "pearson_r")
+
+
+def write_reports(output: Path, design: Design, metrics: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+    """Write `results.md`, and `report.html` (after fine-tuning) or a `report_TASK.html` per pretrained variable.
+
+    Args:
+        output (`Path`): the evaluation's folder.
+        design (`Design`): data and settings.
+        metrics (`dict`): what `metrics.json` holds.
+        results (`Sequence[dict]`): of every fold.
+    """
+    parts = []
+    for task in design.tasks:
+        found = by_task(metrics)[task.name]
+        found = found | {"settings": metrics["settings"], "warnings": found["notes"], "notes": []}
+        tables = further_tables(found)
+        parts.append(_markdown(found, tables))
+        name = "report.html" if design.tuning else f"report_{task.name}.html"
+        write_report(output / name, found, result_figures(design, task, found, results), tables)
+    write_text(output / "results.md", "\n\n".join(parts) + "\n")
+
+
+def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables beside the main one, by caption: intervals and p-values, groups, best layers, external data sets."""
+    tables = {}
+    headline = [metric for metric in HEADLINE_METRICS if metric in next(iter(results["models"].values()))]
+    if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
+        tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
+    others = [metric for metric in METRIC_TITLES if metric in results["models"][MODEL] and metric not in headline]
+    positive = results["protocol"].get("positive")
+    speaks_of = "" if positive is None else f" ({positive} is positive)"
+    tables[f"Other metrics{speaks_of}, mean ± standard deviation over folds"] = [
+        ["model", *(METRIC_TITLES[metric] for metric in others)],
+        *(
+            [model, *(_over_folds(metric, summaries.get(metric)) for metric in others)]
+            for model, summaries in results["models"].items()
+        ),
+    ]
+    for column, groups in (results.get("groups") or {}).items():
+        metric = next(metric for metric in GROUP_METRICS if metric in next(iter(results["models"].values())))
+        models = list(next(iter(groups.values()))["models"])
+        rows = [
+            [str(value), str(group["n_subjects"])]
+            + [number_text(metric, group["models"][model][metric]) for model in models if model not in CONSTANT]
+            for value, group in groups.items()
+        ]
+        header = [column, "people", *(model for model in models if model not in CONSTANT)]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [header, *rows]
+    if results.get("best_layers"):
+        folds = Counter(layer + 1 for layer in results["best_layers"])
+        rows = [[str(layer), str(count)] for layer, count in sorted(folds.items())]
+        tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
+    for name, found in (results.get("external") or {}).items():
+        tables[f"External test on {name}: {found['n_subjects']} people"] = _uncertainty(found, headline)
+    return tables
+
+
+def _uncertainty(results: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+    rows = []
+    for model, summaries in results["models"].items():
+        if model not in CONSTANT and any("pooled" in summary for summary in summaries.values()):
+            rows.append([model, *(_uncertain(metric, summaries.get(metric, {})) for metric in metrics)])
+    return [["model", *(METRIC_TITLES[metric] for metric in metrics)], *rows]
+
+
+def _over_folds(metric: str, summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "-"
+    return f"{number_text(metric, summary['mean'])} ± {number_text(metric, summary['std'])}"
+
+
+def _uncertain(metric: str, summary: Mapping[str, Any]) -> str:
+    """0.705 [0.662, 0.744], p 0.001."""
+    text = number_text(metric, summary.get("pooled"))
+    if summary.get("interval") is not None and summary["interval"][0] is not None:
+        text += f" [{', '.join(number_text(metric, end) for end in summary['interval'])}]"
+    return text + (f", p {summary['p_value']:.3f}" if summary.get("p_value") is not None else "")
+
+
+def _markdown(results: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
+    parts = [f"# {results['title']}", summary_sentence(results)]
+    parts += [f"**Note.** {line}" for line in results["warnings"]]
+    parts.append(results_table_markdown(results))
+    for caption, table in tables.items():
+        parts += [f"**{caption}**", table_markdown(table)]
+    protocol = results["protocol"]
+    given = {name: _plain(value) for name, value in protocol.items() if value != []}
+    parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
+    return "\n\n".join(parts)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def result_figures(
+    design: Design, task: Task, results: Mapping[str, Any], folds: Sequence[dict[str, Any]]
+) -> dict[str, Figure]:
+    """The report's pictures by caption."""
+    pooled = pooled_predictions(design, task, folds)
+    drawn = (
+        _classification_figures(task, pooled, folds) if task.is_classification else _regression_figures(task, pooled)
+    )
+    metric = next(metric for metric in HEADLINE_METRICS if metric in results["models"][MODEL])
+    drawn[f"{METRIC_TITLES[metric]} in every fold"] = plot_fold_scores(
+        {name: summary[metric]["per_fold"] for name, summary in results["models"].items() if metric in summary},
+        METRIC_TITLES[metric],
+        results["chance"].get(metric),
+    )
+    for stage in folds[0]["histories"]:
+        if ", seed " not in stage:
+            drawn[f"Learning curves, {stage}"] = plot_training_curves([fold["histories"][stage] for fold in folds])
+    return drawn
+
+
+def _classification_figures(
+    task: Task, pooled: Mapping[str, Predictions], folds: Sequence[dict[str, Any]]
+) -> dict[str, Figure]:
+    ours = pooled[MODEL]
+    drawn: dict[str, Figure] = {}
+    if task.positive is not None:
+        curves = {name: _curves(task, name, folds) for name in pooled if name not in CONSTANT}
+        drawn[f"ROC over folds, positive class {task.positive}"] = plot_roc(
+            {name: pairs for name, pairs in curves.items() if any(len(np.unique(truth)) == 2 for truth, _ in pairs)}
+        )
+    drawn["Confusion matrix of LCM, all test folds"] = plot_confusion(ours.truth, ours.values.argmax(1), task.labels)
+    shown = {name: each for name, each in pooled.items() if name in (MODEL, "linear", SCRATCH)}
+    drawn["Calibration: how often the predicted class is right, by its probability"] = plot_calibration(
+        {name: (each.truth == each.values.argmax(1), each.values.max(1)) for name, each in shown.items()}
+    )
+    return drawn
+
+
+def _regression_figures(task: Task, pooled: Mapping[str, Predictions]) -> dict[str, Figure]:
+    shown = {name: each for name, each in pooled.items() if name in (MODEL, "linear")}
+    return {
+        f"Predicted and true {task.name}, all test folds": plot_predicted_against_true(
+            {name: (each.truth, each.values) for name, each in shown.items()}, task.name
+        )
+    }
+
+
+def _curves(task: Task, model: str, folds: Sequence[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per fold true classes (1 = positive) and probabilities of the positive class."""
+    scored = [fold["tasks"][task.name] for fold in folds if task.name in fold["tasks"]]
+    return [
+        (task.truth(np.array(entry["rows"])), np.array(entry["predictions"][f"{model}: {task.positive}"]))
+        for entry in scored
+    ]

@@ -1,0 +1,284 @@
+"""The folds of an evaluation -> metrics.json and the tables of predictions."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import UndefinedMetricWarning
+
+from ..data.folds import Folds
+from .design import Design, Task
+from .metrics import summarise
+from .uncertainty import Predictions
+
+
+GROUP_METRICS = ("roc_auc", "accuracy", "balanced_accuracy", "mae", "r2", "pearson_r")
+FEWEST = 5  # people of a site or sex for a row of its own
+MEAN_OF_GROUPS = "(mean, weighted by people)"
+
+
+def summary(
+    design: Design,
+    folds: Sequence[Folds],
+    results: Sequence[dict[str, Any]],
+    external: dict[str, list[dict[str, Any]]] | None = None,
+    remarks: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """What `metrics.json` holds.
+
+    Args:
+        design (`Design`): data and settings.
+        folds (`Sequence[Folds]`): of every repeat.
+        results (`Sequence[dict]`): of every fold, as `run_fold` returns them.
+        external (`dict`, *optional*): per external data set the result of every repeat.
+        remarks (`dict`, *optional*): per task what its readers have to know.
+
+    Returns:
+        After fine-tuning: `title`, `protocol`, `n_subjects`, `n_scans`, `models` (per model and metric `mean`, `std`
+        and `per_fold`; of the pooled predictions `pooled`, `interval`, `p_value`, `permuted_mean`), `chance`, `groups`
+        (the same by site and by sex), `best_layers` (of every fold), `external` (a result of its own per data set),
+        `notes` and `settings`. For pretrained variables: `title`, `protocol`, `settings`, and all that per variable in
+        `tasks`.
+    """
+    protocol = _protocol(design, folds)
+    tasks = {}
+    for task in design.tasks:
+        tasks[task.name] = _task_summary(design, task, protocol, results)
+        tasks[task.name]["notes"] = (remarks or {}).get(task.name, [])
+        for name, outcomes in (external or {}).items():
+            if any(task.name in outcome["tasks"] for outcome in outcomes):
+                elsewhere = _task_summary(design, task, _external_protocol(protocol, name), outcomes)
+                tasks[task.name].setdefault("external", {})[name] = elsewhere
+    settings = {
+        "pretraining": asdict(design.pretraining) if design.pretraining else None,
+        "fine-tuning": asdict(design.tuning) if design.tuning else None,
+    }
+    if design.tuning is not None:
+        return {**tasks[design.tasks[0].name], "settings": settings}
+    return {
+        "title": design.arguments.title,
+        "protocol": protocol,
+        "n_subjects": int(design.table["subject_id"].nunique()),
+        "n_scans": design.num_tested,
+        "tasks": tasks,
+        "settings": settings,
+    }
+
+
+def prediction_tables(
+    design: Design, results: Sequence[dict[str, Any]], external: dict[str, list[dict[str, Any]]]
+) -> dict[str, pd.DataFrame]:
+    """File name -> all test predictions of a task, one row per scan (and repeat)."""
+    found = {}
+    for task in design.tasks:
+        suffix = "" if design.tuning else f"_{task.name}"
+        for source, outcomes in {
+            "": results,
+            **{f"external_{name}_": each for name, each in external.items()},
+        }.items():
+            parts = [pd.DataFrame(r["tasks"][task.name]["predictions"]) for r in outcomes if task.name in r["tasks"]]
+            if parts:
+                found[f"{source}predictions{suffix}.tsv"] = pd.concat(parts, ignore_index=True)
+    return found
+
+
+def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
+    """Per model its predictions of all folds together."""
+    scored = [(result["repeat"], result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
+    rows = np.concatenate([entry["rows"] for _, entry in scored])
+    repeats = np.concatenate([np.full(len(entry["rows"]), repeat) for repeat, entry in scored])
+    table, truth = design.cohort.table.iloc[rows], task.truth(rows)
+    column = design.arguments.site_column
+    sites = None
+    if column in table and column != task.name:
+        sites = table[column].astype("string").fillna("(not recorded)").to_numpy()
+    found = {}
+    for model in scored[0][1]["metrics"]:
+        names = [f"{model}: {label}" for label in task.labels] or [model]
+        if names[0] in scored[0][1]["predictions"]:
+            values = np.concatenate(
+                [np.array([entry["predictions"][name] for name in names]).T for _, entry in scored]
+            )
+            values = values if task.is_classification else values[:, 0]
+            found[model] = Predictions(truth, values, table["subject_id"].astype(str).to_numpy(), repeats, sites)
+    return found
+
+
+def _task_summary(
+    design: Design, task: Task, protocol: dict[str, Any], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    scored = [result["tasks"][task.name] for result in results if task.name in result["tasks"]]
+    rows = np.unique(np.concatenate([entry["rows"] for entry in scored]))
+    table = design.cohort.table.iloc[rows]
+    with warnings.catch_warnings():
+        # The tables say which folds have no value; the mean never has a correlation.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        models = {
+            name: summarise([_with_nan(entry["metrics"][name]) for entry in scored]) for name in scored[0]["metrics"]
+        }
+    pooled = pooled_predictions(design, task, results)
+    for name, predictions in pooled.items():
+        _add_uncertainty(models[name], predictions, design.arguments.resamples, design.arguments.seed)
+    found = {
+        "title": design.arguments.title if design.tuning else f"{design.arguments.title}: {task.name}",
+        "protocol": {
+            "task": task.name,
+            "labels": list(task.labels),
+            **({"positive": task.positive} if task.positive is not None else {}),
+            **protocol,
+        },
+        "n_subjects": int(table["subject_id"].nunique()),
+        "n_scans": len(rows),
+        "models": models,
+        "chance": _chance(task, rows),
+        "best_layers": _best_layers(task, results),
+        "groups": {
+            column: groups
+            for column in dict.fromkeys((design.arguments.site_column, "sex"))
+            if column != task.name and (groups := _by_group(design, column, pooled, results, task))
+        },
+    }
+    if "members" in scored[0]:
+        found["members"] = [[_with_nan(member) for member in entry["members"]] for entry in scored]
+    return found
+
+
+def _add_uncertainty(metrics: dict[str, Any], predictions: Predictions, resamples: int, seed: int) -> None:
+    """Add the pooled score to every metric, with interval and p-value where they were asked for."""
+    for name, value in predictions.scores().items():
+        metrics[name]["pooled"] = value
+    if not resamples:
+        return
+    for name, interval in predictions.intervals(resamples, seed).items():
+        metrics[name]["interval"] = interval
+    for name, (p_value, permuted) in predictions.permutation_test(resamples, seed).items():
+        metrics[name] |= {"p_value": p_value, "permuted_mean": permuted}
+
+
+def _best_layers(task: Task, results: Sequence[dict[str, Any]]) -> list[int]:
+    """Of every fold the layer (from 0) whose running loss was lowest when pretraining ended; empty without any."""
+    ends = [result["histories"]["pretraining"][-1] for result in results if "pretraining" in result["histories"]]
+    return [end["best_layers"][task.name] for end in ends if task.name in end.get("best_layers", {})]
+
+
+def _chance(task: Task, rows: np.ndarray) -> dict[str, float]:
+    """What the metrics come to without any knowledge of a person."""
+    if not task.is_classification:
+        return {"r2": 0.0, "pearson_r": 0.0}
+    largest = np.bincount(task.truth(rows)).max() / len(rows)
+    return {"accuracy": float(largest), "balanced_accuracy": 1 / len(task.labels), "roc_auc": 0.5}
+
+
+def _by_group(
+    design: Design, column: str, pooled: dict[str, Predictions], results: Sequence[dict[str, Any]], task: Task
+) -> dict[str, Any]:
+    """Per value of a column (of at least five people): people, and every model's headline metrics; empty if all alike.
+
+    The last entry is the mean over the values, weighted by people: what a model tells apart within them.
+    """
+    if column not in design.cohort.table:
+        return {}
+    tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
+    values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
+    people = next(iter(pooled.values())).people
+    found: dict[str, Any] = {}
+    for value in sorted(set(values) - {None}):
+        members = np.flatnonzero(values == value)
+        count = len(set(people[members]))
+        if count >= FEWEST:
+            scores = {name: predictions.scores(members) for name, predictions in pooled.items()}
+            kept = {name: {m: v for m, v in score.items() if m in GROUP_METRICS} for name, score in scores.items()}
+            found[value] = {"n_subjects": count, "models": kept}
+    if len(found) < 2:
+        return {}
+    found[MEAN_OF_GROUPS] = _weighted_mean(list(found.values()))
+    return found
+
+
+def _weighted_mean(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of every metric over the groups in which it is defined."""
+    models: dict[str, dict[str, float]] = {}
+    for name, scores in groups[0]["models"].items():
+        models[name] = {}
+        for metric in scores:
+            values = np.array([group["models"][name][metric] for group in groups])
+            weights = np.array([group["n_subjects"] for group in groups]) * ~np.isnan(values)
+            defined = weights.sum() > 0
+            models[name][metric] = float(np.average(np.nan_to_num(values), weights=weights)) if defined else np.nan
+    return {"n_subjects": sum(group["n_subjects"] for group in groups), "models": models}
+
+
+def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
+    """How the numbers came about, in words."""
+    arguments, stage = design.arguments, design.tuning or design.pretraining
+    by = folds[0].stratified_by
+    split = "by subject"
+    if arguments.splits is not None:
+        split = f"by subject, from {Path(arguments.splits).name}"
+    elif arguments.split == "leave_site_out":
+        split = f"one {arguments.site_column} left out at a time"
+    elif by is not None:
+        split = f"by subject, balanced by {'the task' if design.tuning and by == design.tuning.task else by}"
+    protocol = {
+        "folds": len(folds[0].test_subjects),
+        "split": split,
+        "split_checksum": folds[0].checksum if len(folds) == 1 else [each.checksum for each in folds],
+        "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
+        "pretraining": (
+            "in every fold, on its training subjects only" if design.pretraining else design.tuning.checkpoint
+        ),
+    }
+    if design.tuning is not None:
+        few = design.tuning.labels_per_class
+        protocol["labelled_training_scans"] = "all of the training fold" if few is None else f"{few} per class"
+    if len(folds) > 1:
+        protocol["repeats"] = f"{len(folds)}, each with its own fold seed and training seed"
+    if arguments.ensemble > 1:
+        protocol["ensemble"] = f"LCM is the mean prediction of {arguments.ensemble} training seeds per fold"
+    if arguments.same_person is not None:
+        protocol["same_person"] = f"scans with one value of {arguments.same_person} stay on one side"
+    if arguments.train_data:
+        names = ", ".join(Path(folder).name for folder in arguments.train_data)
+        protocol["other_cohorts"] = (
+            f"{design.num_joining} scans of {names} join the pretraining, without people who are tested in the fold"
+        )
+    if arguments.optimistic:
+        protocol["optimistic"] = (
+            "LCM, optimistic is scored at the best epoch on the very test fold, as is usual in the field: no estimate "
+            "for new people"
+        )
+    if arguments.harmonise is not None:
+        protocol["harmonised"] = f"across {arguments.harmonise}, fitted on training scans"
+    return protocol | _resampling_protocol(design)
+
+
+def _resampling_protocol(design: Design) -> dict[str, str]:
+    """What intervals and p-values stand for."""
+    count, column = design.arguments.resamples, design.arguments.site_column
+    if not count:
+        return {}
+    within = f" within {column}" if column in design.cohort.table else ""
+    return {
+        "interval": f"95 % of {count} bootstrap resamples of the test people, on the pooled predictions of all folds; "
+        "it covers who was tested, not the chance of training",
+        "p_value": f"share of {count} permutations of the labels{within} that score as well with the same predictions",
+    }
+
+
+def _external_protocol(protocol: dict[str, Any], name: str) -> dict[str, Any]:
+    kept = {key: value for key, value in protocol.items() if key not in ("split", "split_checksum", "folds")}
+    return {
+        **kept,
+        "folds": 1,
+        "split": f"external test on {name}, by models trained on the whole tested cohort",
+        "pretraining": kept["pretraining"].replace("in every fold, on its training subjects only", "on all others"),
+    }
+
+
+def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
+    """JSON has no NaN: an undefined metric was written as null."""
+    return {name: float("nan") if value is None else value for name, value in metrics.items()}

@@ -1,0 +1,118 @@
+"""Explanations of a checkpoint or of all folds of an evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm.loss_lcm import IGNORE_INDEX
+
+from ..data.cohort import Cohort, load_cohort
+from ..data.combine import check_same_regions
+from ..data.folds import Folds
+from ..files import require_new, require_writable
+from ..trainer.checkpoints import load_model, load_processor
+from .arguments import ExplainArguments
+from .association import Explained, explain_token
+from .attention import attention_by_scan, best_layer
+from .report import write_explanation
+
+
+def explain(arguments: ExplainArguments) -> list[Explained]:
+    """Make maps, tests, stability, tables and the page.
+
+    Args:
+        arguments (`ExplainArguments`): what to explain.
+
+    Returns:
+        One entry per token.
+
+    Raises:
+        ValueError: no such checkpoint or variable, another atlas, or a variable that nobody has a value of.
+        FileExistsError: the output holds results.
+    """
+    output = require_new(arguments.output)
+    cohort = load_cohort(arguments.data)
+    models = _models(arguments, cohort)
+    tokenizer = load_processor(models[0][0]).tokenizer
+    variables = _variables(arguments, tokenizer)
+    require_writable(output.parent)
+    parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
+    reads_edges = False
+    for checkpoint, rows in models:
+        model, own_tokenizer = _load(checkpoint, cohort)
+        reads_edges |= model.config.edge_readout
+        for variable in variables:
+            parts[variable.name].append(_part(model, own_tokenizer, cohort, rows, variable.name, arguments))
+    found = []
+    for variable in variables:
+        for number, token in enumerate(variable.tokens):
+            found.append(
+                explain_token(variable, number, token, parts[variable.name], arguments.permutations, arguments.seed)
+            )
+    write_explanation(output, arguments, cohort, found, reads_edges)
+    return found
+
+
+def _models(arguments: ExplainArguments, cohort: Cohort) -> list[tuple[str, np.ndarray]]:
+    """Checkpoints, each with the rows that it is shown."""
+    if arguments.evaluation is None:
+        return [(arguments.checkpoint, np.arange(len(cohort.table)))]
+    folder = Path(arguments.evaluation)
+    repeated = (folder / "splits_0.json").is_file()
+    folds = Folds.load(folder / ("splits_0.json" if repeated else "splits.json"))
+    subjects = cohort.table["subject_id"].astype(str)
+    found = []
+    for fold in range(len(folds.test_subjects)):
+        place = folder / (f"repeat_0_fold_{fold}" if repeated else f"fold_{fold}")
+        inside = [place / part / name for name in ("checkpoint", "pretrained") for part in ("", "member_0")]
+        checkpoint = next((path for path in inside if (path / "config.json").is_file()), None)
+        if checkpoint is None:
+            raise ValueError(f"{place} holds no checkpoint: run the evaluation with keep_checkpoints.")
+        found.append((str(checkpoint), folds.rows(subjects, fold)[1]))
+    return found
+
+
+def _variables(arguments: ExplainArguments, tokenizer: BEITokenizer) -> list[BEIVariable]:
+    known = {variable.name: variable for variable in tokenizer.variables}
+    names = arguments.variables or ([tokenizer.task] if tokenizer.task is not None else list(known))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"The checkpoint has no variable {', '.join(unknown)}; it has {', '.join(known)}.")
+    return [known[name] for name in names]
+
+
+def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenizer]:
+    processor = load_processor(checkpoint)
+    check_same_regions(processor, cohort)
+    return load_model(checkpoint, attn_implementation="eager"), processor.tokenizer
+
+
+def _part(
+    model: PreTrainedModel,
+    tokenizer: BEITokenizer,
+    cohort: Cohort,
+    rows: np.ndarray,
+    name: str,
+    arguments: ExplainArguments,
+) -> dict[str, Any]:
+    """Maps by method `(scans, tokens, regions)`, values and subjects of the scans that have a value of a variable."""
+    variable = next(variable for variable in tokenizer.variables if variable.name == name)
+    cohort.require_column(name)
+    values = BEITokenizer(variables=[variable])(cohort.table.iloc[rows])["labels"][:, 0].astype(float)
+    known = values != IGNORE_INDEX
+    if not known.any():
+        raise ValueError(f"{name!r} is recorded for none of the people who are shown to the model.")
+    rows, values = rows[known], values[known]
+    tokens = tokenizer.token_slices[name]
+    layers, rolled, logits = attention_by_scan(model, cohort, rows, tokens, arguments.batch_size)
+    best = best_layer(logits, values, variable.kind)
+    return {
+        "maps": {"mean": layers.mean(1), "rollout": rolled, "best_layer": layers[:, best]},
+        "best_layer": best,
+        "values": values,
+        "subjects": cohort.table["subject_id"].astype(str).iloc[rows].to_numpy(),
+        "rows": rows,
+    }

@@ -1,0 +1,186 @@
+"""Tables and the HTML page of an explanation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from modeling_lcm.atlases import ATLASES, region_coordinates
+
+from ..data.cohort import Cohort
+from ..files import write_folder, write_json, write_text
+from ..reporting.figures import CONNECTIONS, plot_connections, plot_network_bars, plot_region_attention
+from ..reporting.networks import networks_of
+from ..reporting.pages import render_page
+from .association import SIGNIFICANT, STABLE, Explained, Maps
+
+
+SHOWN_REGIONS = 15
+CONNECTED = 20  # regions between which connections are drawn
+METHOD_TITLES = {
+    "mean": "mean over heads and layers",
+    "rollout": "rollout: followed through the layers, mean over heads",
+    "best_layer": "the layer that predicts the variable best, mean over heads",
+}
+
+
+def write_explanation(
+    output: Path, arguments: Any, cohort: Cohort, found: Sequence[Explained], reads_edges: bool
+) -> None:
+    """Write `regions.tsv`, `networks.tsv` (where regions have networks), `summary.json` and `explanation.html`.
+
+    Args:
+        output (`Path`): new folder.
+        arguments (`ExplainArguments`): what was asked for.
+        cohort (`Cohort`): the data that were shown.
+        found (`Sequence[Explained]`): one entry per token.
+        reads_edges (`bool`): whether the model has an edge read-out, which no map shows.
+    """
+    names = cohort.feature_extractor.region_names
+    shown = names or [f"region {index + 1}" for index in range(cohort.feature_extractor.num_regions)]
+    regions = pd.concat([_region_table(entry, shown) for entry in found], ignore_index=True)
+
+    def fill(folder: Path) -> None:
+        _write_table(folder / "regions.tsv", regions)
+        if networks_of(names) is not None:
+            keys = ["variable", "token", "network", "hemisphere"]
+            columns = [name for name in regions if name.endswith(("attention", "correlation"))]
+            _write_table(folder / "networks.tsv", regions.groupby(keys, sort=False)[columns].mean().reset_index())
+        write_json(folder / "summary.json", [_summary(entry) for entry in found])
+        page = render_page(
+            "explanation.html",
+            source=_title_of(arguments, found),
+            data=Path(arguments.data).name,
+            method=METHOD_TITLES[arguments.method],
+            permutations=arguments.permutations,
+            stable=STABLE,
+            reads_edges=reads_edges,
+            sections=[_section(entry, arguments.method, cohort, regions) for entry in found],
+        )
+        write_text(folder / "explanation.html", page)
+
+    write_folder(output, fill)
+
+
+def _title_of(arguments: Any, found: Sequence[Explained]) -> str:
+    """Name of the evaluation or checkpoint; what a folder called "checkpoint" predicts, or the data set, says more."""
+    name = Path(arguments.evaluation or arguments.checkpoint).resolve().name
+    if name != "checkpoint":
+        return name
+    variables = {entry.variable for entry in found}
+    return variables.pop() if len(variables) == 1 else Path(arguments.data).resolve().name
+
+
+def _region_table(entry: Explained, names: Sequence[str]) -> pd.DataFrame:
+    """One row per region: attention (1 = even), correlation with the label, p and q, by method."""
+    groups = networks_of(names)
+    table = pd.DataFrame({"variable": entry.variable, "token": entry.token, "region": list(names)})
+    if groups is not None:
+        table["network"], table["hemisphere"] = zip(*groups, strict=True)
+    for method, maps in entry.maps.items():
+        columns = {f"{method}_attention": maps.mean}
+        # The first group has the token's label (or the higher values), the second has not.
+        for side, values in zip(("with_label", "without"), maps.by_class.values(), strict=False):
+            columns[f"{method}_{side}_attention"] = values
+        columns |= {f"{method}_correlation": maps.correlation, f"{method}_p": maps.p, f"{method}_q": maps.q}
+        table = table.assign(**columns)
+    return table
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(sep="\t", index=False, float_format="%.5f"))
+
+
+def _summary(entry: Explained) -> dict[str, Any]:
+    return {
+        "variable": entry.variable,
+        "token": entry.token,
+        "people": entry.people,
+        "best_layers": [layer + 1 for layer in entry.best_layers],
+        "compared": entry.compared,
+        "methods": {
+            method: {
+                "regions_with_effect": int((maps.q < SIGNIFICANT).sum()),
+                "map_stability": maps.mean_stability,
+                "effect_stability": maps.effect_stability,
+                "stable": bool(not _is_unstable(maps)),
+            }
+            for method, maps in entry.maps.items()
+        },
+    }
+
+
+def _section(entry: Explained, method: str, cohort: Cohort, regions: pd.DataFrame) -> dict[str, Any]:
+    """What the page shows of a token."""
+    table = regions[regions["token"] == entry.token].sort_values(f"{method}_attention", ascending=False)
+    maps = entry.maps[method]
+    layers = sorted({layer + 1 for layer in entry.best_layers})
+    return {
+        "token": entry.token,
+        "sentence": entry.sentence(method),
+        "unstable": _is_unstable(maps),
+        "layers": ", ".join(map(str, layers)),
+        "header": ["region", "attention (1 = even)", *maps.by_class, "correlation with the label", "q"],
+        "rows": [
+            [row["region"], f"{row[f'{method}_attention']:.2f}"]
+            + [f"{maps.by_class[group][index]:.2f}" for group in maps.by_class]
+            + [f"{row[f'{method}_correlation']:+.2f}", f"{row[f'{method}_q']:.3f}"]
+            for index, row in zip(
+                table.index[:SHOWN_REGIONS] - table.index.min(),
+                table.head(SHOWN_REGIONS).to_dict("records"),
+                strict=True,
+            )
+        ],
+        "figures": _figures(entry, method, cohort),
+    }
+
+
+def _figures(entry: Explained, method: str, cohort: Cohort) -> dict[str, Figure]:
+    extractor, maps = cohort.feature_extractor, entry.maps[method]
+    coordinates = region_coordinates(extractor.atlas) if extractor.atlas in ATLASES else None
+    drawn = {}
+    if coordinates is not None:
+        drawn["Regions that the token reads; larger and darker means more (1 = even)"] = plot_region_attention(
+            maps.mean, coordinates, f"Attention of {entry.token}"
+        )
+        strongest = np.argsort(-maps.mean)[:CONNECTED]
+        edges = np.zeros((extractor.num_regions, extractor.num_regions))
+        edges[np.ix_(strongest, strongest)] = _connectivity_difference(entry, cohort)[np.ix_(strongest, strongest)]
+        versus = f"{entry.label} minus others" if entry.label else "upper minus lower half"
+        drawn[_connections_caption(maps)] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
+    if networks_of(extractor.region_names) is not None:
+        drawn["By network or lobe; dots are regions"] = plot_network_bars(maps.mean, extractor.region_names)
+    return drawn
+
+
+def _connections_caption(maps: Maps) -> str:
+    """What the connections show, that none is tested, and where their choice itself rests on too little."""
+    caption = (
+        f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences. They "
+        "are not tested: chance alone makes some of them large."
+    )
+    doubts = []
+    if _is_unstable(maps):
+        doubts.append("the map that chose these regions is unstable")
+    if not (maps.q < SIGNIFICANT).any():
+        doubts.append("attention to no region goes with the label beyond chance")
+    return f"{caption} Here, {' and '.join(doubts)}: take nothing from this picture." if doubts else caption
+
+
+def _is_unstable(maps: Maps) -> bool:
+    return min(maps.mean_stability, maps.effect_stability) < STABLE
+
+
+def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:
+    """Mean FC of the scans with the label minus that of the others, `(regions, regions)`."""
+    means = []
+    for wanted in (True, False):
+        rows = entry.rows[entry.has_label == wanted]
+        total = np.zeros((cohort.feature_extractor.num_regions,) * 2)
+        for start in range(0, len(rows), 256):
+            total += cohort.connectivity(rows[start : start + 256]).sum(0)
+        means.append(total / max(1, len(rows)))
+    return means[0] - means[1]

@@ -1,0 +1,1 @@
+"""Scans and tables -> a data set."""

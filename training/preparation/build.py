@@ -1,0 +1,136 @@
+"""Tables and scans -> one data set folder."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from modeling_lcm import FCFeatureExtractor
+from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
+
+from ..data.labels import infer_variable, label_columns, read_positive
+from ..files import require_new
+from .arguments import ABSENT_SCANS, BAD_SCANS, PATHS, PrepareArguments
+from .assemble import Excluded, PreparedCohort, assemble
+from .first_scans import refuse_other_measures
+from .quality import Rules, homotopic_pairs
+from .recipes import load_recipe
+from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
+from .sources.base import DEFAULT_ATLAS, Source
+from .sources.opening import open_source
+from .sources.tables import read_table
+from .table import check_table, describe
+from .workers import Job, run
+
+
+def prepare(arguments: PrepareArguments) -> Path:
+    """Read, check and store a cohort.
+
+    Finished scans are kept beside the output until it is complete: a run that was killed goes on when it is repeated.
+
+    Args:
+        arguments (`PrepareArguments`): where everything lies.
+
+    Returns:
+        The folder of the data set: Arrow data with `subject_id`, `session`, phenotype columns, quality columns
+        (`qc_...`) and `connectivity` (float16 upper triangle), `fc_definition.json`, `quality.json`, `quality.html`,
+        `README.md`, and `parquet/`. With `shard`, the folder of finished scans.
+
+    Raises:
+        ValueError: a table or setting that does not fit, no usable scan, or with `bad_scans="stop"` a scan that cannot
+            be used; the message names the file, scan or row.
+        FileNotFoundError: a table or folder, or every scan, is missing.
+        FileExistsError: the output folder holds something already.
+    """
+    recipe = load_recipe(arguments.recipe)
+    arguments = recipe.complete(arguments, PATHS)
+    output = require_new(arguments.output)
+    if arguments.bad_scans not in BAD_SCANS:
+        raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
+    if arguments.absent_scans not in ABSENT_SCANS:
+        raise ValueError(f"absent_scans must be one of {', '.join(ABSENT_SCANS)}, got {arguments.absent_scans!r}.")
+    if arguments.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {arguments.workers}.")
+    rules = Rules(
+        **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
+    )
+    source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    arguments = replace(arguments, atlas=source.atlas_id() or arguments.atlas or DEFAULT_ATLAS)
+    if arguments.keep_time_series and source.kind != "time_series":
+        raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
+    expected = arguments.absent_scans == "expected"
+    excluded = [Excluded(absent.place, absent.reason, expected) for absent in source.absent]
+    if arguments.bad_scans == "stop" and source.absent and not expected:
+        raise FileNotFoundError(source.absent[0].reason)
+    table, cleaned, excluded_rows = describe(arguments, recipe, source)
+    positive = {variable.name: variable.positive for variable in recipe.variables if variable.positive is not None}
+    labels = {name: infer_variable(table, name, "categorical").labels for name in label_columns(table)}
+    positive |= read_positive(arguments.positive, labels)
+    excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
+    extractor = make_extractor(arguments, source)
+    rows = [row for row in range(len(source.table)) if row not in excluded_rows]
+    refuse_other_measures(source, extractor, rows)
+    work = work_folder(output)
+    _read_scans(arguments, source, extractor, rows, work)
+    if arguments.shard is not None:
+        return work
+    cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
+    edges = extractor.num_regions * (extractor.num_regions - 1) // 2
+    scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
+    return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
+
+
+def _read_scans(
+    arguments: PrepareArguments, source: Source, extractor: FCFeatureExtractor, rows: list[int], work: Path
+) -> None:
+    """Compute FC of every scan that is not finished yet."""
+    plan = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict(), "settings": source.settings}
+    plan["keep_time_series"] = arguments.keep_time_series
+    plan["shards"] = arguments.merge_shards or (Shard.parse(arguments.shard).count if arguments.shard else 1)
+    open_plan(work, plan)
+    if arguments.merge_shards is not None:
+        return
+    shard = Shard() if arguments.shard is None else Shard.parse(arguments.shard)
+    writer = ShardWriter(work, shard)
+    try:
+        todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
+        number_of = {rows[number]: number for number in todo}
+        job = Job(source, extractor, pairs_of(extractor), arguments.keep_time_series)
+        results = run(job, [rows[number] for number in todo], arguments.workers)
+        for result in tqdm(results, total=len(todo), desc="scans", unit="scan", leave=False):
+            if "error" in result.record and arguments.bad_scans == "stop":
+                raise ValueError(f"{source.places[result.row]}: {result.record['error']}")
+            writer.write(number_of[result.row], result.triangle, result.record, result.series)
+    finally:
+        writer.close()
+
+
+def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
+    """The FC definition; regions of an atlas that we do not know are those that the files agree on."""
+    options = {"atlas": arguments.atlas, "estimator": arguments.estimator}
+    names = source.region_names()
+    if arguments.regions is not None:
+        regions = read_table(arguments.regions)
+        if "name" not in regions.columns:
+            raise ValueError(f"{arguments.regions} has no column 'name'; it has {', '.join(regions.columns)}.")
+        names = regions["name"].tolist()
+    elif names is None and find_atlas(arguments.atlas) is not None:
+        names = region_names(arguments.atlas)
+    if names is not None:
+        return FCFeatureExtractor(region_names=names, **options)
+    if find_atlas(arguments.atlas) is not None:
+        return FCFeatureExtractor(**options)
+    if source.num_regions() is None:  # no file can be read
+        try:
+            source.read(0)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{source.places[0]}: {error}") from error
+    return FCFeatureExtractor(num_regions=source.num_regions(), **options)
+
+
+def pairs_of(extractor: FCFeatureExtractor) -> np.ndarray:
+    """Homotopic regions of an FC definition, `(pairs, 2)`."""
+    known = find_atlas(extractor.atlas) if extractor.atlas else None
+    same = known is not None and extractor.region_names == region_names(known)
+    return homotopic_pairs(extractor.region_names, region_coordinates(known) if same else None)

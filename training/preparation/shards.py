@@ -1,0 +1,260 @@
+"""Finished scans on disk while a data set is being prepared: nothing is lost when a run is killed.
+
+A work folder beside the output holds, per shard, `shard-I-of-N.fc` (float16 triangles, one after the other, each with
+its time series behind it if these are kept) and
+`shard-I-of-N.jsonl` (one line per finished scan). A scan is finished when its line is complete; its values were
+written before. `plan.json` says for which scans and settings the folder is.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..files import write_json
+
+
+CHUNK = 512  # scans that are read at once
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the scans a machine works on.
+
+    Args:
+        index (`int`): from 1.
+        count (`int`): number of parts.
+    """
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read "2/8".
+
+        Raises:
+            ValueError: it is no such pair.
+        """
+        first, _, second = text.partition("/")
+        if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+            raise ValueError(f"--shard is INDEX/COUNT, counted from 1, such as 2/8; got {text!r}.")
+        return cls(int(first), int(second))
+
+    def rows(self, scans: int) -> range:
+        """Its rows: every `count`-th, so that all shards take about the same time."""
+        return range(self.index - 1, scans, self.count)
+
+    @property
+    def stem(self) -> str:
+        """Beginning of its files' names."""
+        return f"shard-{self.index}-of-{self.count}"
+
+
+def work_folder(output: Path) -> Path:
+    """Where finished scans of an output lie until it is complete."""
+    return output.parent / f"{output.name}.work"
+
+
+def open_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Make the work folder, or check that an interrupted run's folder is for the same scans and settings.
+
+    Raises:
+        ValueError: it is for others.
+    """
+    path = folder / "plan.json"
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["digest"] != digest:
+            changed = sorted(key for key in {*plan, *before["plan"]} if plan.get(key) != before["plan"].get(key))
+            raise ValueError(
+                f"{folder} holds finished scans of a run with other scans or settings ({', '.join(changed)}). Repeat "
+                "that run's settings to go on, or delete the folder to start anew."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"digest": digest, "plan": plan})
+
+
+class ShardWriter:
+    """Appends finished scans of one shard, and knows those of an interrupted run.
+
+    Args:
+        folder (`Path`): work folder.
+        shard (`Shard`): the part.
+
+    Raises:
+        BlockingIOError: another process works on this shard.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self._values: IO[bytes] = (folder / f"{shard.stem}.fc").open("a+b")
+        _lock(self._values, shard)
+        self._journal: IO[bytes] = (folder / f"{shard.stem}.jsonl").open("a+b")
+        self.finished: set[int] = set()
+        self._recover()
+
+    def _recover(self) -> None:
+        """Forget a last line or values that were cut off when the run was killed."""
+        end_of_lines = end_of_values = 0
+        for line, record in _complete_lines(self._journal):
+            if not _has_values(self._values, record):
+                break
+            end_of_lines += len(line)
+            end_of_values = max(end_of_values, record["offset"] + record["bytes"])
+            self.finished.add(record["row"])
+        self._journal.truncate(end_of_lines)
+        self._values.truncate(end_of_values)
+        self._values.seek(0, os.SEEK_END)
+
+    def write(
+        self, row: int, triangle: np.ndarray | None, record: dict[str, Any], series: np.ndarray | None = None
+    ) -> None:
+        """Store one scan; without a triangle, that it was tried and cannot be used.
+
+        Args:
+            row (`int`): position in the source.
+            triangle (`np.ndarray` of shape `(edges,)`): float16.
+            record (`dict`): measures and remarks, JSON.
+            series (`np.ndarray` of shape `(volumes, regions)`, *optional*): float16, if they are kept.
+
+        Raises:
+            ValueError: the disk is full; finished scans are kept.
+        """
+        content = b"".join(values.tobytes() for values in (triangle, series) if values is not None)
+        offset = self._values.tell()
+        line = {"row": row, "offset": offset, "bytes": len(content), "check": zlib.crc32(content), **record}
+        with disk_full_explained():
+            self._values.write(content)
+            self._values.flush()
+            self._journal.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._journal.flush()
+        self.finished.add(row)
+
+    def close(self) -> None:
+        """Put everything on the disk."""
+        for file in (self._values, self._journal):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def _lock(file: IO[bytes], shard: Shard) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows; there two runs of one shard are the user's care
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"Another process works on shard {shard.index}/{shard.count} of this output.") from error
+
+
+def _complete_lines(journal: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    journal.seek(0)
+    for line in journal:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield line, json.loads(line)
+        except ValueError:
+            return
+
+
+def _has_values(values: IO[bytes], record: dict[str, Any]) -> bool:
+    values.seek(record["offset"])
+    return zlib.crc32(values.read(record["bytes"])) == record["check"]
+
+
+@contextmanager
+def disk_full_explained() -> Iterator[None]:
+    """Turn "no space left on device" into what the user can do.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"The disk is full ({error}). Finished scans are kept: free some space and repeat the command, which goes "
+            "on where it stopped."
+        ) from error
+
+
+@dataclass
+class FinishedScans:
+    """All shards of a work folder, read in the order of the table.
+
+    Args:
+        records (`list[dict]`): one per row: measures, remarks, and where its values are.
+        files (`list[Path]`): values of every shard.
+        edges (`int`): length of a triangle.
+    """
+
+    records: list[dict[str, Any]]
+    files: list[Path]
+    edges: int
+
+    @classmethod
+    def open(cls, folder: Path, shards: int, scans: int, edges: int) -> "FinishedScans":
+        """Read the journals.
+
+        Raises:
+            ValueError: a shard is missing or not complete; the message says which.
+        """
+        records: list[dict[str, Any] | None] = [None] * scans
+        files = []
+        for index in range(1, shards + 1):
+            shard = Shard(index, shards)
+            files.append(folder / f"{shard.stem}.fc")
+            journal = folder / f"{shard.stem}.jsonl"
+            if journal.is_file():
+                with journal.open("rb") as lines:
+                    for _, record in _complete_lines(lines):
+                        records[record["row"]] = record | {"file": index - 1}
+            todo = sum(records[row] is None for row in shard.rows(scans))
+            if todo:
+                raise ValueError(
+                    f"Shard {index}/{shards} has {todo} of {len(shard.rows(scans))} scans to do: run it (again) with "
+                    f"--shard {index}/{shards} first."
+                )
+        return cls([record for record in records if record is not None], files, edges)
+
+    def triangles(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Triangles `(up to chunk, edges)` of some rows in their order, read piece by piece."""
+        size = 2 * self.edges  # bytes
+        for contents in self._contents(rows, chunk, lambda record: (record["offset"], size)):
+            yield np.frombuffer(b"".join(contents), dtype=np.float16).reshape(len(contents), self.edges)
+
+    def series(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[list[np.ndarray]]:
+        """Time series of some rows, `(volumes * regions)` each, in pieces of as many scans as `triangles` gives."""
+        size = 2 * self.edges
+        spans = self._contents(rows, chunk, lambda record: (record["offset"] + size, record["bytes"] - size))
+        for contents in spans:
+            yield [np.frombuffer(content, dtype=np.float16) for content in contents]
+
+    def _contents(
+        self, rows: Sequence[int], chunk: int, span: Callable[[dict[str, Any]], tuple[int, int]]
+    ) -> Iterator[list[bytes]]:
+        """Bytes of some rows; `span` says where in the file of a record, and how many."""
+        with ExitStack() as stack:
+            handles = [stack.enter_context(path.open("rb")) for path in self.files]
+            for start in range(0, len(rows), chunk):
+                part = []
+                for record in (self.records[row] for row in rows[start : start + chunk]):
+                    handle, (offset, size) = handles[record["file"]], span(record)
+                    handle.seek(offset)
+                    part.append(handle.read(size))
+                yield part

@@ -1,0 +1,1 @@
+"""Data set -> trained model: both stages on one loop."""

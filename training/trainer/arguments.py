@@ -1,0 +1,221 @@
+"""Settings of the training scripts: one dataclass per script, read from a YAML file, from flags, or from both."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_lcm.configuration_lcm import SUPERVISIONS
+
+from ..cli import setting
+
+
+@dataclass
+class DataArguments:
+    """Which scans are used, and how they are split."""
+
+    data: str = setting("", "Folder made by training.prepare.")
+    splits: str | None = setting(None, "Split file (JSON) of subject-wise folds; made by training.evaluate.")
+    fold: int | None = setting(None, "Fold whose test subjects are kept out. Needs --splits.")
+    validation_fraction: float = setting(
+        0.0, "Part of the training subjects held back to choose the epoch. 0: train for all epochs, no choice."
+    )
+
+
+@dataclass
+class LoopArguments:
+    """The training loop, the same for both stages."""
+
+    output: str = setting("", "Folder for the checkpoint and its records. Refused if it already holds results.")
+    epochs: int = setting(40, "Passes over the training subjects.")
+    batch_size: int = setting(16, "Scans per process and forward pass.")
+    gradient_accumulation_steps: int = setting(1, "Batches per optimisation step.")
+    total_batch_size: int = setting(
+        0,
+        "Scans per optimisation step over all processes, the same on any number of them: batch_size then is an upper "
+        "limit, and accumulation follows. 0: batch_size x processes x gradient_accumulation_steps.",
+    )
+    optimizer: str = setting(
+        "adamw", '"adamw", or "adafactor": no copies of the weights in memory, for large models on small machines.'
+    )
+    learning_rate: float = setting(1e-3, "Peak learning rate; cosine decay to zero (paper: 1e-4 at 147M).")
+    weight_decay: float = setting(0.1, "Weight decay of weight matrices; biases and norms have none.")
+    warmup_fraction: float = setting(0.1, "Part of the steps over which the learning rate rises.")
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
+    input_noise: float = setting(
+        0.0,
+        "Standard deviation of symmetric Gaussian noise on training FC; 0 for none. Not for models with edge_readout, "
+        "whose matrix logarithm such noise ruins.",
+    )
+    mixup: float = setting(
+        0.0,
+        "Mix pairs of scans, and their losses, by a share drawn from Beta(mixup, mixup); 0: never. 1 suits cohorts "
+        "of hundreds, where it is the regulariser that helps most.",
+    )
+    momentum_epochs: int = setting(5, "Length of the momentum stage (the mean over layers is supervised).")
+    adaptive: str = setting(
+        "momentum",
+        'Supervision after it: "momentum", "adaptive" (layer per variable), "adaptive_per_sample" (research code), or '
+        '"last_layer".',
+    )
+    patience: int = setting(0, "Stop after so many epochs without a better validation loss; 0: never.")
+    mixed_precision: str = setting("no", '"no", "bf16" or "fp16".')
+    activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower.")
+    checkpoint_every: int = setting(5, "Epochs between resumable checkpoints; 0: none.")
+    checkpoint_every_steps: int = setting(0, "Also after so many optimisation steps within an epoch; 0: not.")
+    keep_checkpoints: int = setting(2, "Resumable checkpoints kept; the oldest goes when a newer one is complete.")
+    process_timeout: int = setting(600, "Seconds a process waits for another one before it takes it for lost.")
+    resume: bool = setting(False, "Go on from the last checkpoint in --output.")
+    class_weights: str = setting(
+        "none",
+        '"none", or "balanced": in every categorical variable each label has the same share in the loss, whatever its '
+        "frequency in the training labels.",
+    )
+    window_volumes: int = setting(
+        0,
+        "Train on FC of a random window of so many volumes, another one in every epoch; 0: on the whole scan. Needs "
+        "data prepared with --keep_time_series. Predictions always use the whole scan.",
+    )
+    window_fraction: float = setting(
+        0.0, "Instead: windows of a random length between this part of a scan and the whole scan; 0: not."
+    )
+    seed: int = setting(0, "Seed of weights, order, dropout, noise and windows.")
+    progress: bool = setting(True, "Show progress bars.")
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        at_least_one = ("epochs", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "process_timeout")
+        for name in at_least_one:
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            _require(self, name, getattr(self, name) > 0, "must be above 0")
+        not_negative = ("weight_decay", "input_noise", "mixup", "momentum_epochs", "patience", "total_batch_size")
+        for name in (*not_negative, "checkpoint_every", "checkpoint_every_steps"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "optimizer", self.optimizer in ("adamw", "adafactor"), "must be adamw or adafactor")
+        _require(self, "class_weights", self.class_weights in ("none", "balanced"), "must be none or balanced")
+        _require(self, "window_volumes", self.window_volumes in (0, *range(10, 100_000)), "must be 0, or 10 or more")
+        _require(self, "window_fraction", 0 <= self.window_fraction < 1, "must be 0, or lie between 0 and 1")
+        if self.window_volumes and self.window_fraction:
+            raise ValueError("Give window_volumes or window_fraction, not both.")
+        _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
+        _require(self, "adaptive", self.adaptive in SUPERVISIONS, f"must be one of {', '.join(SUPERVISIONS)}")
+        precisions = ("no", "bf16", "fp16")
+        _require(
+            self, "mixed_precision", self.mixed_precision in precisions, f"must be one of {', '.join(precisions)}"
+        )
+
+
+def _require(arguments: Any, name: str, valid: bool, need: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} {need}, got {getattr(arguments, name)!r}.")
+
+
+@dataclass
+class PretrainArguments(DataArguments, LoopArguments):
+    """Pretrain on brain-environment interactions: predict every BEI variable from FC."""
+
+    categorical: list[str] = field(
+        default_factory=lambda: ["sex"], metadata={"help": "Phenotype columns with labels to learn from."}
+    )
+    continuous: list[str] = field(
+        default_factory=lambda: ["age"], metadata={"help": "Phenotype columns with numbers to learn from."}
+    )
+    vocabulary: str | None = setting(
+        None, "Folder of a saved BEI tokenizer, instead of a vocabulary built from the training records."
+    )
+    positive: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Positive label of variables with two labels, as VARIABLE=LABEL. Default: what the data set "
+            "declares, else the last in alphabetical order that is no comparison group such as control."
+        },
+    )
+    size: str = setting("nano", 'Named size: "nano", "147m", "735m" or "1.2b".')
+    hidden_size: int | None = setting(None, "Overrides the size's width.")
+    num_hidden_layers: int | None = setting(None, "Overrides the size's depth.")
+    num_attention_heads: int | None = setting(None, "Overrides the size's heads.")
+    intermediate_size: int | None = setting(None, "Overrides the size's feed-forward width.")
+    dropout: float | None = setting(None, "Overrides all three of the size's dropout rates.")
+    edge_readout: bool | None = setting(None, "Overrides whether the size has an edge read-out (nano has).")
+
+
+ADAPTERS = ("none", "lora", "dora", "rslora")
+PSEUDO_LABELS = ("none", "recorded", "defaults", "model")
+
+
+@dataclass
+class FinetuneArguments(DataArguments, LoopArguments):
+    """Fine-tune a pretrained checkpoint for one downstream variable."""
+
+    checkpoint: str = setting("", "Pretrained checkpoint: folder or Hub repository.")
+    task: str = setting("", "Phenotype column to predict.")
+    kind: str = setting("categorical", '"categorical" (labels) or "continuous" (numbers).')
+    labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Class names in order; the last of two is the positive one. Default: sorted, of two the "
+            "comparison group (control, healthy, ...) first."
+        },
+    )
+    positive: str | None = setting(
+        None,
+        "The positive one of two labels, of which sensitivity, F1 and ROC AUC speak. Default: the last of labels.",
+    )
+    labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
+    new_tokens: str = setting(
+        "related",
+        'Start of a new task\'s tokens: "related" (pretrained tokens whose predictions follow the training labels, '
+        'where there are such) or "random" (as in the paper).',
+    )
+    trainable: str = setting(
+        "all",
+        '"all", or "tokens": only the read-out and the tokens of the task (all tokens, where pretrained ones train '
+        "too) are trained; everything else, the batch norm's statistics included, stays as it was pretrained.",
+    )
+    frozen_layers: int = setting(
+        0, "So many decoder layers, from the first one on, and the stem with its batch norm stay as pretrained."
+    )
+    layer_decay: float = setting(
+        1.0, "The learning rate falls by this factor from the read-out to the last layer, and so on down to the stem."
+    )
+    adapter: str = setting(
+        "none", '"none", or low-rank updates of attention and feed-forward: "lora", "dora" or "rslora".'
+    )
+    lora_rank: int = setting(0, 'Rank of the adapter, 8 if there is one; with a rank alone, it is "lora".')
+    pseudo_labels: str = setting(
+        "none",
+        'Training of the pretrained tokens: "none"; "recorded" (the subjects\' own records); "defaults" (also the '
+        "vocabulary's default labels where nothing is recorded); \"model\" (also the pretrained model's own confident "
+        "predictions).",
+    )
+    default_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": 'Tokens that pseudo_labels="defaults" takes for people of whom nothing is recorded, e.g. '
+            "'adhd=control'; they replace the vocabulary's own."
+        },
+    )
+    pseudo_label_threshold: float = setting(0.9, 'Least probability of a pseudo-label with pseudo_labels="model".')
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        super().__post_init__()
+        _require(self, "lora_rank", self.lora_rank >= 0, "must not be negative")
+        _require(self, "adapter", self.adapter in ADAPTERS, f"must be one of {', '.join(ADAPTERS)}")
+        if self.adapter == "none" and self.lora_rank:
+            self.adapter = "lora"
+        if self.adapter != "none" and not self.lora_rank:
+            self.lora_rank = 8
+        _require(self, "trainable", self.trainable in ("all", "tokens"), "must be all or tokens")
+        _require(self, "frozen_layers", self.frozen_layers >= 0, "must not be negative")
+        _require(self, "layer_decay", 0 < self.layer_decay <= 1, "must lie above 0 and not above 1")
+        if self.trainable == "tokens" and (self.adapter != "none" or self.frozen_layers):
+            raise ValueError('trainable="tokens" leaves the layers alone: set adapter to none and frozen_layers to 0.')
+        _require(
+            self, "pseudo_labels", self.pseudo_labels in PSEUDO_LABELS, f"must be one of {', '.join(PSEUDO_LABELS)}"
+        )
+        if self.default_labels and self.pseudo_labels not in ("defaults", "model"):
+            raise ValueError("default_labels are used with pseudo_labels set to defaults or model only: set it, too.")
+        if self.positive is not None and self.kind != "categorical":
+            raise ValueError(f"positive is {self.positive!r}, but {self.task!r} is continuous: leave it out.")
+        _require(self, "new_tokens", self.new_tokens in ("related", "random"), "must be related or random")
+        _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")

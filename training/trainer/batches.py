@@ -1,0 +1,92 @@
+"""Which scans make a batch: the same order for every process, each scan in exactly one process's batch of an epoch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from ..data.cohort import Cohort
+from ..data.torch_datasets import ConnectomeDataset, WindowDataset, make_dataset
+from .arguments import LoopArguments
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Shuffled batches of one process out of several.
+
+    All processes draw the same order, so that no scan is seen twice in an epoch and none is left out. Batches that do
+    not come out even are shared as evenly as possible: every process takes part in every step.
+
+    Args:
+        scans (`int`): scans of the training set.
+        batch_size (`int`): scans per process and batch.
+        seed (`int`): seed of the order; every epoch has an order of its own.
+        process (`int`): number of this process.
+        processes (`int`): how many there are.
+
+    Raises:
+        ValueError: there are fewer scans than processes.
+    """
+
+    def __init__(self, scans: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
+        if scans < processes:
+            raise ValueError(f"{scans} training scans cannot be shared by {processes} processes: start fewer.")
+        self.scans, self.seed, self.process, self.processes = scans, seed, process, processes
+        self.starts = list(range(0, scans, batch_size * processes))
+        # Too few scans for all processes at the end join the batch before.
+        if len(self.starts) > 1 and scans - self.starts[-1] < processes:
+            self.starts.pop()
+        self.epoch, self.skipped = 0, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.starts)
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch's order, and how many of its batches are left out because they have been trained on."""
+        self.epoch, self.skipped = epoch, skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.scans, generator=generator)
+        for index in range(self.skipped, len(self.starts)):
+            end = self.starts[index + 1] if index + 1 < len(self.starts) else self.scans
+            yield order[self.starts[index] : end].tensor_split(self.processes)[self.process].tolist()
+
+
+def batch_shares(arguments: LoopArguments, processes: int) -> tuple[int, int]:
+    """Scans per process and batch, and batches per optimisation step.
+
+    Raises:
+        ValueError: the scans of `total_batch_size` cannot be shared evenly by the processes.
+    """
+    if not arguments.total_batch_size:
+        return arguments.batch_size, arguments.gradient_accumulation_steps
+    share, rest = divmod(arguments.total_batch_size, processes)
+    if rest or not share:
+        raise ValueError(
+            f"total_batch_size {arguments.total_batch_size} cannot be shared evenly by {processes} processes: set it "
+            f"to a multiple of {processes}, or start another number of processes."
+        )
+    size = max(size for size in range(1, min(share, arguments.batch_size) + 1) if share % size == 0)
+    return size, share // size
+
+
+def training_dataset(
+    cohort: Cohort, rows: np.ndarray, labels: dict[str, Tensor], arguments: LoopArguments
+) -> ConnectomeDataset:
+    """The training scans of some rows: whole, or as random windows where the settings ask for them.
+
+    Args:
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): the scans.
+        labels (`dict[str, Tensor]`): label tensors over these rows.
+        arguments (`LoopArguments`): `window_volumes`, `window_fraction` and `seed` are used.
+
+    Raises:
+        ValueError: windows are asked for, and no scan has a time series.
+    """
+    if not arguments.window_volumes and not arguments.window_fraction:
+        return make_dataset(cohort, rows, labels)
+    return WindowDataset(cohort, rows, labels, arguments.window_volumes, arguments.window_fraction, arguments.seed)

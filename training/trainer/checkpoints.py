@@ -1,0 +1,117 @@
+"""Checkpoints: model, processor and the run's record in one folder, written atomically and checked when loaded."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoProcessor
+from transformers.utils import cached_file, find_adapter_config_file
+
+from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor, save_adapter
+from modeling_lcm.loading_lcm import ADAPTER_CONFIG, check_place
+
+from ..files import write_folder, write_json
+from .arguments import LoopArguments
+
+
+logger = logging.getLogger(__name__)
+
+RECORD = "training_record.json"
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, processor: LCMProcessor, arguments: LoopArguments, record: dict[str, Any]
+) -> Path:
+    """Write model, processor and the run's record as one folder, atomically.
+
+    A LoRA model is written twice: merged, as a checkpoint that loads without PEFT, and as `adapter/`.
+
+    Args:
+        folder (`Path`): the checkpoint folder.
+        model (`nn.Module`): trained model, possibly a `PeftModel`.
+        processor (`LCMProcessor`): saved beside it.
+        arguments (`LoopArguments`): settings of the run.
+        record (`dict`): subjects, history and whatever else identifies the run.
+    """
+
+    def fill(path: Path) -> None:
+        whole = model
+        if isinstance(model, PeftModel):
+            save_adapter(model, processor, path / "adapter")
+            whole = model.merge_and_unload(safe_merge=True)
+        whole.save_pretrained(path)
+        processor.save_pretrained(path)
+        write_json(path / RECORD, {"arguments": asdict(arguments), **record})
+
+    return write_folder(folder, fill)
+
+
+def read_record(checkpoint: str | Path) -> dict[str, Any]:
+    """The run's record beside a checkpoint, a folder or a Hub repository; empty where none is within reach."""
+    path: str | Path | None = Path(checkpoint) / RECORD
+    if not Path(checkpoint).is_dir():
+        try:
+            check_place(checkpoint)
+            path = cached_file(str(checkpoint), RECORD)
+        except OSError:  # no such repository or file, or none within reach
+            path = None
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
+
+
+def load_processor(checkpoint: str) -> LCMProcessor:
+    """The processor saved with a checkpoint.
+
+    Raises:
+        ValueError: there is no checkpoint of that name, or it is an adapter.
+    """
+    if not checkpoint:
+        raise ValueError("No checkpoint was given: add --checkpoint FOLDER (made by training.pretrain).")
+    folder = Path(checkpoint)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(_about_adapter(folder))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inside = folder / "checkpoint"
+        hint = f" Is {inside} meant?" if inside.is_dir() else ""
+        raise ValueError(f"The folder {checkpoint} holds no checkpoint (no config.json).{hint}")
+    try:
+        check_place(checkpoint)
+        return AutoProcessor.from_pretrained(checkpoint)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{checkpoint} is neither a checkpoint folder nor a repository within reach: {reason}"
+        ) from error
+
+
+def _about_adapter(folder: Path) -> str:
+    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    above = folder.resolve().parent
+    merged = f"the checkpoint that it was merged into, {above}, or " if (above / "config.json").is_file() else ""
+    return f"{folder} is an adapter, a checkpoint is needed: give {merged}its base model, {base}."
+
+
+def load_model(checkpoint: str, **options: Any) -> LCMForMultitaskPretraining | LCMForSequenceClassification:
+    """The model of a checkpoint: with its task, if it was fine-tuned, else with all pretrained variables.
+
+    Args:
+        checkpoint (`str`): folder or Hub repository.
+        **options: for `from_pretrained`.
+    """
+    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    finetuned = "LCMForSequenceClassification" in architectures
+    kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
+    return kind.from_pretrained(checkpoint, **options)
+
+
+def is_adapter(checkpoint: str) -> bool:
+    """Whether a name stands for an adapter: a folder or a Hub repository with `adapter_config.json`.
+
+    Raises:
+        FileNotFoundError: it is meant as a folder, and there is none.
+    """
+    check_place(checkpoint)
+    return find_adapter_config_file(checkpoint) is not None

@@ -1,0 +1,193 @@
+"""Stage two: fine-tune a pretrained checkpoint for one downstream variable."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import set_seed
+from peft import PeftModel
+from torch import Tensor, nn
+
+from modeling_lcm import (
+    BEITokenizer,
+    LCMForMultitaskPretraining,
+    LCMForSequenceClassification,
+    LCMProcessor,
+)
+from modeling_lcm.adapters_lcm import expected_new_weights
+from modeling_lcm.loading_lcm import without_weights
+
+from ..data.cohort import Cohort
+from ..data.combine import check_same_regions
+from ..data.leakage import leaking_columns
+from ..data.torch_datasets import make_dataset
+from .arguments import FinetuneArguments
+from .batches import training_dataset
+from .checkpoints import load_processor
+from .loop import Trainer
+from .prediction import predict_logits
+from .targets import _split, _task_class_weights, _training_labels
+from .trainable import freeze, with_adapter
+from .vocabulary import _announce, only_labels, task_tokenizer, with_default_labels
+
+
+MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
+JITTER = 0.1  # keeps two new tokens apart that start at the same pretrained one; embeddings have deviation 1
+
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    cohort: Cohort,
+    rows: np.ndarray,
+    arguments: FinetuneArguments,
+    folder: Path | None = None,
+    after_epoch: Callable[[nn.Module], None] | None = None,
+    check_leakage: bool = True,
+    announce: Callable[[str], None] | None = None,
+) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
+    """Fine-tune a pretrained checkpoint for one downstream variable.
+
+    Args:
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): rows of the training scans; no other row is looked at.
+        arguments (`FinetuneArguments`): settings.
+        folder (`Path`, *optional*): where resumable checkpoints and logs go.
+        after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
+        check_leakage (`bool`): warn of columns that tell the label.
+        announce (`Callable`, *optional*): called with a line about the labels, before training.
+
+    Returns:
+        The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
+
+    Raises:
+        ValueError: no such checkpoint, an unknown column, a single class, a class without training scans or with a
+            single person, no recorded label at all, a positive label that is none of two, or another atlas than the
+            checkpoint's.
+    """
+    processor = load_processor(arguments.checkpoint)
+    cohort.require_column(arguments.task)
+    check_same_regions(processor, cohort)
+    if not cohort.table[arguments.task].iloc[rows].notna().any():
+        raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
+    tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, rows, arguments)
+    cohort = replace(cohort, table=only_labels(cohort.table, arguments))
+    _announce(announce, [tokenizer.task_variable], cohort.table.iloc[rows], "--positive LABEL")
+    if check_leakage:
+        _warn_of_leakage(cohort.table.iloc[rows], tokenizer)
+    set_seed(arguments.seed)
+    model = _task_model(arguments, tokenizer)
+    tokenizer.check_config(model.config)
+    encoded = _training_labels(cohort, rows, tokenizer, arguments)
+    kept, others, validation = _split(cohort, rows, encoded["labels"], tokenizer, arguments)
+    position = {row: index for index, row in enumerate(rows)}
+
+    def labels_of(part: np.ndarray) -> dict[str, Tensor]:
+        index = torch.tensor([position[row] for row in part], dtype=torch.long)
+        return {name: values[index] for name, values in encoded.items()}
+
+    train = np.concatenate([kept, others])
+    if arguments.class_weights == "balanced":
+        model.config.class_weights = _task_class_weights(model.config, labels_of(train))
+    datasets = [
+        training_dataset(cohort, train, labels_of(train), arguments),
+        make_dataset(cohort, validation, labels_of(validation)) if len(validation) else None,
+    ]
+    if arguments.new_tokens == "related" and model.config.num_task_tokens:
+        start_from_related_tokens(model, cohort, kept, labels_of(kept)["labels"])
+    freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
+    if arguments.adapter != "none":
+        model = with_adapter(model, arguments)
+    trainer = Trainer(model, *datasets, arguments, folder)
+    history = trainer.train(after_epoch)
+    return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
+
+
+def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
+    variable = tokenizer.task_variable
+    names = variable.labels or [variable.name]
+    problem = "single_label_classification" if variable.kind == "categorical" else "regression"
+    with expected_new_weights():
+        return LCMForSequenceClassification.from_pretrained(
+            arguments.checkpoint,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            problem_type=problem,
+            task_variable=variable.name,
+            bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
+            class_weights=None,
+            dtype=torch.float32,
+        )
+
+
+def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
+    """Warn of columns from which the label can be told for certain, such as a site with patients only."""
+    task = tokenizer.task_variable
+    known = records[records[task.name].notna()]
+    is_class = task.kind == "categorical"
+    truth = pd.factorize(known[task.name])[0] if is_class else known[task.name].to_numpy(dtype=float)
+    pretrained = [variable["name"] for variable in tokenizer.model_variables]
+    for line in leaking_columns(known, task.name, truth, is_class, pretrained):
+        logger.warning("Possible leakage. %s", line)
+
+
+@torch.no_grad()
+def start_from_related_tokens(
+    model: LCMForSequenceClassification, cohort: Cohort, rows: np.ndarray, labels: Tensor
+) -> list[str]:
+    """Start a new token at the pretrained token whose logit follows its label most closely, if one does.
+
+    Beyond the paper, whose new tokens start at random: with a few dozen labels a random token hardly learns to ask,
+    while the best pretrained one (age, for young or elderly) often asks nearly the right question already.
+
+    Args:
+        model (`LCMForSequenceClassification`): as loaded from the pretrained checkpoint; its `task_embeddings` are
+            changed in place.
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): labelled training scans; validation and test scans must not be among them.
+        labels (`Tensor` of shape `(scans,)`): class index, or scaled value of a continuous task.
+
+    Returns:
+        Per new token the pretrained token it starts from, as "variable=label" or "variable"; "random" where no
+        pretrained token correlates with the label by at least 0.5.
+    """
+    logits = predict_logits(_pretrained_part(model), cohort, rows)["logits"]
+    tokens = model.config.num_task_tokens
+    targets = labels.float()[:, None]
+    if model.config.problem_type != "regression":
+        targets = torch.nn.functional.one_hot(labels.long(), tokens).float()
+    correlation = _standardise(logits).T @ _standardise(targets) / len(rows)  # (pretrained tokens, new tokens)
+    strength, best = correlation.max(0)
+    follows = strength >= MIN_CORRELATION
+    start = model.model.bei_embeddings.weight[best]
+    start = start + JITTER * torch.randn_like(start)
+    model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
+    if model.config.edge_readout:
+        edges = model.bei_edge_readout.weight[best]
+        model.task_edge_readout.weight.copy_(torch.where(follows[:, None], edges, model.task_edge_readout.weight))
+    names = [
+        f"{variable['name']}={label}" if label else variable["name"]
+        for variable in model.config.bei_variables
+        for label in variable["labels"] or [""]
+    ]
+    return [names[index] if close else "random" for index, close in zip(best.tolist(), follows.tolist(), strict=True)]
+
+
+def _pretrained_part(model: LCMForSequenceClassification) -> LCMForMultitaskPretraining:
+    """The pretrained model that a task model was loaded from, sharing its tensors: a second copy may not fit."""
+    pretrained = without_weights(LCMForMultitaskPretraining, model.config)
+    for name, _ in pretrained.named_children():
+        setattr(pretrained, name, getattr(model, name))
+    return cast(LCMForMultitaskPretraining, pretrained)
+
+
+def _standardise(columns: Tensor) -> Tensor:
+    """Columns `(scans, any)` with mean 0 and deviation 1; a constant column becomes 0."""
+    centred = columns - columns.mean(0)
+    return centred / columns.std(0, correction=0).clamp_min(1e-6)

@@ -1,0 +1,101 @@
+"""Which scans a run trains on, and what its record says about it."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from ..data.cohort import Cohort
+from ..data.folds import Folds
+from ..data.identity import hash_names, scan_names
+from ..files import remove_leftovers, require_new, require_writable
+from .arguments import DataArguments, LoopArguments
+from .batches import batch_shares
+from .checkpoints import read_record
+from .distributed import start_processes
+
+
+def output_folder(arguments: LoopArguments) -> Path:
+    """The run's new output folder, checked by every process before the first one writes into it.
+
+    Raises:
+        ValueError: no output was given, an FSDP configuration without GPUs, or a number of processes that does not
+            divide the batch.
+        FileExistsError: the folder holds results, and the run does not resume.
+        OSError: the folder cannot be written to.
+    """
+    state = start_processes(arguments.process_timeout)
+    batch_shares(arguments, state.num_processes)
+    folder = require_new(arguments.output, arguments.resume)
+    state.wait_for_everyone()
+    require_writable(folder)
+    if state.is_main_process:
+        remove_leftovers(folder / "checkpoint")
+    return folder
+
+
+def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
+    """Rows a run may train on: all, or those outside the test subjects of the given fold.
+
+    Raises:
+        ValueError: only one of `splits` and `fold` was given.
+    """
+    if (arguments.splits is None) != (arguments.fold is None):
+        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
+    if arguments.splits is None:
+        return np.arange(len(cohort.table))
+    return Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[0]
+
+
+def record_of(
+    cohort: Cohort, rows: np.ndarray, history: list[dict[str, Any]], checkpoint: str | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says about its making: subjects seen, epochs, versions.
+
+    Args:
+        cohort (`Cohort`): the prepared data.
+        rows (`np.ndarray`): rows of the training scans (validation included).
+        history (`list[dict]`): one record per epoch.
+        checkpoint (`str`, *optional*): what training started from; its training subjects are this one's, too.
+    """
+    table = cohort.table.iloc[rows]
+    subjects = set(table["subject_id"].astype(str))
+    hashes = [hash_names(scan_names(table))]
+    if checkpoint is not None:
+        earlier = read_record(checkpoint)
+        named = set(earlier.get("training_subjects", []))
+        subjects |= named
+        # Shared checkpoints have hashes alone; those of older versions, names alone.
+        hashes += earlier.get("training_subject_hashes", [hash_names(named)] if named else [])
+    return {
+        "training_subjects": sorted(subjects),
+        "training_subject_hashes": hashes,
+        "num_training_scans": len(rows),
+        "history": history,
+        "versions": library_versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that decide on a run's numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of this repository, or None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,165 @@
+"""Which weights train: parameter groups, frozen layers, adapters."""
+
+import re
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from modeling_lcm import LCMConfig, LCMForSequenceClassification
+from modeling_lcm.adapters_lcm import without_peft_warning
+from modeling_lcm.edges_lcm import LCMEdgeFeatures
+from modeling_lcm.loading_lcm import head_modules
+
+from .arguments import FinetuneArguments, LoopArguments
+
+
+RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at all ranks
+
+
+def make_optimizer(model: nn.Module, arguments: LoopArguments) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters.
+
+    "adamw" is fused AdamW, with two float32 numbers of state per weight. "adafactor" keeps a row and a column of
+    second moments per matrix, next to nothing, and measures its steps relative to the size of each tensor.
+
+    Args:
+        model (`nn.Module`): an LCM head, or a PEFT model around one.
+        arguments (`LoopArguments`): `optimizer`, `learning_rate` and `weight_decay` are used.
+
+    Source:
+        Adafactor: Shazeer and Stern 2018, as in `torch.optim.Adafactor`.
+    """
+    groups = parameter_groups(model, arguments)
+    if arguments.optimizer == "adafactor":
+        # Tensor by tensor: working on all of them at once would need a second copy of the gradients.
+        return torch.optim.Adafactor(groups, lr=arguments.learning_rate, foreach=False)
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
+
+
+def parameter_groups(model: nn.Module, arguments: LoopArguments) -> list[dict]:
+    """Trainable parameters in groups: matrices with weight decay, biases and norms without.
+
+    With `layer_decay` below 1 there are two such groups per depth, the read-out's first, and the learning rate falls
+    by that factor from depth to depth: read-out, final norm and new tokens; the last layer; ...; the first one; stem
+    and pretrained tokens.
+    """
+    decay = getattr(arguments, "layer_decay", 1.0)
+    depths: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth = _depth(name, model.config.num_hidden_layers) if decay < 1 else 0
+            depths.setdefault(depth, []).append(parameter)
+    groups = []
+    for depth, parameters in sorted(depths.items()):
+        rate = {"lr": arguments.learning_rate * decay**depth} if depth else {}
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": arguments.weight_decay, **rate},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **rate},
+        ]
+    return groups
+
+
+def _depth(name: str, num_layers: int) -> int:
+    """How far a parameter is from the read-out: 0 there, 1 in the last layer, layers + 1 in stem and tokens."""
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    if layer:
+        return num_layers - int(layer[1])
+    return num_layers + 1 if re.search(r"\b(stem|bei_embeddings)\.", name) else 0
+
+
+def trains_pretrained_tokens(config: LCMConfig) -> bool:
+    """Whether fine-tuning has a loss on the pretrained tokens: one of their own, or because they are the task's."""
+    return bool(config.bei_loss_weight) or not config.num_task_tokens
+
+
+def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) -> None:
+    """Exclude parameters from training, in place.
+
+    The pretrained tokens' edge read-out is always excluded where it receives no gradient, as weight decay alone would
+    wear it down.
+
+    Args:
+        model (`nn.Module`): an LCM head with a downstream task.
+        frozen_layers (`int`): decoder layers, from the first one on, that stay as they are, together with the stem.
+        tokens_only (`bool`): train the shared read-out, and tokens and edge read-out of the task alone. Those of the
+            pretrained variables train too where they have a loss of their own, or are the task's.
+
+    Raises:
+        ValueError: more layers than the model has.
+    """
+    config = model.config
+    if frozen_layers > config.num_hidden_layers:
+        raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {config.num_hidden_layers} layers.")
+    if config.edge_readout:
+        model.bei_edge_readout.requires_grad_(trains_pretrained_tokens(config))
+    if tokens_only:
+        model.model.requires_grad_(False)
+        model.model.bei_embeddings.requires_grad_(trains_pretrained_tokens(config))
+    elif frozen_layers:
+        model.model.stem.requires_grad_(False)
+        model.model.layers[:frozen_layers].requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """`model.train()`, but a stem's norm that is not trained keeps its running statistics, and uses them.
+
+    So does the running mean of the edge read-out then: both describe the cohort that the network has learnt from.
+    """
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept: list[nn.Module] = [norm for norm in norms if not norm.weight.requires_grad]
+    # With an adapter there is a frozen original beside the norm that trains.
+    if len(kept) == len(norms):
+        kept += [module for module in model.modules() if isinstance(module, LCMEdgeFeatures)]
+    for module in kept:
+        module.eval()
+
+
+def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArguments) -> PeftModel:
+    """Put low-rank updates on attention and feed-forward; the task's tokens and what they need train whole.
+
+    Whole are the head (new tokens, read-outs, running means of the edges, the choice of layers) and the stem's batch
+    norm with its running statistics, which follow the cohort. What gets no gradient stays: the pretrained tokens' edge
+    read-out without a loss on them, and with frozen layers the stem and the running means.
+
+    Args:
+        model (`LCMForSequenceClassification`): changed in place.
+        arguments (`FinetuneArguments`): `adapter`, `lora_rank` and `frozen_layers` are used.
+
+    Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
+    """
+    whole = {*head_modules(model), "stem.norm"}
+    if arguments.frozen_layers:
+        whole -= {"stem.norm", "edge_features"}
+    if not trains_pretrained_tokens(model.config):
+        whole -= {"bei_edge_readout"}
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=arguments.lora_rank,
+        lora_alpha=RSLORA_ALPHA if arguments.adapter == "rslora" else 2 * arguments.lora_rank,
+        lora_dropout=0.0,
+        use_dora=arguments.adapter == "dora",
+        use_rslora=arguments.adapter == "rslora",
+        target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
+        modules_to_save=sorted(whole),
+    )
+    with without_peft_warning():
+        return get_peft_model(model, config)
+
+
+def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:
+    """Pattern of every projection of attention and feed-forward above the frozen layers.
+
+    The first layer's self-attention is left out, because the token state is zero there: its queries and keys never
+    receive a gradient.
+
+    Raises:
+        ValueError: all layers are frozen.
+    """
+    layers = range(frozen_layers, num_layers)
+    if not layers:
+        raise ValueError(f"frozen_layers is {frozen_layers}: no layer of {num_layers} is left for an adapter.")
+    every = "|".join(map(str, layers))
+    later = "|".join(str(layer) for layer in layers if layer) or "none"
+    return rf".*layers\.(?:(?:{every})\.(?:cross_attn\.[qkvo]_proj|fc[12])|(?:{later})\.self_attn\.[qkvo]_proj)"
