@@ -171,7 +171,7 @@ def test_refused_evaluation_leaves_its_output_free(
 def test_resume_refuses_other_data(
     evaluate_arguments: Callable[..., EvaluateArguments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, load_cohort = evaluate_arguments(), training.evaluation.cross_validation.load_cohort
+    arguments, load_cohort = evaluate_arguments(), training.evaluation.design.load_cohort
 
     def stop(*args: Any) -> dict:
         raise KeyboardInterrupt

@@ -24,6 +24,7 @@ from training.explanation.attention import region_attention
 from training.preparation.arguments import PrepareArguments
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import read_record
+from training.trainer.prediction import predict_table
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -224,8 +225,8 @@ def test_prepare_pretrain_finetune_predict(
 
 
 def test_predicted_probabilities_are_the_models(cohort: Cohort, pretrained: Path) -> None:
-    table = predict.predict_table(str(pretrained), cohort, np.array([3, 1]), batch_size=1)
-    again = predict.predict_table(str(pretrained), cohort, np.arange(PEOPLE))
+    table = predict_table(str(pretrained), cohort, np.array([3, 1]), batch_size=1)
+    again = predict_table(str(pretrained), cohort, np.arange(PEOPLE))
     assert table["subject_id"].tolist() == ["0004", "0002"]
     np.testing.assert_allclose(table["sex=F"], again["sex=F"].iloc[[3, 1]], atol=1e-6)
 

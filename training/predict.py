@@ -11,6 +11,19 @@ from .files import require_new, require_writable, write_text
 from .trainer.prediction import _predict
 
 
+@dataclass
+class PredictArguments:
+    """Predict with a checkpoint and write one row per scan."""
+
+    checkpoint: str = setting("", "Checkpoint or adapter: folder or Hub repository.")
+    adapter: str | None = setting(None, "Adapter of this checkpoint: folder or Hub repository.")
+    data: str = setting("", "Folder made by training.prepare.")
+    output: str = setting("", "Table to write (.tsv).")
+    splits: str | None = setting(None, "Split file; with --fold, only that fold's test subjects are predicted.")
+    fold: int | None = setting(None, "Fold of the split file.")
+    batch_size: int = setting(32, "Scans per forward pass.")
+
+
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
@@ -35,16 +48,3 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-
-
-@dataclass
-class PredictArguments:
-    """Predict with a checkpoint and write one row per scan."""
-
-    checkpoint: str = setting("", "Checkpoint or adapter: folder or Hub repository.")
-    adapter: str | None = setting(None, "Adapter of this checkpoint: folder or Hub repository.")
-    data: str = setting("", "Folder made by training.prepare.")
-    output: str = setting("", "Table to write (.tsv).")
-    splits: str | None = setting(None, "Split file; with --fold, only that fold's test subjects are predicted.")
-    fold: int | None = setting(None, "Fold of the split file.")
-    batch_size: int = setting(32, "Scans per forward pass.")
