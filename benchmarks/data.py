@@ -19,7 +19,7 @@ import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from training.data.cohort import Cohort
-from training.data.torch_datasets import make_dataset
+from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import StoredTriangles
 from training.trainer.arguments import LoopArguments
 from training.trainer.loop import Trainer
@@ -63,13 +63,11 @@ def make_trainer(cohort: Cohort, size: str, batch_size: int, scans: int) -> Trai
     """The training loop of the scripts on the first scans."""
     tokenizer = vocabulary()
     torch.manual_seed(0)
-    config = LCMConfig.from_size(
-        size, num_regions=cohort.feature_extractor.num_regions, bei_variables=tokenizer.model_variables
-    )
-    rows = np.arange(scans)
-    labels = dict(tokenizer(cohort.table.iloc[rows], return_tensors="pt"))
+    config = LCMConfig.from_size(size, num_regions=cohort.num_regions, bei_variables=tokenizer.model_variables)
+    cohort = cohort.select(np.arange(scans))
+    labels = dict(tokenizer(cohort.table, return_tensors="pt"))
     settings = LoopArguments(epochs=1, batch_size=batch_size, progress=False, checkpoint_every=0)
-    return Trainer(LCMForMultitaskPretraining(config), make_dataset(cohort, rows, labels), None, settings)
+    return Trainer(LCMForMultitaskPretraining(config), ConnectomeDataset(cohort, labels), None, settings)
 
 
 def measure(cohort: Cohort, size: str, batch_size: int, steps: int) -> dict[str, float]:
@@ -77,7 +75,7 @@ def measure(cohort: Cohort, size: str, batch_size: int, steps: int) -> dict[str,
     make_trainer(cohort, size, batch_size, 2 * batch_size).train()  # caches and buffers are warm after two steps
     trainer = make_trainer(cohort, size, batch_size, steps * batch_size)
     start = time.perf_counter()
-    samples = sum(len(batch["rows"]) for batch in trainer.loader)
+    samples = sum(len(batch["positions"]) for batch in trainer.loader)
     alone = samples / (time.perf_counter() - start)
     trainer.loader = TimedLoader(trainer.loader)
     start = time.perf_counter()

@@ -20,7 +20,7 @@ import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from training.data.cohort import load_cohort
-from training.data.torch_datasets import make_dataset
+from training.data.torch_datasets import ConnectomeDataset
 from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
 
@@ -86,10 +86,8 @@ def resident(process: int) -> float:
 def read_back(folder: Path, batch: int = 32, batches: int = 60) -> tuple[float, float]:
     """Samples a second of the loader, and of the nano model's training step."""
     cohort = load_cohort(folder)
-    rows = np.arange(len(cohort.table))
-    labels = {"labels": torch.zeros(len(rows), 2)}
-    data = make_dataset(cohort, rows, labels)
-    order = torch.randperm(len(rows))[: batch * batches].split(batch)
+    data = ConnectomeDataset(cohort, {"labels": torch.zeros(len(cohort), 2)})
+    order = torch.randperm(len(cohort))[: batch * batches].split(batch)
     start = time.perf_counter()
     for part in order:
         loaded = data.__getitems__(part.tolist())
@@ -98,7 +96,7 @@ def read_back(folder: Path, batch: int = 32, batches: int = 60) -> tuple[float, 
         {"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0},
         {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1.0},
     ]
-    config = LCMConfig.from_size("nano", num_regions=cohort.feature_extractor.num_regions, bei_variables=variables)
+    config = LCMConfig.from_size("nano", num_regions=cohort.num_regions, bei_variables=variables)
     model = LCMForMultitaskPretraining(config)
     optimiser = torch.optim.AdamW(model.parameters())
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from tests.training_fixtures import REGIONS, SHORT
 from training.data.cohort import Cohort
-from training.data.torch_datasets import ConnectomeDataset, make_dataset
+from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import LoopArguments
 from training.trainer.loop import Trainer
 
@@ -51,7 +51,7 @@ def make_data(cohort: Cohort, rows: range = range(24), seed: int = 0) -> Connect
     sex[np.random.default_rng(seed).random(len(sex)) < 0.4] = -100
     age = ((table["age"] - 45) / 15).to_numpy(dtype=np.float32)
     labels = torch.from_numpy(np.stack([sex, age], axis=1))
-    return make_dataset(cohort, np.array(rows), {"labels": labels})
+    return ConnectomeDataset(cohort.select(np.array(rows)), {"labels": labels})
 
 
 def arguments(**overrides: Any) -> LoopArguments:

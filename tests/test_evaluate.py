@@ -49,7 +49,7 @@ def test_evaluate_end_to_end(
     def record_labels(shown: Cohort, rows: np.ndarray, *args: Any, **rest: Any) -> Any:
         table = shown.table.iloc[rows]
         tuned.append(table["subject_id"][table["group"].notna()].tolist())
-        return finetune(shown, rows, *args, **rest)
+        return finetune(shown.select(rows), *args, **rest)
 
     monkeypatch.setitem(FITTED, "linear", ("linear", record_subjects))
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
@@ -91,14 +91,14 @@ def test_few_labels_are_the_same_for_every_member(
 ) -> None:
     design = training.evaluation.design.make_design(evaluate_arguments())
     chosen = few_labelled(design, np.arange(4, PEOPLE))
-    assert np.bincount(design.tasks[0].truth(chosen)).tolist() == [4, 4]
+    assert np.bincount(design.recipe.tasks[0].truth(chosen)).tolist() == [4, 4]
     assert chosen.min() >= 4
     assert not np.array_equal(chosen, few_labelled(design, np.arange(4, PEOPLE), repeat=1))
     labelled = []
 
     def record_labels(shown: Cohort, rows: np.ndarray, tuning: FinetuneArguments, **rest: Any) -> Any:
         labelled.append((tuning.seed, shown.table["group"].iloc[rows].notna().tolist()))
-        return finetune(shown, rows, tuning, **rest)
+        return finetune(shown.select(rows), tuning, **rest)
 
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
     training.evaluation.cross_validation.evaluate(evaluate_arguments(ensemble=2))
@@ -223,8 +223,10 @@ def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
     # Fine-tuned once more on others: still made of a model that has seen everybody.
     tuning = FinetuneArguments(**{**SHORT, "epochs": 1, "checkpoint": str(pretrained), "task": "sex"})
     rows = np.arange(4)
-    model, processor, history = finetune(cohort, rows, tuning)
-    save_checkpoint(tmp_path / "again", model, processor, tuning, record_of(cohort, rows, history, tuning.checkpoint))
+    model, processor, history = finetune(cohort.select(rows), tuning)
+    save_checkpoint(
+        tmp_path / "again", model, processor, tuning, record_of(cohort.select(rows), history, tuning.checkpoint)
+    )
     other = evaluate_arguments(
         finetuning={"checkpoint": str(tmp_path / "again")}, pretrain=None, output=str(tmp_path / "other")
     )

@@ -69,7 +69,7 @@ def test_a_person_with_two_ids_stays_on_one_side(
     recorded = design.cohort.table["recorded_subject_id"]
     assert recorded.nunique() == PEOPLE
     for seed in range(5):
-        folds = make_folds(design.table, 2, seed, "group")
+        folds = make_folds(design.tested.table, 2, seed, "group")
         for fold in range(2):
             _, train, test = design.fold_rows(folds, fold)
             known = [{family[row] for row in rows} - {None} for rows in (train, test)]
@@ -91,8 +91,8 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
     use_table(same_person_in_other=[None, None, "p0", None, None, None, "p2", *[None] * (PEOPLE - 7)])
     arguments = pretraining_only({"categorical": ["sex", "disease"]}, train_data=[str(other_cohort)])
     design = training.evaluation.design.make_design(arguments)
-    assert [task.name for task in design.tasks] == ["sex", "age"]  # nobody who is tested has a disease record
-    assert (design.num_tested, len(design.cohort.table)) == (PEOPLE, 2 * PEOPLE)
+    assert [task.name for task in design.recipe.tasks] == ["sex", "age"]  # nobody who is tested has a disease record
+    assert (len(design.tested), len(design.cohort.table)) == (PEOPLE, 2 * PEOPLE)
     ids = design.cohort.table["subject_id"].tolist()
     assert (ids[PEOPLE], ids[PEOPLE + 1], ids[PEOPLE + 2]) == ("0003", "other/p1", "0007")
     metrics = training.evaluation.cross_validation.evaluate(arguments)

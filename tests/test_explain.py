@@ -38,7 +38,7 @@ def test_rollout_carries_what_other_tokens_read() -> None:
 
 def test_attention_by_scan_is_the_models_own(cohort: Cohort, pretrained: Path) -> None:
     model = LCMForMultitaskPretraining.from_pretrained(pretrained, attn_implementation="eager")
-    layers, rolled, logits = attention_by_scan(model, cohort, np.arange(5), slice(0, 2), batch_size=2)
+    layers, rolled, logits = attention_by_scan(model, cohort.select(np.arange(5)), slice(0, 2), batch_size=2)
     assert layers.shape == (5, 2, 2, REGIONS)
     assert logits.shape == (5, 2, 2)
     np.testing.assert_allclose(layers.sum(-1), 1, atol=1e-5)

@@ -116,7 +116,7 @@ def test_errors_on_the_page(
         (cohort, {"checkpoint": str(tmp_path)}),
     ):
         with pytest.raises(ValueError) as error:
-            finetune(data, everybody, finetune_arguments(**settings))
+            finetune(data, finetune_arguments(**settings))
         said.append(str(error.value))
     said += [record.getMessage() for record in caplog.records]
     listed = re.findall(r"^\| `(.*?)`", PAGE.split("## What an error says")[1], re.MULTILINE)

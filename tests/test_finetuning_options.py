@@ -64,13 +64,13 @@ def test_finetuning_takes_class_weights_from_training_labels(
 ) -> None:
     cohort.table.loc[18:, "group"] = "A"
     settings = finetune_arguments(class_weights="balanced", epochs=1, pseudo_labels="recorded")
-    model, _, _ = finetune(cohort, EVERYBODY, settings)
+    model, _, _ = finetune(cohort, settings)
     groups, sexes = cohort.table["group"].value_counts(), cohort.table["sex"].value_counts()
     assert model.config.class_weights["group"] == pytest.approx([12 / groups["A"], 12 / groups["B"]])
     assert model.config.class_weights["sex"] == pytest.approx([12 / sexes["F"], 12 / sexes["M"]])
     assert model.target_layout.class_weights == (tuple(model.config.class_weights["group"]),)
-    assert "sex" not in finetune(cohort, EVERYBODY, replace(settings, pseudo_labels="none"))[0].config.class_weights
-    assert finetune(cohort, EVERYBODY, replace(settings, class_weights="none"))[0].config.class_weights is None
+    assert "sex" not in finetune(cohort, replace(settings, pseudo_labels="none"))[0].config.class_weights
+    assert finetune(cohort, replace(settings, class_weights="none"))[0].config.class_weights is None
 
 
 def test_weighted_steps_do_not_depend_on_accumulation(
@@ -81,7 +81,7 @@ def test_weighted_steps_do_not_depend_on_accumulation(
         class_weights="balanced", epochs=1, input_noise=0.0, batch_size=24, frozen_layers=1, warmup_fraction=0.0
     )
     states = [
-        finetune(cohort, EVERYBODY, replace(settings, batch_size=size, gradient_accumulation_steps=24 // size))[0]
+        finetune(cohort, replace(settings, batch_size=size, gradient_accumulation_steps=24 // size))[0]
         for size in (24, 6)
     ]
     for name, value in states[0].named_parameters():
@@ -95,7 +95,7 @@ def test_pretraining_weighs_every_categorical_variable(
 ) -> None:
     cohort.table.loc[4:, "site"] = "y"
     settings = pretrain_arguments(class_weights="balanced", categorical=["sex", "site"], epochs=1)
-    config = pretrain(cohort, EVERYBODY, settings)[0].config
+    config = pretrain(cohort, settings)[0].config
     assert config.class_weights["site"] == pytest.approx([3.0, 0.6])
     assert set(config.class_weights) == {"sex", "site"}
 
@@ -105,7 +105,7 @@ def test_pretraining_weighs_every_categorical_variable(
 
 def changed(cohort: Cohort, settings: FinetuneArguments, pretrained: Path) -> set[str]:
     """Names of the tensors that fine-tuning changed, of those that the checkpoint has."""
-    after = finetune(cohort, EVERYBODY, settings)[0].state_dict()
+    after = finetune(cohort, settings)[0].state_dict()
     before = LCMForMultitaskPretraining.from_pretrained(pretrained).state_dict()
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
@@ -116,7 +116,7 @@ def test_tokens_only_leaves_the_pretrained_network_alone(
     settings = finetune_arguments(trainable="tokens", new_tokens="random")
     assert changed(cohort, settings, pretrained) == {"score.weight", "score.bias"}
     # New edge weights start at zero.
-    assert finetune(cohort, EVERYBODY, settings)[0].task_edge_readout.weight.any()
+    assert finetune(cohort, settings)[0].task_edge_readout.weight.any()
     choice = {"bei_layer_choice.running_loss", "bei_layer_choice.best_layer"}
     pretrained_tokens = {"score.weight", "score.bias", "model.bei_embeddings.weight", "bei_edge_readout.weight"}
     assert changed(cohort, replace(settings, pseudo_labels="recorded"), pretrained) - choice == pretrained_tokens
@@ -216,7 +216,7 @@ def with_series(cohort: Cohort, study: Study) -> Cohort:
 
 
 def test_windows_are_the_fc_of_a_contiguous_part(with_series: Cohort, study: Study) -> None:
-    data = WindowDataset(with_series, EVERYBODY, {"labels": torch.arange(PEOPLE)}, 20, 0.0, seed=1)
+    data = WindowDataset(with_series, {"labels": torch.arange(PEOPLE)}, 20, 0.0, seed=1)
     data.set_epoch(2)
     batch = data.__getitems__([5, 3, 7])
     assert batch["labels"].tolist() == [5, 3, 7]
@@ -231,7 +231,7 @@ def test_windows_are_the_fc_of_a_contiguous_part(with_series: Cohort, study: Stu
 
 def test_windows_hang_on_seed_epoch_and_scan_alone(with_series: Cohort) -> None:
     labels = {"labels": torch.zeros(PEOPLE)}
-    one, two = (WindowDataset(with_series, EVERYBODY, labels, 0, 0.5, seed=1) for _ in range(2))
+    one, two = (WindowDataset(with_series, labels, 0, 0.5, seed=1) for _ in range(2))
     for data in (one, two):
         data.set_epoch(4)
     together = one.__getitems__([0, 1, 2])["connectivity"]
@@ -248,7 +248,7 @@ def test_windows_hang_on_seed_epoch_and_scan_alone(with_series: Cohort) -> None:
 
 
 def test_a_window_longer_than_the_scan_is_the_whole_scan(with_series: Cohort) -> None:
-    data = WindowDataset(with_series, EVERYBODY, {}, 10 * VOLUMES, 0.0, seed=0)
+    data = WindowDataset(with_series, {}, 10 * VOLUMES, 0.0, seed=0)
     np.testing.assert_array_equal(data.__getitems__([2])["connectivity"], with_series.connectivity(np.array([2])))
 
 
@@ -264,17 +264,17 @@ def test_only_training_sees_windows(
 
     monkeypatch.setattr(Trainer, "__init__", spy)
     settings = finetune_arguments(window_fraction=0.5, validation_fraction=0.25, epochs=1)
-    model, _, history = finetune(with_series, EVERYBODY, settings)
+    model, _, history = finetune(with_series, settings)
     assert seen == ["WindowDataset", "ConnectomeDataset"]
     assert np.isfinite(history[0]["train_loss"])
-    assert predict_logits(model, with_series, EVERYBODY)["logits"].isfinite().all()
+    assert predict_logits(model, with_series)["logits"].isfinite().all()
 
 
 def test_resuming_with_windows_is_bit_identical(
     with_series: Cohort, finetune_arguments: Callable[..., FinetuneArguments], tmp_path: Path
 ) -> None:
     settings = finetune_arguments(epochs=3, window_volumes=25, checkpoint_every=1)
-    whole, _, history = finetune(with_series, EVERYBODY, settings, tmp_path / "a")
+    whole, _, history = finetune(with_series, settings, tmp_path / "a")
     stopped = RuntimeError("stopped")
 
     def stop(model: Any, count: list[int] = [0]) -> None:  # noqa: B006 (counts the calls)
@@ -283,15 +283,15 @@ def test_resuming_with_windows_is_bit_identical(
             raise stopped
 
     with pytest.raises(RuntimeError, match="stopped"):
-        finetune(with_series, EVERYBODY, settings, tmp_path / "b", stop)
-    again, _, repeated = finetune(with_series, EVERYBODY, replace(settings, resume=True), tmp_path / "b")
+        finetune(with_series, settings, tmp_path / "b", stop)
+    again, _, repeated = finetune(with_series, replace(settings, resume=True), tmp_path / "b")
     assert repeated == history
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_without_windows_nothing_changes(cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]) -> None:
-    data = training_dataset(cohort, EVERYBODY, {}, finetune_arguments())
+    data = training_dataset(ConnectomeDataset(cohort, {}), finetune_arguments())
     assert type(data).__name__ == "ConnectomeDataset"
 
 
@@ -305,14 +305,14 @@ def test_a_column_that_tells_the_label_is_warned_of(
     cohort.table["ward"] = np.where(cohort.table["group"] == "A", ["p1", "p2", "p3"] * 8, "q")
     cohort.table["mostly"] = cohort.table["scanner"]
     cohort.table.loc[0, "mostly"] = "q"
-    finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
+    finetune(cohort, finetune_arguments(epochs=1))
     warned = [record.getMessage() for record in caplog.records if "leakage" in record.getMessage()]
     assert [message.split("'")[1] for message in warned] == ["score", "scanner", "ward"]
     caplog.clear()
     cohort.table["sex"] = np.where(cohort.table["group"] == "A", "F", "M")
-    finetune(cohort, EVERYBODY, finetune_arguments(epochs=1))
+    finetune(cohort, finetune_arguments(epochs=1))
     assert "The column 'sex' alone tells 'group'; the pretraining learns it" in caplog.text
     caplog.clear()
     cohort.table["points"] = 3 * cohort.table["score"] - 1
-    finetune(cohort, EVERYBODY, finetune_arguments(task="score", kind="continuous", epochs=1))
+    finetune(cohort, finetune_arguments(task="score", kind="continuous", epochs=1))
     assert "The column 'points' alone tells 'score'" in caplog.text

@@ -52,14 +52,14 @@ def pushed(
     rows = np.arange(PEOPLE - HELD_OUT)
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     settings = PretrainArguments(categorical=["sex"], continuous=["age"], **size, **LOOP)
-    model, processor, _ = pretrain(lemon, rows, settings)
+    model, processor, _ = pretrain(lemon.select(rows), settings)
     save_checkpoint(folder / "base", model, processor, settings, {})
     labels = TASK_LABELS if task == "cohort" else None
     tuning = FinetuneArguments(
         checkpoint=str(folder / "base"), task=task, labels=labels, adapter="lora", lora_rank=2, **LOOP
     )
-    adapted, with_task, _ = finetune(lemon, rows, tuning)
-    expected = predict_logits(adapted, lemon, np.arange(PEOPLE - HELD_OUT, PEOPLE))["logits"]
+    adapted, with_task, _ = finetune(lemon.select(rows), tuning)
+    expected = predict_logits(adapted, lemon.select(np.arange(PEOPLE - HELD_OUT, PEOPLE)))["logits"]
     adapted.peft_config["default"].base_model_name_or_path = f"{BASE}-{task}"
     save_adapter(adapted, with_task, folder / "adapter")
     client.code(

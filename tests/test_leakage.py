@@ -89,11 +89,11 @@ def test_hashes_find_people_and_do_not_name_them() -> None:
 
 def test_a_shared_checkpoint_still_knows_whom_it_saw(cohort: Cohort, tmp_path: Path) -> None:
     rows = np.arange(4)
-    record = public_record(record_of(cohort, rows, []) | {"arguments": {}})
+    record = public_record(record_of(cohort.select(rows), []) | {"arguments": {}})
     assert "training_subjects" not in record
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "training_record.json").write_text(json.dumps(record))
-    later = record_of(cohort, np.arange(6, 8), [], str(tmp_path / "shared"))  # fine-tuned after the download
+    later = record_of(cohort.select(np.arange(6, 8)), [], str(tmp_path / "shared"))  # fine-tuned after the download
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "training_record.json").write_text(json.dumps(later))
     for name, count in (("shared", 4), ("tuned", 6)):

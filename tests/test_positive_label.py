@@ -140,7 +140,7 @@ def test_a_pretrained_task_keeps_its_tokens(
 ) -> None:
     tokenizer = load_processor(str(pretrained)).tokenizer
     settings = finetune_arguments(task="sex", positive="f")
-    variable = task_tokenizer(tokenizer, cohort, EVERYBODY, settings).task_variable
+    variable = task_tokenizer(tokenizer, cohort, settings).task_variable
     assert (variable.labels, variable.positive_label) == (["F", "M"], "F")
     model, processor, _ = finetune_stage(cohort, EVERYBODY, replace(settings, epochs=1))
     assert model.config.id2label == {0: "F", 1: "M"}

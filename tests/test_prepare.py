@@ -17,7 +17,7 @@ import training.preparation.assemble
 import training.preparation.workers
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort
-from training.data.torch_datasets import ConnectomeDataset, make_dataset
+from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import to_matrices, to_triangles
 from training.files import write_folder, write_json
 from training.preparation.arguments import PrepareArguments
@@ -450,7 +450,7 @@ def test_triangles_and_matrices_are_inverse(regions: int, scans: int, seed: int)
 def test_connectome_dataset_batches(cohort: Cohort) -> None:
     rows = np.array([5, 2, 9])
     labels = {"labels": torch.tensor([[1.0], [2.0], [3.0]])}
-    data = make_dataset(cohort, rows, labels)
+    data = ConnectomeDataset(cohort.select(rows), labels)
     assert (len(data), data.subjects) == (3, ["0006", "0003", "0010"])
     batch = data.__getitems__([2, 0])
     assert batch["rows"].tolist() == [2, 0]

@@ -225,8 +225,8 @@ def test_prepare_pretrain_finetune_predict(
 
 
 def test_predicted_probabilities_are_the_models(cohort: Cohort, pretrained: Path) -> None:
-    table = predict_table(str(pretrained), cohort, np.array([3, 1]), batch_size=1)
-    again = predict_table(str(pretrained), cohort, np.arange(PEOPLE))
+    table = predict_table(str(pretrained), cohort.select(np.array([3, 1])), batch_size=1)
+    again = predict_table(str(pretrained), cohort)
     assert table["subject_id"].tolist() == ["0004", "0002"]
     np.testing.assert_allclose(table["sex=F"], again["sex=F"].iloc[[3, 1]], atol=1e-6)
 
@@ -241,9 +241,9 @@ def test_predict_refuses_a_folder_and_another_atlas(
 
 def test_region_attention_rows_sum_to_one(cohort: Cohort, pretrained: Path) -> None:
     model = LCMForSequenceClassification.from_pretrained(pretrained, attn_implementation="eager")
-    maps = region_attention(model, cohort, np.arange(5), batch_size=2)
+    maps = region_attention(model, cohort.select(np.arange(5)), batch_size=2)
     assert maps.shape == (5, 10)  # two labels of sex, age, two new tokens; ten regions
     np.testing.assert_allclose(maps.sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(maps, region_attention(model, cohort, np.arange(5)), atol=1e-6)
+    np.testing.assert_allclose(maps, region_attention(model, cohort.select(np.arange(5))), atol=1e-6)
     with pytest.raises(ValueError, match="attn_implementation"):
-        region_attention(LCMForSequenceClassification.from_pretrained(pretrained), cohort, np.arange(5))
+        region_attention(LCMForSequenceClassification.from_pretrained(pretrained), cohort.select(np.arange(5)))

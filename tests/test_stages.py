@@ -41,22 +41,20 @@ def test_pretrain_scales_on_training_subjects_only(
     cohort: Cohort, pretrain_arguments: Callable[..., PretrainArguments]
 ) -> None:
     rows = np.arange(16)
-    model, processor, history = pretrain(cohort, rows, pretrain_arguments(epochs=1, validation_fraction=0.25))
+    model, processor, history = pretrain(cohort.select(rows), pretrain_arguments(epochs=1, validation_fraction=0.25))
     age = processor.tokenizer.variables[1]
     assert (age.name, age.unit) == ("age", "years")
     held_back = cohort.table["age"].iloc[rows].mean()
     assert age.mean != pytest.approx(held_back)  # four of the sixteen are for validation
     assert np.isfinite(history[0]["validation_loss"])
-    everyone = pretrain(cohort, rows, pretrain_arguments(epochs=1))[1].tokenizer.variables[1]
+    everyone = pretrain(cohort.select(rows), pretrain_arguments(epochs=1))[1].tokenizer.variables[1]
     assert everyone.mean == pytest.approx(held_back)
     assert model.config.bei_variables == processor.tokenizer.model_variables
 
 
 def test_pretrain_is_reproducible(cohort: Cohort, pretrain_arguments: Callable[..., PretrainArguments]) -> None:
     settings = pretrain_arguments(dropout=0.1)
-    first, second, other = (
-        pretrain(cohort, EVERYBODY, replace(settings, seed=seed))[0].state_dict() for seed in (0, 0, 1)
-    )
+    first, second, other = (pretrain(cohort, replace(settings, seed=seed))[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
@@ -75,7 +73,7 @@ def test_pretrained_checkpoint_round_trip(cohort: Cohort, pretrained: Path) -> N
 def test_pretrain_with_one_kind_of_variable(
     cohort: Cohort, pretrain_arguments: Callable[..., PretrainArguments]
 ) -> None:
-    model, processor, _ = pretrain(cohort, EVERYBODY, pretrain_arguments(continuous=[], categorical=["sex", "site"]))
+    model, processor, _ = pretrain(cohort, pretrain_arguments(continuous=[], categorical=["sex", "site"]))
     assert [variable.name for variable in processor.tokenizer.variables] == ["sex", "site"]
     assert model.config.num_bei_tokens == 4
 
@@ -85,12 +83,12 @@ def test_pretrain_with_a_saved_vocabulary(
 ) -> None:
     sex = BEIVariable("sex", "categorical", ["F", "M", "other"])
     BEITokenizer(variables=[sex, BEIVariable("weight", "continuous")]).save_pretrained(tmp_path)
-    model, processor, _ = pretrain(cohort, EVERYBODY, pretrain_arguments(vocabulary=str(tmp_path)))
+    model, processor, _ = pretrain(cohort, pretrain_arguments(vocabulary=str(tmp_path)))
     assert model.config.num_bei_tokens == 4
     assert processor.tokenizer.variables[0].labels == ["F", "M", "other"]
     BEITokenizer(variables=[BEIVariable("weight", "continuous")]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"No variable of the vocabulary .* \(weight\) is in the data, which has sex"):
-        pretrain(cohort, EVERYBODY, pretrain_arguments(vocabulary=str(tmp_path)))
+        pretrain(cohort, pretrain_arguments(vocabulary=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +108,7 @@ def test_pretrain_refusals(
 ) -> None:
     cohort.table["constant"] = "same"
     with pytest.raises(ValueError, match=problem):
-        pretrain(cohort, EVERYBODY, pretrain_arguments(**settings))
+        pretrain(cohort, pretrain_arguments(**settings))
 
 
 # --- fine-tuning ---
@@ -121,16 +119,16 @@ def test_finetune_new_task_learns_and_survives_saving(
 ) -> None:
     arguments = finetune_arguments(epochs=25, learning_rate=5e-3, labels=["B", "A"])
     train, test = EVERYBODY[:16], EVERYBODY[16:]
-    model, processor, history = finetune(cohort, train, arguments)
+    model, processor, history = finetune(cohort.select(train), arguments)
     assert isinstance(model, LCMForSequenceClassification)
     assert model.config.id2label == {0: "B", 1: "A"}
-    logits = predict_logits(model, cohort, test)
+    logits = predict_logits(model, cohort.select(test))
     truth = torch.tensor((cohort.table["group"].iloc[test] == "A").to_numpy(dtype=int))
     assert (logits["logits"].argmax(1) == truth).float().mean() >= 7 / 8
-    record = record_of(cohort, train, history, arguments.checkpoint)
+    record = record_of(cohort.select(train), history, arguments.checkpoint)
     save_checkpoint(tmp_path / "tuned", model, processor, arguments, record)
     loaded = LCMForSequenceClassification.from_pretrained(tmp_path / "tuned")
-    reloaded = predict_logits(loaded, cohort, test)
+    reloaded = predict_logits(loaded, cohort.select(test))
     for name, values in logits.items():
         torch.testing.assert_close(values, reloaded[name], rtol=0, atol=0)
     tokenizer = load_processor(str(tmp_path / "tuned")).tokenizer
@@ -151,9 +149,9 @@ def test_shuffled_labels_stay_at_chance(cohort: Cohort, finetune_arguments: Call
         labels = np.where(np.arange(16) // 2 % 2, "A", "B")
         cohort.table.loc[cohort.table.index[:16], "group"] = np.roll(labels, seed)
         arguments = finetune_arguments(epochs=10, learning_rate=5e-3, seed=seed)
-        model, processor, _ = finetune(cohort, train, arguments)
+        model, processor, _ = finetune(cohort.select(train), arguments)
         assert processor.tokenizer.task_variable.labels == ["A", "B"]
-        predicted = 1 - predict_logits(model, cohort, test)["logits"].argmax(1).numpy()
+        predicted = 1 - predict_logits(model, cohort.select(test))["logits"].argmax(1).numpy()
         accuracies.append((predicted == truth).mean())
     assert 0.25 <= np.mean(accuracies) <= 0.75
 
@@ -164,11 +162,11 @@ def test_finetune_lora_adapter_and_merged_checkpoint_agree(
     arguments = finetune_arguments(
         epochs=3, lora_rank=2, learning_rate=1e-2, adaptive="adaptive", pseudo_labels="recorded"
     )
-    model, processor, history = finetune(cohort, EVERYBODY, arguments)
+    model, processor, history = finetune(cohort, arguments)
     assert isinstance(model, PeftModel)
     assert [record["stage"] for record in history] == ["momentum", "adaptive", "adaptive"]
     assert model.config.supervision == "adaptive"
-    expected = predict_logits(model, cohort, EVERYBODY)
+    expected = predict_logits(model, cohort)
     save_checkpoint(tmp_path / "tuned", model, processor, arguments, {})
     merged = LCMForSequenceClassification.from_pretrained(tmp_path / "tuned")
     settings = {
@@ -177,7 +175,7 @@ def test_finetune_lora_adapter_and_merged_checkpoint_agree(
     base = LCMForSequenceClassification.from_pretrained(pretrained, **settings)
     adapted = PeftModel.from_pretrained(base, tmp_path / "tuned" / "adapter")
     for loaded in (merged, adapted):
-        for name, values in predict_logits(loaded, cohort, EVERYBODY).items():
+        for name, values in predict_logits(loaded, cohort).items():
             torch.testing.assert_close(values, expected[name], rtol=0, atol=1e-5)
     before = LCMForMultitaskPretraining.from_pretrained(pretrained).state_dict()
     after = merged.state_dict()
@@ -200,7 +198,7 @@ def test_finetune_lora_adapter_and_merged_checkpoint_agree(
 def test_lora_trains_few_weights_and_every_one_of_them(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]
 ) -> None:
-    model, _, _ = finetune(cohort, EVERYBODY, finetune_arguments(epochs=1, lora_rank=2))
+    model, _, _ = finetune(cohort, finetune_arguments(epochs=1, lora_rank=2))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
     assert any("task_embeddings" in name for name in trained)
@@ -214,8 +212,8 @@ def test_lora_resumes_where_it_was(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], tmp_path: Path
 ) -> None:
     settings = finetune_arguments(epochs=3, lora_rank=2, validation_fraction=0.25, checkpoint_every=1)
-    whole, _, history = finetune(cohort, EVERYBODY, settings, tmp_path)
-    again, _, repeated = finetune(cohort, EVERYBODY, replace(settings, resume=True), tmp_path)
+    whole, _, history = finetune(cohort, settings, tmp_path)
+    again, _, repeated = finetune(cohort, replace(settings, resume=True), tmp_path)
     assert repeated == history
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -225,26 +223,26 @@ def test_finetune_pretrained_variable_uses_its_own_tokens(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], tmp_path: Path
 ) -> None:
     arguments = finetune_arguments(task="sex", pseudo_labels="recorded")
-    model, processor, _ = finetune(cohort, EVERYBODY, arguments)
+    model, processor, _ = finetune(cohort, arguments)
     assert model.config.num_task_tokens == 0
     assert (processor.tokenizer.task, processor.tokenizer.task_is_new) == ("sex", False)
     save_checkpoint(tmp_path / "tuned", model, processor, arguments, {})
-    logits = predict_logits(LCMForSequenceClassification.from_pretrained(tmp_path / "tuned"), cohort, EVERYBODY)
+    logits = predict_logits(LCMForSequenceClassification.from_pretrained(tmp_path / "tuned"), cohort)
     assert torch.equal(logits["logits"], logits["bei_logits"][:, :2])
     with pytest.raises(ValueError, match="pretrained on 'age' as a continuous variable: set kind"):
-        finetune(cohort, EVERYBODY, finetune_arguments(task="age"))
+        finetune(cohort, finetune_arguments(task="age"))
     with pytest.raises(ValueError, match="pretrained on 'sex' with the labels F, M: give these, or none"):
-        finetune(cohort, EVERYBODY, finetune_arguments(task="sex", labels=["female", "male"]))
+        finetune(cohort, finetune_arguments(task="sex", labels=["female", "male"]))
 
 
 def test_finetune_regression(cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]) -> None:
     arguments = finetune_arguments(task="score", kind="continuous", epochs=25, learning_rate=5e-3)
     train, test = EVERYBODY[:16], EVERYBODY[16:]
-    model, processor, history = finetune(cohort, train, arguments)
+    model, processor, history = finetune(cohort.select(train), arguments)
     assert model.config.problem_type == "regression"
     variable = processor.tokenizer.task_variable
     assert variable.mean == pytest.approx(cohort.table["score"].iloc[train].mean())
-    predicted = predict_logits(model, cohort, test)["logits"][:, 0].numpy() * variable.std + variable.mean
+    predicted = predict_logits(model, cohort.select(test))["logits"][:, 0].numpy() * variable.std + variable.mean
     assert np.corrcoef(predicted, cohort.table["score"].iloc[test])[0, 1] > 0.7
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
@@ -253,7 +251,7 @@ def test_finetune_pretrained_regression_keeps_its_scaling(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], pretrained: Path
 ) -> None:
     arguments = finetune_arguments(task="age", kind="continuous", epochs=1)
-    model, processor, _ = finetune(cohort, EVERYBODY[:10], arguments)
+    model, processor, _ = finetune(cohort.select(EVERYBODY[:10]), arguments)
     assert model.config.num_task_tokens == 0
     assert processor.tokenizer.task_variable.mean == load_processor(str(pretrained)).tokenizer.variables[1].mean
 
@@ -290,7 +288,7 @@ def test_finetune_refusals(
     cohort.table["lonely"] = ["x", "y"] + [None] * (PEOPLE - 2)
     cohort.table["one_alone"] = ["y"] + ["x"] * (PEOPLE - 1)
     with pytest.raises(ValueError, match=problem):
-        finetune(cohort, EVERYBODY, finetune_arguments(**settings))
+        finetune(cohort, finetune_arguments(**settings))
 
 
 def test_finetune_argument_values_are_checked() -> None:
@@ -314,13 +312,13 @@ def test_checkpoint_folder_one_level_up_is_recognised(
 ) -> None:
     (tmp_path / "checkpoint").mkdir()
     with pytest.raises(ValueError, match=r"holds no checkpoint \(no config.json\)\. Is .*checkpoint meant\?"):
-        finetune(cohort, EVERYBODY, finetune_arguments(checkpoint=str(tmp_path)))
+        finetune(cohort, finetune_arguments(checkpoint=str(tmp_path)))
 
 
 def test_another_atlas_is_refused(cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments]) -> None:
     other = Cohort(cohort.table, cohort.triangles, FCFeatureExtractor(atlas="other", num_regions=REGIONS))
     with pytest.raises(ValueError, match="made for 10 regions of made-up-10, the data has 10 of other"):
-        finetune(other, EVERYBODY, finetune_arguments())
+        finetune(other, finetune_arguments())
 
 
 def test_region_names_decide_where_both_have_them(cohort: Cohort, pretrained: Path) -> None:
@@ -348,7 +346,7 @@ def test_another_fc_definition_is_a_warning(
 def test_new_tokens_start_at_the_pretrained_tokens_that_follow_the_labels(cohort: Cohort, pretrained: Path) -> None:
     model = LCMForMultitaskPretraining.from_pretrained(pretrained)
     rows = np.arange(len(cohort.table))
-    logits = predict_logits(model, cohort, rows)["logits"]
+    logits = predict_logits(model, cohort.select(rows))["logits"]
     token = model.config.num_bei_tokens - 1
     order = logits[:, token].argsort()
     labels = torch.zeros(len(rows), dtype=torch.long)

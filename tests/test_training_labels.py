@@ -47,7 +47,7 @@ def test_pseudo_labels_none_leaves_unlabelled_people_out(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], trained_labels: list
 ) -> None:
     cohort.table.loc[[3, 4], "group"] = None
-    finetune(cohort, EVERYBODY, finetune_arguments())
+    finetune(cohort, finetune_arguments())
     [(subjects, labels)] = trained_labels
     assert len(subjects) == PEOPLE - 2
     assert not {"0004", "0005"} & set(subjects)
@@ -59,7 +59,7 @@ def test_pseudo_labels_recorded_keeps_unlabelled_people(
 ) -> None:
     cohort.table.loc[[3, 4], "group"] = None
     cohort.table.loc[4, "sex"] = None
-    finetune(cohort, EVERYBODY, finetune_arguments(pseudo_labels="recorded"))
+    finetune(cohort, finetune_arguments(pseudo_labels="recorded"))
     [(subjects, labels)] = trained_labels
     assert sorted(subjects) == cohort.table["subject_id"].tolist()
     fourth, fifth = subjects.index("0004"), subjects.index("0005")
@@ -93,7 +93,7 @@ def test_pseudo_labels_defaults_fill_what_is_not_recorded(
     cohort.table.loc[[3, 4], "sex"] = None
     cohort.table.loc[4, "age"] = None
     arguments = finetune_arguments(checkpoint=str(pretrained_with_defaults), pseudo_labels="defaults")
-    finetune(cohort, EVERYBODY, arguments)
+    finetune(cohort, arguments)
     [(subjects, labels)] = trained_labels
     fourth, fifth = subjects.index("0004"), subjects.index("0005")
     assert labels["bei_targets"][[fourth, fifth], 0].tolist() == [1.0, 1.0]  # F is 0, M is 1
@@ -108,13 +108,13 @@ def test_default_labels_of_the_settings_replace_those_of_the_vocabulary(
 ) -> None:
     cohort.table.loc[3, "sex"] = None
     arguments = finetune_arguments(pseudo_labels="defaults", default_labels=["sex=M"])
-    finetune(cohort, EVERYBODY, arguments)
+    finetune(cohort, arguments)
     [(subjects, labels)] = trained_labels
     assert labels["bei_targets"][subjects.index("0004"), 0] == 1.0  # F is 0, M is 1
     with pytest.raises(ValueError, match=r"sex=X is no categorical token of .*; it has sex=F, sex=M"):
-        finetune(cohort, EVERYBODY, replace(arguments, default_labels=["sex=X"]))
+        finetune(cohort, replace(arguments, default_labels=["sex=X"]))
     with pytest.raises(ValueError, match=r'no variable of .* has a default label: .*"recorded"'):
-        finetune(cohort, EVERYBODY, replace(arguments, default_labels=None))
+        finetune(cohort, replace(arguments, default_labels=None))
     with pytest.raises(ValueError, match="default_labels are used with pseudo_labels set to defaults or model"):
         replace(arguments, pseudo_labels="recorded")
 
@@ -125,11 +125,11 @@ def test_pseudo_labels_model_are_confident_guesses_of_the_pretrained_model(
     recorded = cohort.table["sex"].tolist()
     cohort.table["sex"] = None
     cohort.table.loc[0, "sex"] = recorded[0]
-    probabilities = predict_logits(LCMForMultitaskPretraining.from_pretrained(pretrained), cohort, EVERYBODY)["logits"]
+    probabilities = predict_logits(LCMForMultitaskPretraining.from_pretrained(pretrained), cohort)["logits"]
     best = probabilities[:, :2].softmax(1).max(1)
     threshold = best.values.median().item()
     arguments = finetune_arguments(pseudo_labels="model", pseudo_label_threshold=threshold)
-    finetune(cohort, EVERYBODY, arguments)
+    finetune(cohort, arguments)
     [(subjects, labels)] = trained_labels
     order = torch.tensor([int(subject) - 1 for subject in subjects])
     expected = torch.where(best.values >= threshold, best.indices.float(), torch.tensor(-100.0))
@@ -139,7 +139,7 @@ def test_pseudo_labels_model_are_confident_guesses_of_the_pretrained_model(
 
 
 def test_model_pseudo_labels_of_continuous_variables_are_missing(cohort: Cohort, pretrained: Path) -> None:
-    guesses = model_pseudo_labels(str(pretrained), cohort, EVERYBODY, 0.0)
+    guesses = model_pseudo_labels(str(pretrained), cohort, 0.0)
     assert guesses.shape == (PEOPLE, 2)
     assert (guesses[:, 0] != MISSING).all()
     assert (guesses[:, 1] == MISSING).all()
@@ -149,7 +149,7 @@ def test_pseudo_labels_never_label_the_task(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], trained_labels: list
 ) -> None:
     cohort.table.loc[[3, 4], "sex"] = None
-    finetune(cohort, EVERYBODY, finetune_arguments(task="sex", pseudo_labels="model", pseudo_label_threshold=0.0))
+    finetune(cohort, finetune_arguments(task="sex", pseudo_labels="model", pseudo_label_threshold=0.0))
     [(subjects, labels)] = trained_labels
     assert (labels["bei_targets"][:, 0] == MISSING).all()
     assert labels["labels"][subjects.index("0004")] == MISSING
@@ -161,16 +161,16 @@ def test_unlabelled_people_change_the_result(
 ) -> None:
     cohort.table.loc[12:, "group"] = None
     arguments = finetune_arguments(checkpoint=str(pretrained_with_defaults), pseudo_labels=mode, epochs=1)
-    alone = finetune(cohort, EVERYBODY[:12], arguments)[0].state_dict()
-    joined = finetune(cohort, EVERYBODY, arguments)[0].state_dict()
+    alone = finetune(cohort.select(EVERYBODY[:12]), arguments)[0].state_dict()
+    joined = finetune(cohort, arguments)[0].state_dict()
     assert not torch.equal(alone["model.bei_embeddings.weight"], joined["model.bei_embeddings.weight"])
 
 
 def test_labels_per_class_hides_the_other_labels(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], trained_labels: list
 ) -> None:
-    finetune(cohort, EVERYBODY, finetune_arguments(labels_per_class=3))
-    finetune(cohort, EVERYBODY, finetune_arguments(labels_per_class=3, pseudo_labels="recorded"))
+    finetune(cohort, finetune_arguments(labels_per_class=3))
+    finetune(cohort, finetune_arguments(labels_per_class=3, pseudo_labels="recorded"))
     (few, few_labels), (everybody, labels) = trained_labels
     assert torch.bincount(few_labels["labels"]).tolist() == [3, 3]
     assert sorted(everybody) == cohort.table["subject_id"].tolist()
@@ -185,7 +185,7 @@ def test_people_held_back_for_validation_do_not_train_through_another_scan(
     cohort.table["subject_id"] = np.repeat([f"p{number}" for number in range(12)], 2)
     cohort.table["group"] = np.where(np.arange(PEOPLE) % 4 < 2, "A", "B")
     cohort.table.loc[1::2, "group"] = None
-    finetune(cohort, EVERYBODY, finetune_arguments(pseudo_labels="recorded", validation_fraction=0.25))
+    finetune(cohort, finetune_arguments(pseudo_labels="recorded", validation_fraction=0.25))
     (train, labels), (validation, held_back) = trained_labels
     assert (held_back["labels"] != MISSING).all()
     assert not set(train) & set(validation)

@@ -153,9 +153,9 @@ def pretrained(
 ) -> Path:
     """A tiny checkpoint, pretrained on sex and age of everybody."""
     arguments, rows = pretrain_arguments(epochs=4), np.arange(PEOPLE)
-    model, processor, history = pretrain(_loaded, rows, arguments)
+    model, processor, history = pretrain(_loaded.select(rows), arguments)
     folder = tmp_path_factory.mktemp("pretrained") / "checkpoint"
-    return save_checkpoint(folder, model, processor, arguments, record_of(_loaded, rows, history))
+    return save_checkpoint(folder, model, processor, arguments, record_of(_loaded.select(rows), history))
 
 
 @pytest.fixture

@@ -131,10 +131,10 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     model = LCMForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager")
     tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
     splits = Folds.load(output / "folds" / "splits.json")
-    rows = splits.rows(cohort.table["subject_id"].astype(str), 0)[1]
+    tested = splits.split(cohort, 0)[1]
     token = tokenizer.convert_tokens_to_ids(f"{tokenizer.task}={label}")
     # 1 = every region is read equally.
-    scores = region_attention(model, cohort, rows)[token] * cohort.feature_extractor.num_regions
+    scores = region_attention(model, tested)[token] * cohort.num_regions
     names = cohort.feature_extractor.region_names
     title = f"Cross-attention of the token {tokenizer.task}={label} (1 = even)"
     return {

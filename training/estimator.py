@@ -135,15 +135,14 @@ class _LCMEstimator(BaseEstimator):
             extractor = FCFeatureExtractor(num_regions=np.shape(matrices[0])[-1], region_names=_names_of(matrices))
         self._remember_columns(connectivity)
         cohort = _as_cohort(matrices, extractor, {variable.name: values})
-        rows = np.arange(len(matrices))
         if isinstance(arguments, FinetuneArguments):
-            self.model_, self.processor_, self.history_ = finetune(cohort, rows, arguments)
+            self.model_, self.processor_, self.history_ = finetune(cohort, arguments)
         else:
             tokenizer = BEITokenizer(variables=[variable]).fit_scaling(cohort.table)
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 arguments.vocabulary = folder
-                self.model_, self.processor_, self.history_ = pretrain(cohort, rows, arguments)
+                self.model_, self.processor_, self.history_ = pretrain(cohort, arguments)
         self.n_features_in_ = extractor.num_regions * (extractor.num_regions - 1) // 2
         return self
 
@@ -179,7 +178,7 @@ class _LCMEstimator(BaseEstimator):
         extractor = self.processor_.feature_extractor
         matrices = as_matrices(connectivity, self.triangle, extractor.num_regions)
         cohort = _as_cohort(matrices, extractor, {})
-        return predict_logits(self.model_, cohort, np.arange(len(matrices)))["logits"].double().numpy()
+        return predict_logits(self.model_, cohort)["logits"].double().numpy()
 
     def _remember_columns(self, connectivity: Any) -> None:
         """Names of the columns of a table of vectors, as scikit-learn's estimators keep them."""

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from .cli import command_line, parse_arguments, setting
 from .data.cohort import load_cohort
 from .data.folds import Folds
 from .files import require_new, require_writable, write_text
-from .trainer.prediction import _predict
+from .trainer.prediction import predict_table
 
 
 @dataclass
@@ -32,13 +30,12 @@ def main(argv: list[str] | None = None) -> None:
     if output.is_dir():
         raise ValueError(f"{output} is a folder; the output is one table: give a file name such as predictions.tsv.")
     cohort = load_cohort(arguments.data)
-    rows = np.arange(len(cohort.table))
     if (arguments.splits is None) != (arguments.fold is None):
         raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
     if arguments.splits is not None:
-        rows = Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[1]
+        cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     require_writable(output.parent)
-    table, variables = _predict(arguments.checkpoint, cohort, rows, arguments.batch_size, arguments.adapter)
+    table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")
     positive = [f"{variable.name}={variable.positive_label}" for variable in variables if variable.positive_label]

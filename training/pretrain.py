@@ -9,7 +9,7 @@ from .data.cohort import load_cohort
 from .trainer.arguments import PretrainArguments
 from .trainer.checkpoints import save_checkpoint
 from .trainer.pretraining import pretrain
-from .trainer.runs import output_folder, record_of, training_rows
+from .trainer.runs import output_folder, record_of, training_scans
 
 
 @command_line
@@ -17,14 +17,13 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PretrainArguments, argv)
     folder = output_folder(arguments)
-    cohort = load_cohort(arguments.data)
-    rows = training_rows(cohort, arguments)
+    cohort = training_scans(load_cohort(arguments.data), arguments)
     is_first = PartialState().is_main_process
     model, processor, history = pretrain(
-        cohort, rows, arguments, folder / "run", announce=partial(print, flush=True) if is_first else None
+        cohort, arguments, folder / "run", announce=partial(print, flush=True) if is_first else None
     )
     if is_first:
-        save_checkpoint(folder / "checkpoint", model, processor, arguments, record_of(cohort, rows, history))
+        save_checkpoint(folder / "checkpoint", model, processor, arguments, record_of(cohort, history))
         print(f"Pretrained checkpoint written to {folder / 'checkpoint'}")
 
 

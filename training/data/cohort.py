@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -35,10 +35,11 @@ COHORTS_FILE = "cohorts.json"
 
 @dataclass(frozen=True)
 class Cohort:
-    """A prepared data set: its table in memory, its scans on the disk.
+    """A prepared data set, or some of its scans: its table in memory, its scans on the disk.
 
     Args:
-        table (`pd.DataFrame`): `subject_id`, `session` and the phenotype columns, one row per scan.
+        table (`pd.DataFrame`): `subject_id`, `session` and the phenotype columns, one row per scan. Its index numbers
+            the scans of the data set, also after [`select`].
         triangles (`StoredTriangles` or `np.ndarray` of shape `(scans, regions * (regions - 1) / 2)`): float16 upper
             triangles of the FC matrices, row-major, without the diagonal.
         feature_extractor (`FCFeatureExtractor`): the FC definition and atlas of all scans.
@@ -52,32 +53,63 @@ class Cohort:
     series: StoredSeries | None = None
     positive: dict[str, str] = field(default_factory=dict)
 
-    def connectivity(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """FC matrices `(scans, regions, regions)`, float32, of some rows or of all."""
-        triangles = self.triangles[slice(None) if rows is None else rows]
-        return to_matrices(torch.from_numpy(triangles), self.feature_extractor.num_regions).numpy()
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def select(self, scans: np.ndarray) -> "Cohort":
+        """Some scans as a cohort of their own; no FC is read from the disk.
+
+        Args:
+            scans (`np.ndarray`): their positions in this cohort, in the order wanted, or a boolean mask.
+        """
+        stored = isinstance(self.triangles, StoredTriangles)
+        return replace(
+            self,
+            table=self.table.iloc[scans],
+            triangles=self.triangles.select(scans) if stored else self.triangles[scans],
+            series=None if self.series is None else self.series.select(scans),
+        )
+
+    @property
+    def subjects(self) -> pd.Series:
+        """Subject id of every scan, as text."""
+        return self.table["subject_id"].astype(str)
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of the atlas."""
+        return self.feature_extractor.num_regions
+
+    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """FC matrices `(scans, regions, regions)`, float32, of some scans (by position) or of all."""
+        return to_matrices(torch.from_numpy(self.triangles[scans]), self.num_regions).numpy()
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """FC of all scans in their order, `(up to size, regions, regions)` at a time, float32."""
+        for start in range(0, len(self), size):
+            yield torch.from_numpy(self.connectivity(slice(start, start + size)))
 
     @property
     def has_time_series(self) -> bool:
         """Whether ROI time series are stored (training.prepare --keep_time_series true)."""
         return self.series is not None
 
-    def time_series(self, rows: np.ndarray) -> list[np.ndarray | None]:
-        """ROI time series of some rows: float16 `(volumes, regions)`, every region of mean 0 and deviation 1.
+    def time_series(self, scans: np.ndarray) -> list[np.ndarray | None]:
+        """ROI time series of some scans (by position): float16 `(volumes, regions)`, of mean 0 and deviation 1.
 
         A region without signal is 0 throughout. `None` stands for a scan without a stored time series; without
         `has_time_series` that is every one.
         """
-        return [None] * len(rows) if self.series is None else self.series[rows]
+        return [None] * len(scans) if self.series is None else self.series[scans]
 
     def volumes(self) -> list[int]:
         """Volumes of every scan's stored time series; 0 where there is none."""
-        return [0] * len(self.table) if self.series is None else self.series.data["volumes"][:].to_pylist()
+        return [0] * len(self) if self.series is None else self.series.volumes()
 
     def checksum(self) -> str:
         """Short SHA-256 of the table and all FC: the same for the same scans with the same records."""
         digest = hashlib.sha256(self.table.to_csv(index=False).encode())
-        for start in range(0, len(self.table), 1000):
+        for start in range(0, len(self), 1000):
             digest.update(np.ascontiguousarray(self.triangles[start : start + 1000]).tobytes())
         return digest.hexdigest()[:16]
 
@@ -98,14 +130,21 @@ def join_scans(cohorts: Sequence[Cohort]) -> tuple[StoredTriangles | np.ndarray,
     """
     stored = [cohort.triangles for cohort in cohorts if isinstance(cohort.triangles, StoredTriangles)]
     if len(stored) == len(cohorts):
-        whole = datasets.concatenate_datasets([part.data for part in stored])
-        triangles: StoredTriangles | np.ndarray = StoredTriangles(whole, stored[0].shape[1])
+        whole, rows = _concatenate(stored)
+        triangles: StoredTriangles | np.ndarray = StoredTriangles(whole, stored[0].shape[1], rows)
     else:
         triangles = np.concatenate([cohort.triangles for cohort in cohorts])
     if not any(cohort.has_time_series for cohort in cohorts):
         return triangles, None
-    parts = [StoredSeries.absent(len(c.table)).data if c.series is None else c.series.data for c in cohorts]
-    return triangles, StoredSeries(datasets.concatenate_datasets(parts))
+    series = [StoredSeries.absent(len(cohort)) if cohort.series is None else cohort.series for cohort in cohorts]
+    return triangles, StoredSeries(*_concatenate(series))
+
+
+def _concatenate(parts: Sequence[StoredTriangles | StoredSeries]) -> tuple[datasets.Dataset, np.ndarray]:
+    """The data sets behind each other, and the rows of the whole that are the parts' scans."""
+    starts = np.cumsum([0, *(len(part.data) for part in parts)])
+    rows = [start + part.rows for start, part in zip(starts, parts, strict=False)]
+    return datasets.concatenate_datasets([part.data for part in parts]), np.concatenate(rows)
 
 
 def is_phenotype(column: str) -> bool:

@@ -4,10 +4,8 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from modeling_lcm import LCMProcessor
@@ -71,7 +69,7 @@ def join_people(cohort: Cohort, column: str) -> Cohort:
     return replace(cohort, table=table)
 
 
-def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, list[np.ndarray]]:
+def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, list[int]]:
     """The tested cohort with the scans of other cohorts behind its own.
 
     The tested people keep their ids; others get `COHORT/ID`. Whom `same_person_in_COHORT` columns of either side
@@ -84,7 +82,8 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
         others (`Sequence[str]`): data set folders.
 
     Returns:
-        All scans, with the cohorts' own ids as `recorded_subject_id`; and the rows of every other cohort.
+        All scans, with the cohorts' own ids as `recorded_subject_id`; and how many every cohort has, the tested one
+        first.
 
     Raises:
         ValueError: a cohort with other regions or another FC definition, or a column of numbers here and text there.
@@ -109,9 +108,7 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
     joined = [first_id.setdefault(people.find(key), name) for key, name in zip(keys, shown, strict=True)]
     table = pd.concat(tables, ignore_index=True).assign(subject_id=joined)
     triangles, series = join_scans(cohorts)
-    ends = np.cumsum([len(cohort.table) for cohort in cohorts])
-    rows = [np.arange(start, end) for start, end in pairwise(ends)]
-    return replace(tested, table=table, triangles=triangles, series=series), rows
+    return replace(tested, table=table, triangles=triangles, series=series), [len(cohort) for cohort in cohorts]
 
 
 def _cohort_name(folder: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ..files import write_json
+from .cohort import Cohort
 
 
 NOT_RECORDED = "(not recorded)"
@@ -76,15 +77,20 @@ class Folds:
             raise ValueError(f"{path} was changed: its checksum is {folds.checksum}, recorded is {checksum}.")
         return folds
 
-    def rows(self, subjects: pd.Series, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training and test rows of one fold.
+    def split(self, cohort: Cohort, fold: int) -> tuple[Cohort, Cohort]:
+        """Training and test scans of one fold; all scans of a subject are on one side. Raises as [`tests`] does."""
+        is_test = self.tests(cohort.subjects, fold)
+        return cohort.select(~is_test), cohort.select(is_test)
+
+    def tests(self, subjects: pd.Series, fold: int) -> np.ndarray:
+        """Which scans a fold tests.
 
         Args:
             subjects (`pd.Series`): subject id of every scan.
             fold (`int`): index of the fold.
 
         Returns:
-            Two int arrays of row positions; all scans of a subject are on one side.
+            Boolean array of shape `(scans,)`.
 
         Raises:
             ValueError: no such fold, or its test subjects are not in the data.
@@ -97,8 +103,7 @@ class Folds:
                 f"{len(missing)} test subjects of fold {fold} are not in the data, {sorted(missing)[0]} among them: "
                 "the split file belongs to another data set."
             )
-        is_test = subjects.isin(self.test_subjects[fold]).to_numpy()
-        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+        return subjects.isin(self.test_subjects[fold]).to_numpy()
 
 
 def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | None = None) -> Folds:
@@ -145,19 +150,18 @@ def check_classes(table: pd.DataFrame, column: str, n_folds: int) -> None:
 
 
 def hold_out(
-    table: pd.DataFrame, rows: np.ndarray, fraction: float, seed: int, stratify_by: str | None
+    table: pd.DataFrame, fraction: float, seed: int, stratify_by: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split training rows into training and validation rows, by subject.
+    """Split training scans into training and validation scans, by subject.
 
     Args:
         table (`pd.DataFrame`): one row per scan, with `subject_id`.
-        rows (`np.ndarray`): positions of the training scans.
         fraction (`float`): part of the subjects that becomes validation, between 0 (none) and 0.5.
         seed (`int`): seed of the shuffle.
         stratify_by (`str`, *optional*): categorical column to balance.
 
     Returns:
-        Two int arrays of row positions; the second is empty for fraction 0. Otherwise it has somebody of every class
+        Positions of both; the second array is empty for fraction 0. Otherwise it has somebody of every class
         that two or more people have.
 
     Raises:
@@ -165,13 +169,13 @@ def hold_out(
     """
     if not 0 <= fraction <= 0.5:
         raise ValueError(f"validation_fraction must lie between 0 and 0.5, got {fraction}.")
+    scans = np.arange(len(table))
     if fraction == 0:
-        return rows, rows[:0]
-    part = table.iloc[rows]
-    subjects = part["subject_id"].astype(str)
-    classes = pd.Series("all", index=part.index)
+        return scans, scans[:0]
+    subjects = table["subject_id"].astype(str)
+    classes = pd.Series("all", index=table.index)
     if stratify_by is not None:
-        classes = part[stratify_by].astype("string").fillna(NOT_RECORDED)
+        classes = table[stratify_by].astype("string").fillna(NOT_RECORDED)
     generator = np.random.default_rng(seed)
     held_back: set[str] = set()
     class_of_subject = classes.groupby(subjects).first()  # by that person's first scan; sorted by subject
@@ -184,15 +188,14 @@ def hold_out(
             f"Nobody can be held back for validation: {len(class_of_subject)} training subjects are too few. Set "
             "validation_fraction to 0."
         )
-    return rows[~is_validation], rows[is_validation]
+    return scans[~is_validation], scans[is_validation]
 
 
-def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Rows of a random subset with `per_class` labelled scans of every class.
+def few_labels(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Positions of a random subset with `per_class` labelled scans of every class.
 
     Args:
         labels (`np.ndarray` of shape `(scans,)`): class index, -100 where there is none.
-        rows (`np.ndarray`): training rows to choose from.
         per_class (`int`): labelled scans of each class.
         seed (`int`): seed of the choice.
 
@@ -203,8 +206,8 @@ def few_labels(labels: np.ndarray, rows: np.ndarray, per_class: int, seed: int) 
         raise ValueError(f"labels_per_class must be at least 1, got {per_class}.")
     generator = np.random.default_rng(seed)
     chosen = []
-    for label in sorted(set(labels[rows]) - {-100}):
-        candidates = rows[labels[rows] == label]
+    for label in sorted(set(labels) - {-100}):
+        candidates = np.flatnonzero(labels == label)
         if len(candidates) < per_class:
             raise ValueError(f"Class {label:g} has {len(candidates)} labelled training scans, {per_class} are needed.")
         chosen.append(generator.permutation(candidates)[:per_class])

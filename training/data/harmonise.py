@@ -13,7 +13,7 @@ _LARGEST_R = 0.999
 _FEWEST_SCANS = 3
 
 
-def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site") -> Cohort:
+def harmonise(cohort: Cohort, training: Cohort, column: str = "site") -> Cohort:
     """Remove differences in mean and spread of every edge between sites, as neuroComBat does.
 
     Location and scale of every site are estimated from the training scans; the test scans of these sites are corrected
@@ -22,7 +22,7 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site") -> Cohort
 
     Args:
         cohort (`Cohort`): all scans.
-        train (`np.ndarray`): rows that may be looked at.
+        training (`Cohort`): those of them that may be looked at.
         column (`str`): column with the site or scanner.
 
     Returns:
@@ -44,12 +44,13 @@ def harmonise(cohort: Cohort, train: np.ndarray, column: str = "site") -> Cohort
     if column not in table or table[column].isna().any():
         raise ValueError(f"Harmonisation needs {column!r} for every scan; it is missing for some, or not in the data.")
     sites = table[column].astype(str)
-    counts = sites.iloc[train].value_counts()
+    may_fit = cohort.table.index.isin(training.table.index)
+    counts = sites[may_fit].value_counts()
     known = counts.index[counts >= _FEWEST_SCANS]
     if len(known) < 2:
         raise ValueError(f"Harmonisation needs two sites with {_FEWEST_SCANS} training scans each, in {column!r}.")
-    fitted = [row for row in train if sites.iloc[row] in known]
-    corrected = np.flatnonzero(sites.isin(known).to_numpy())
+    has_known_site = sites.isin(known).to_numpy()
+    fitted, corrected = np.flatnonzero(may_fit & has_known_site), np.flatnonzero(has_known_site)
     z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles[:].astype(np.float64), -_LARGEST_R, _LARGEST_R)))
     combat = ComBat(sites.reset_index(drop=True), method="fortin")
     # Edges that do not vary (regions without signal throughout) have no scale to estimate.

@@ -14,7 +14,7 @@ SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "vol
 
 
 class StoredTriangles:
-    """Upper triangles `(scans, edges)` that stay in the files of a data set; indexing reads rows, float16.
+    """Upper triangles `(scans, edges)` that stay in the files of a data set; indexing reads scans, float16.
 
     The files are mapped into memory: what the machine has no room for is read again, so that a data set may be larger
     than memory.
@@ -22,22 +22,27 @@ class StoredTriangles:
     Args:
         data (`datasets.Dataset`): with the column `connectivity`.
         edges (`int`): length of a triangle.
+        rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
     """
 
-    def __init__(self, data: datasets.Dataset, edges: int) -> None:
-        self.shape = (len(data), edges)
+    def __init__(self, data: datasets.Dataset, edges: int, rows: np.ndarray | None = None) -> None:
         self.data = data.select_columns(["connectivity"]).with_format("arrow")
-        self._rows = np.arange(len(data))
+        self.rows = np.arange(len(data)) if rows is None else rows
+        self.shape = (len(self.rows), edges)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        """Rows by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
-        wanted = self._rows[rows]
+    def __getitem__(self, scans: Any) -> np.ndarray:
+        """Scans by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
+        wanted = self.rows[scans]
         column = self.data[np.atleast_1d(wanted)].column("connectivity").combine_chunks()
-        found = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
-        return found.copy()  # torch warns of Arrow's read-only memory
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
+        return values.copy()  # torch warns of Arrow's read-only memory
+
+    def select(self, scans: np.ndarray) -> "StoredTriangles":
+        """Some scans, by number or mask; nothing is read."""
+        return StoredTriangles(self.data, self.shape[1], self.rows[scans])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All scans, for NumPy's functions."""
@@ -49,10 +54,12 @@ class StoredSeries:
 
     Args:
         data (`datasets.Dataset`): with the columns `time_series` and `volumes`.
+        rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
     """
 
-    def __init__(self, data: datasets.Dataset) -> None:
+    def __init__(self, data: datasets.Dataset, rows: np.ndarray | None = None) -> None:
         self.data = data.select_columns(["time_series", "volumes"]).with_format("arrow")
+        self.rows = np.arange(len(data)) if rows is None else rows
 
     @classmethod
     def absent(cls, scans: int) -> "StoredSeries":
@@ -61,11 +68,19 @@ class StoredSeries:
         return cls(datasets.Dataset.from_dict({"time_series": [[]] * scans, "volumes": [0] * scans}, features))
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.rows)
 
-    def __getitem__(self, rows: np.ndarray) -> list[np.ndarray | None]:
+    def select(self, scans: np.ndarray) -> "StoredSeries":
+        """Some scans, by number or mask; nothing is read."""
+        return StoredSeries(self.data, self.rows[scans])
+
+    def volumes(self) -> list[int]:
+        """Volumes of every scan; 0 where there is no time series."""
+        return np.asarray(self.data["volumes"][:].to_pylist(), dtype=int)[self.rows].tolist()
+
+    def __getitem__(self, scans: np.ndarray) -> list[np.ndarray | None]:
         """Arrays `(volumes, regions)`, float16; `None` for a scan that was stored without."""
-        table = self.data[np.asarray(rows, dtype=int)]
+        table = self.data[self.rows[np.asarray(scans, dtype=int)]]
         lists, volumes = table.column("time_series").combine_chunks(), table.column("volumes").to_pylist()
         ends, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
         return [

@@ -11,13 +11,14 @@ from transformers import AutoConfig, set_seed
 
 from modeling_lcm import LCMForMultitaskPretraining
 
+from ..data.cohort import Cohort
+from ..reporting.results import CONSTANT
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import load_processor
 from .baselines import linear_baseline, log_linear_baseline, majority_baseline, mlp_baseline, svm_baseline
-from .design import Design, Task
+from .design import Recipe, Task
 
 
-SCRATCH = "LCM from scratch"
 FITTED: dict[str, tuple[str, Callable[..., NDArray[np.float64]]]] = {
     "linear": ("linear", linear_baseline),
     "linear_log": ("linear, log FC", log_linear_baseline),
@@ -27,38 +28,34 @@ FITTED: dict[str, tuple[str, Callable[..., NDArray[np.float64]]]] = {
 
 
 def baseline_predictions(
-    design: Design, task: Task, train: np.ndarray, test: np.ndarray, labelled: np.ndarray | None
+    recipe: Recipe, task: Task, training: Cohort, test: Cohort, labelled: Cohort | None
 ) -> dict[str, np.ndarray]:
     """Predictions of the simple models, trained on the labels that LCM had.
 
     Args:
-        design (`Design`): data and settings.
+        recipe (`Recipe`): settings.
         task (`Task`): what is predicted.
-        train (`np.ndarray`): training rows of the tested cohort.
-        test (`np.ndarray`): test rows that have a value.
-        labelled (`np.ndarray`, *optional*): training rows with a label, if they are not all: every model is then
-            fitted on them, and the linear one once more on all labels of the fold.
+        training (`Cohort`): training scans of the tested cohort.
+        test (`Cohort`): test scans that have a value.
+        labelled (`Cohort`, *optional*): training scans with a label, if they are not all: every model is then fitted
+            on them, and the linear one once more on all labels of the fold.
     """
-    cohort, wanted = design.cohort, design.arguments.baselines
-    stage = design.tuning or design.pretraining
-    train = task.known(train)
-    rows = train if labelled is None else labelled
-    fits = {FITTED[name][0]: (FITTED[name][1], rows) for name in FITTED if name in wanted}
+    wanted = recipe.arguments.baselines
+    training = task.known(training)
+    shown = training if labelled is None else labelled
+    fits = {FITTED[name][0]: (FITTED[name][1], shown) for name in FITTED if name in wanted}
     if "mlp" in wanted:
-        fits[FITTED["mlp"][0]] = (partial(mlp_baseline, hidden=design.arguments.mlp_hidden), rows)
+        fits[FITTED["mlp"][0]] = (partial(mlp_baseline, hidden=recipe.arguments.mlp_hidden), shown)
     if labelled is not None and "linear" in wanted:
-        fits["linear, all labels"] = (FITTED["linear"][1], train)
-    found = {}
-    test_fc = cohort.connectivity(test) if fits else None
-    for name, (fit, subset) in fits.items():
-        people = cohort.table["subject_id"].iloc[subset].tolist()
-        found[name] = fit(
-            cohort.connectivity(subset), task.truth(subset), test_fc, task.kind, stage.seed, groups=people
-        )
+        fits["linear, all labels"] = (FITTED["linear"][1], training)
+    predictions = {}
+    test_fc = test.connectivity() if fits else None
+    for name, (fit, fitted) in fits.items():
+        truth, subjects = task.truth(fitted), fitted.table["subject_id"].tolist()
+        predictions[name] = fit(fitted.connectivity(), truth, test_fc, task.kind, recipe.seed, groups=subjects)
     if "majority" in wanted:
-        name = "majority" if task.is_classification else "mean"
-        found[name] = majority_baseline(task.truth(train), len(test), task.kind)
-    return found
+        predictions[CONSTANT[task.kind]] = majority_baseline(task.truth(training), len(test), task.kind)
+    return predictions
 
 
 def scratch_start(tuning: FinetuneArguments, folder: Path) -> FinetuneArguments:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from modeling_lcm import BEIVariable
@@ -18,11 +17,11 @@ from ..data.identity import seen_people
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..files import require_new, require_writable, write_json, write_text
-from ..reporting.results import METRIC_TITLES, number_text
+from ..reporting.results import LCM, METRIC_TITLES, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
-from .design import Design, draw_folds, make_design, save_folds
-from .fold import MODEL, run_fold
+from .design import JOINS, Design, draw_folds, make_design, save_folds
+from .fold import run_fold
 from .report import write_reports
 from .summary import prediction_tables, summary
 
@@ -75,7 +74,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     design = make_design(arguments)
     settings = _settings(design)
     _require_same(output / "settings.json", settings)
-    folds = draw_folds(design.table, design.tasks, arguments, output)
+    folds = draw_folds(design, output)
     remarks = _remarks(design)
     require_writable(output)
     # Only now: a refused evaluation leaves its output free.
@@ -98,9 +97,11 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def _label_lines(design: Design) -> list[str]:
     """Labels of the tasks in the tested cohort, and which one is positive."""
-    variables = [BEIVariable(task.name, "categorical", list(task.labels)) for task in design.tasks if task.labels]
-    setting = "--positive LABEL" if design.tuning is not None else "--positive VARIABLE=LABEL"
-    return label_lines(variables, design.table, setting)
+    variables = [
+        BEIVariable(task.name, "categorical", list(task.labels)) for task in design.recipe.tasks if task.labels
+    ]
+    setting = "--positive LABEL" if design.recipe.tuning is not None else "--positive VARIABLE=LABEL"
+    return label_lines(variables, design.tested.table, setting)
 
 
 def _remarks(design: Design) -> dict[str, list[str]]:
@@ -109,20 +110,20 @@ def _remarks(design: Design) -> dict[str, list[str]]:
     Raises:
         ValueError: the checkpoint was trained on test subjects, and that is not allowed.
     """
-    pretraining = design.pretraining
+    pretraining = design.recipe.pretraining
     pretrained = [*pretraining.categorical, *pretraining.continuous] if pretraining else []
     remarks = {}
-    for task in design.tasks:
-        rows = task.known(np.arange(design.num_tested))
-        truth = task.truth(rows)
+    for task in design.recipe.tasks:
+        known = task.known(design.tested)
         remarks[task.name] = leaking_columns(
-            design.table.iloc[rows], task.name, truth, task.is_classification, pretrained
+            known.table, task.name, task.truth(known), task.is_classification, pretrained
         )
-    if design.tuning is not None and pretraining is None:
-        tested = np.concatenate([np.arange(design.num_tested), *design.external.values()])
-        table = design.cohort.table.iloc[tested]
-        seen = refuse_seen_subjects(design.tuning.checkpoint, table, design.arguments.allow_seen_subjects)
-        remarks[design.tasks[0].name] += [seen] if seen else []
+    if design.recipe.tuning is not None and pretraining is None:
+        table = design.cohort.table[design.part != JOINS]
+        seen = refuse_seen_subjects(
+            design.recipe.tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects
+        )
+        remarks[design.recipe.tasks[0].name] += [seen] if seen else []
     return remarks
 
 
@@ -133,18 +134,19 @@ def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:
         ValueError: nobody in an external data set has a value of any task.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for folder, every in design.external.items():
-        if not any(task.recorded[every].any() for task in design.tasks):
+    for folder in design.recipe.arguments.external:
+        tasks = design.recipe.tasks
+        if not any(len(task.known(design.external(folder))) for task in tasks):
             raise ValueError(
-                f"The external data set {folder} has no value of {', '.join(task.name for task in design.tasks)} "
-                "that the tested cohort knows: it cannot be scored."
+                f"The external data set {folder} has no value of {', '.join(task.name for task in tasks)} that the "
+                "tested cohort knows: it cannot be scored."
             )
         name = Path(folder).name
-        for repeat in range(design.arguments.repeats):
+        for repeat in range(design.recipe.arguments.repeats):
             place = output / f"external_{name}_{repeat}"
             if not (place / "result.json").is_file():
                 print(f"External data set {name}", flush=True)
-                result = run_fold(design, design.external_rows(folder), place, 0, repeat)
+                result = run_fold(design.recipe, design.external_test(folder), place, 0, repeat)
                 write_json(place / "result.json", result)
             found.setdefault(name, []).append(json.loads((place / "result.json").read_text(encoding="utf-8")))
     return found
@@ -161,8 +163,8 @@ def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dic
             minutes = (time.monotonic() - started) / max(1, done) * (len(places) - number) / 60
             left = f", about {minutes:.0f} min left" if done else ""
             print(f"Fold {number + 1} of {len(places)}{left}", flush=True)
-            rows = design.fold_rows(folds[repeat], fold)
-            write_json(path, run_fold(design, rows, path.parent, fold, repeat))
+            parts = design.fold(folds[repeat], fold)
+            write_json(path, run_fold(design.recipe, parts, path.parent, fold, repeat))
             done += 1
             print(_first_look(json.loads(path.read_text(encoding="utf-8"))), flush=True)
         results.append(json.loads(path.read_text(encoding="utf-8")))
@@ -173,7 +175,7 @@ def _first_look(result: dict[str, Any]) -> str:
     """One line per task of a fold's result: every model's first headline metric."""
     lines = []
     for task, entry in result["tasks"].items():
-        metric = next(name for name in ("roc_auc", "mae") if name in entry["metrics"][MODEL])
+        metric = next(name for name in ("roc_auc", "mae") if name in entry["metrics"][LCM])
         scores = {name: metrics[metric] for name, metrics in entry["metrics"].items()}
         shown = [f"{name} {number_text(metric, score)}" for name, score in scores.items()]
         lines.append(f"  {task}, {METRIC_TITLES[metric]}: {'; '.join(shown)}")
@@ -184,13 +186,13 @@ def _settings(design: Design) -> dict[str, Any]:
     """What folds must have in common to stand in one table: settings and data."""
     free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
     settings = {
-        **{name: value for name, value in asdict(design.arguments).items() if name not in free},
-        "pretraining": None if design.pretraining is None else asdict(design.pretraining),
-        "fine-tuning": None if design.tuning is None else asdict(design.tuning),
+        **{name: value for name, value in asdict(design.recipe.arguments).items() if name not in free},
+        "pretraining": None if design.recipe.pretraining is None else asdict(design.recipe.pretraining),
+        "fine-tuning": None if design.recipe.tuning is None else asdict(design.recipe.tuning),
         "data (content)": design.cohort.checksum(),
     }
-    if design.tuning is not None and design.pretraining is None:
-        settings["checkpoint (content)"] = _checkpoint_content(design.tuning.checkpoint)
+    if design.recipe.tuning is not None and design.recipe.pretraining is None:
+        settings["checkpoint (content)"] = _checkpoint_content(design.recipe.tuning.checkpoint)
     return settings
 
 

@@ -12,32 +12,39 @@ from accelerate import PartialState
 from sklearn.exceptions import UndefinedMetricWarning
 
 from modeling_lcm import BEITokenizer, BEIVariable
-from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..cli import parse_arguments
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import check_same_regions, join_people, pool
 from ..data.folds import Folds, leave_site_out, make_folds
+from ..data.harmonise import harmonise
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.checkpoints import load_processor
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
 from .arguments import EvaluateArguments
+from .baselines import Kind
 from .metrics import classification_metrics, regression_metrics
+
+
+TESTED, JOINS = "tested", "joins"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A variable that is predicted, and its value for every scan that may be tested.
+    """A variable that is predicted, as it is scored.
 
     Args:
-        name (`str`): phenotype column.
-        labels (`tuple[str, ...]`): class names in order, of two the positive one last; empty for a number.
-        targets (`np.ndarray` of shape `(scans,)`): class index, or value in the variable's unit; NaN = not recorded.
+        variable (`BEIVariable`): the phenotype column, with the labels (and spellings) that are known.
+        labels (`tuple[str, ...]`): labels that are scored, of two the positive one last; empty for a number.
     """
 
-    name: str
+    variable: BEIVariable
     labels: tuple[str, ...]
-    targets: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The phenotype column."""
+        return self.variable.name
 
     @property
     def is_classification(self) -> bool:
@@ -50,112 +57,131 @@ class Task:
         return self.labels[1] if len(self.labels) == 2 else None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """What the baselines call it."""
         return "classification" if self.is_classification else "regression"
 
-    @property
-    def recorded(self) -> np.ndarray:
-        """Boolean mask of the scans whose value is known."""
-        return ~np.isnan(self.targets)
-
-    def known(self, rows: np.ndarray) -> np.ndarray:
-        """Those of some rows whose value is recorded."""
-        return rows[self.recorded[rows]]
-
-    def truth(self, rows: np.ndarray) -> np.ndarray:
-        """Class indices (int) or values of some rows that have one."""
-        return self.targets[rows].astype(int) if self.is_classification else self.targets[rows]
-
-    def extended(self, table: pd.DataFrame, rows: np.ndarray, total: int) -> "Task":
-        """The task with the values of further rows: those of a table whose labels it knows; others stay without.
+    def values(self, table: pd.DataFrame) -> np.ndarray:
+        """Class index, or value in the variable's unit, of every scan `(scans,)`; NaN where none is scored.
 
         Args:
-            table (`pd.DataFrame`): one row per scan of an external data set.
-            rows (`np.ndarray`): where these scans stand.
-            total (`int`): scans in all.
+            table (`pd.DataFrame`): one row per scan; without the column, nothing is recorded.
         """
-        targets = np.full(total, np.nan)
-        targets[: len(self.targets)] = self.targets
-        if self.name in table:
-            values = table[self.name]
-            if self.is_classification:
-                variable = BEIVariable(self.name, "categorical", list(self.labels))
-                known = [value for value in values.unique() if variable.knows(value)]
-                values = values.map({value: self.labels.index(variable.label_of(value)) for value in known})
-            targets[rows] = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
-        return replace(self, targets=targets)
+        if self.name not in table:
+            return np.full(len(table), np.nan)
+        values = table[self.name]
+        if self.is_classification:
+            known = [value for value in values.unique() if self.variable.knows(value)]
+            spelt = {value: self.variable.label_of(value) for value in known}
+            values = values.map(
+                {value: self.labels.index(label) for value, label in spelt.items() if label in self.labels}
+            )
+        return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
 
-    def score(self, rows: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-        """Metrics of predictions (probabilities or values) for some scans; undefined ones are NaN."""
+    def known(self, cohort: Cohort) -> Cohort:
+        """Those scans whose value is recorded."""
+        return cohort.select(~np.isnan(self.values(cohort.table)))
+
+    def truth(self, cohort: Cohort) -> np.ndarray:
+        """Class indices (int) or values of scans that all have one."""
+        values = self.values(cohort.table)
+        return values.astype(int) if self.is_classification else values
+
+    def score(self, truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+        """Metrics of predictions (probabilities or values); undefined ones are NaN.
+
+        Args:
+            truth (`np.ndarray` of shape `(scans,)`): class indices or values.
+            predictions (`np.ndarray` of shape `(scans, classes)` or `(scans,)`): probabilities or values.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMetricWarning)
-            return self._score(rows, predictions)
-
-    def _score(self, rows: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-        if self.is_classification:
-            return classification_metrics(self.truth(rows), predictions, self.labels)
-        return regression_metrics(self.truth(rows), predictions)
-
-
-class Rows(NamedTuple):
-    """Row numbers of a fold, or of an external test.
-
-    Args:
-        pretraining (`np.ndarray`): scans that the pretraining may see, of all cohorts.
-        training (`np.ndarray`): those of the tested cohort: for fine-tuning and the baselines.
-        test (`np.ndarray`): scans that are predicted.
-    """
-
-    pretraining: np.ndarray
-    training: np.ndarray
-    test: np.ndarray
+            if self.is_classification:
+                return classification_metrics(truth, predictions, self.labels)
+            return regression_metrics(truth, predictions)
 
 
 @dataclass(frozen=True)
-class Design:
-    """Everything that a fold needs to know.
+class Recipe:
+    """What every fold trains and scores.
 
     Args:
-        cohort (`Cohort`): the tested scans, then those of other cohorts that join the pretraining, then external ones.
-        num_tested (`int`): scans of the tested cohort.
-        external (`dict[str, np.ndarray]`): rows of every external data set.
         tasks (`tuple[Task, ...]`): what is predicted.
         pretraining (`PretrainArguments`, *optional*): stage one of every fold.
         tuning (`FinetuneArguments`, *optional*): stage two; without it the pretrained variables are scored.
         arguments (`EvaluateArguments`): all other settings.
     """
 
-    cohort: Cohort
-    num_tested: int
-    external: dict[str, np.ndarray]
     tasks: tuple[Task, ...]
     pretraining: PretrainArguments | None
     tuning: FinetuneArguments | None
     arguments: EvaluateArguments
 
     @property
-    def table(self) -> pd.DataFrame:
-        """One row per scan of the tested cohort."""
-        return self.cohort.table.iloc[: self.num_tested]
+    def seed(self) -> int:
+        """Training seed of the last stage."""
+        stage = self.tuning or self.pretraining
+        return stage.seed
+
+
+class Parts(NamedTuple):
+    """The scans of a fold, or of an external test: no tested subject has a scan among the others, in whatever cohort.
+
+    Args:
+        pretraining (`Cohort`): what the pretraining may see, of all cohorts.
+        training (`Cohort`): those of the tested cohort: for fine-tuning and the baselines.
+        test (`Cohort`): what is predicted.
+    """
+
+    pretraining: Cohort
+    training: Cohort
+    test: Cohort
+
+
+@dataclass(frozen=True)
+class Design:
+    """A recipe and the data on which it is evaluated.
+
+    Args:
+        recipe (`Recipe`): what every fold does.
+        cohort (`Cohort`): scans of all cohorts; whoever is one subject has one id.
+        part (`np.ndarray` of shape `(scans,)`): of every scan "tested" (of the cohort that is split), "joins" (it only
+            joins the pretraining) or the folder of its external data set.
+    """
+
+    recipe: Recipe
+    cohort: Cohort
+    part: np.ndarray
+
+    @property
+    def tested(self) -> Cohort:
+        """The cohort that is split."""
+        return self.cohort.select(self.part == TESTED)
 
     @property
     def num_joining(self) -> int:
         """Scans of other cohorts that join the pretraining."""
-        return len(self.cohort.table) - self.num_tested - sum(map(len, self.external.values()))
+        return int((self.part == JOINS).sum())
 
-    def fold_rows(self, folds: Folds, fold: int) -> Rows:
-        """Rows of a fold: nobody who is tested has a scan among the others, in whatever cohort."""
-        others, test = folds.rows(self.cohort.table["subject_id"].astype(str), fold)
-        others = others[others < self.num_tested + self.num_joining]
-        return Rows(others, others[others < self.num_tested], test[test < self.num_tested])
+    def external(self, folder: str) -> Cohort:
+        """The scans of an external data set."""
+        return self.cohort.select(self.part == folder)
 
-    def external_rows(self, name: str) -> Rows:
-        """Rows of an external test: all others train, except scans of the people in it."""
-        subjects, test = self.cohort.table["subject_id"].astype(str), self.external[name]
-        others = np.arange(self.num_tested + self.num_joining)
-        others = others[~subjects.iloc[others].isin(set(subjects.iloc[test])).to_numpy()]
-        return Rows(others, others[others < self.num_tested], test)
+    def fold(self, folds: Folds, fold: int) -> Parts:
+        """The scans of a fold."""
+        return self._parts(folds.tests(self.cohort.subjects, fold), TESTED)
+
+    def external_test(self, folder: str) -> Parts:
+        """The scans of an external test: all others train, except those of its subjects."""
+        return self._parts(self.cohort.subjects.isin(self.external(folder).subjects).to_numpy(), folder)
+
+    def _parts(self, is_test: np.ndarray, tested_part: str) -> Parts:
+        may_train = ~is_test & np.isin(self.part, (TESTED, JOINS))
+        own = may_train & (self.part == TESTED)
+        cohort, column = self.cohort, self.recipe.arguments.harmonise
+        if column is not None:
+            cohort = harmonise(cohort, cohort.select(may_train), column)
+        return Parts(*(cohort.select(mask) for mask in (may_train, own, is_test & (self.part == tested_part))))
 
 
 def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable | None = None) -> Task:
@@ -173,7 +199,7 @@ def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable |
     table = only_labels(cohort.table, arguments)
     _require_values(table, arguments.task)
     variable = task_variable(table, arguments, known, cohort.positive)
-    return _encode(table, variable, arguments.positive is not None)
+    return _task(table, variable, arguments.positive is not None)
 
 
 def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
@@ -200,9 +226,9 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
         raise ValueError(f"None of the pretrained variables {', '.join(variables)} is recorded in the tested cohort.")
     for name in chosen:
         _require_values(table, name)
-    found = {each.name: each for each in pretraining_variables(cohort, np.arange(len(table)), arguments, chosen)}
+    found = {each.name: each for each in pretraining_variables(cohort, arguments, chosen)}
     asked = {entry.partition("=")[0] for entry in arguments.positive}
-    return tuple(_encode(table, found[name], name in asked) for name in chosen)
+    return tuple(_task(table, found[name], name in asked) for name in chosen)
 
 
 def _require_values(table: pd.DataFrame, name: str) -> None:
@@ -216,17 +242,16 @@ def _require_values(table: pd.DataFrame, name: str) -> None:
         raise ValueError(f"{name!r} is {values.iloc[0]} for everybody in the tested cohort: nothing to predict.")
 
 
-def _encode(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) -> Task:
+def _task(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) -> Task:
     """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last.
 
     Raises:
         ValueError: a positive label is asked for, and the table has more labels than two.
     """
-    targets = BEITokenizer(variables=[variable])(table)["labels"][:, 0].astype(float)
-    targets[targets == IGNORE_INDEX] = np.nan
     if variable.kind == "continuous":
-        return Task(variable.name, (), targets * variable.std + variable.mean)
-    present = sorted({int(index) for index in targets[~np.isnan(targets)]})
+        return Task(variable, ())
+    every = Task(variable, tuple(variable.labels)).values(table)
+    present = sorted({int(index) for index in every[~np.isnan(every)]})
     if is_asked and len(present) != 2:
         raise ValueError(
             f"positive is {variable.positive!r}, but {variable.name!r} has {len(present)} labels in the tested "
@@ -234,32 +259,35 @@ def _encode(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) 
         )
     if len(present) == 2 and variable.positive is not None:
         present.sort(key=lambda index: variable.labels[index] == variable.positive)
-    position = {index: number for number, index in enumerate(present)}
-    targets = np.array([np.nan if np.isnan(index) else position[int(index)] for index in targets])
-    return Task(variable.name, tuple(variable.labels[index] for index in present), targets)
+    return Task(variable, tuple(variable.labels[index] for index in present))
 
 
-def draw_folds(table: pd.DataFrame, tasks: Sequence[Task], arguments: EvaluateArguments, output: Path) -> list[Folds]:
+def draw_folds(design: Design, output: Path) -> list[Folds]:
     """The folds of every repeat: those in the output folder, a split file's, or new ones.
+
+    Args:
+        design (`Design`): the data and the settings.
+        output (`Path`): the evaluation's folder.
 
     Raises:
         ValueError: folds that cannot be made, or in which a class would be absent from the training subjects.
     """
-    found = []
+    tested, arguments, tasks = design.tested, design.recipe.arguments, design.recipe.tasks
+    every = []
     for repeat, path in enumerate(_split_files(output, arguments.repeats)):
         if path.is_file():
             folds = Folds.load(path)
         elif arguments.splits is not None:
             folds = Folds.load(arguments.splits)
         elif arguments.split == "leave_site_out":
-            folds = leave_site_out(table, arguments.site_column)
+            folds = leave_site_out(tested.table, arguments.site_column)
         else:
             column = arguments.stratify or next((task.name for task in tasks if task.is_classification), None)
-            folds = make_folds(table, arguments.n_folds, arguments.seed + repeat, column)
+            folds = make_folds(tested.table, arguments.n_folds, arguments.seed + repeat, column)
         for task in tasks:
-            _check_folds(table, task, folds, arguments)
-        found.append(folds)
-    return found
+            _check_folds(tested, task, folds, arguments)
+        every.append(folds)
+    return every
 
 
 def save_folds(folds: Sequence[Folds], output: Path) -> None:
@@ -273,30 +301,30 @@ def _split_files(output: Path, repeats: int) -> list[Path]:
     return [output / name for name in names]
 
 
-def _check_folds(table: pd.DataFrame, task: Task, folds: Folds, arguments: EvaluateArguments) -> None:
+def _check_folds(tested: Cohort, task: Task, folds: Folds, arguments: EvaluateArguments) -> None:
     """Raise `ValueError` when the training subjects of a fold lack a class, or nobody is tested at all."""
-    subjects = table["subject_id"].astype(str)
+    values, subjects = task.values(tested.table), tested.subjects
     if task.is_classification:
-        targets = task.targets[: len(table)]
-        people = [subjects[targets == index].nunique() for index in range(len(task.labels))]
-        alone = [label for label, count in zip(task.labels, people, strict=True) if count == 1]
+        counts = [subjects[values == index].nunique() for index in range(len(task.labels))]
+        alone = [label for label, count in zip(task.labels, counts, strict=True) if count == 1]
         if alone:
             raise ValueError(
                 f"The class {alone[0]!r} of {task.name!r} has one subject, who cannot be trained on and tested: leave "
                 "the class out (labels of the fine-tuning settings names those to keep), or name other tasks."
             )
-    tested = 0
+    num_tested = 0
     for fold in range(len(folds.test_subjects)):
-        train, test = (task.known(rows) for rows in folds.rows(subjects, fold))
-        tested += len(test)
-        absent = set(range(len(task.labels))) - set(task.targets[train].astype(int)) if len(test) else set()
+        is_test = folds.tests(subjects, fold)
+        test, train = (values[part & ~np.isnan(values)] for part in (is_test, ~is_test))
+        num_tested += len(test)
+        absent = set(range(len(task.labels))) - set(train.astype(int)) if len(test) else set()
         if absent or not len(train):
             names = ", ".join(task.labels[index] for index in sorted(absent)) or "any value"
             advice = "use other folds"
             if arguments.split == "leave_site_out":
                 advice = f"{arguments.site_column!r} all but tells it, so sites cannot be left out; split by subject"
             raise ValueError(f"No training subject of fold {fold} has {names} of {task.name!r}: {advice}.")
-    if not tested:
+    if not num_tested:
         raise ValueError(f"No test subject has a value of {task.name!r}: there is nothing to score.")
 
 
@@ -326,18 +354,17 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.same_person is not None:
         cohort = join_people(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
-    num_tested, external = len(cohort.table), {}
     if tuning is not None:
         tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
     else:
         tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
+    recipe = Recipe(tasks, pretraining, tuning, arguments)
+    parts = {TESTED: len(cohort)}
     if arguments.train_data or arguments.external:
-        cohort, parts = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
-        external = dict(zip(arguments.external, parts[len(arguments.train_data) :], strict=True))
-        for rows in external.values():
-            table = cohort.table.iloc[rows]
-            tasks = tuple(task.extended(table, rows, len(cohort.table)) for task in tasks)
-    return Design(cohort, num_tested, external, tasks, pretraining, tuning, arguments)
+        cohort, sizes = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
+        others = len(arguments.train_data) + 1
+        parts |= {JOINS: sum(sizes[1:others])} | dict(zip(arguments.external, sizes[others:], strict=True))
+    return Design(recipe, cohort, np.repeat(np.array([*parts], dtype=object), [*parts.values()]))
 
 
 def _with_positive(
@@ -363,5 +390,5 @@ def _pretrained_variable(
     if pretraining is None:
         known = load_processor(tuning.checkpoint).tokenizer.variables
     else:
-        known = pretraining_variables(cohort, np.arange(len(cohort.table)), pretraining, [tuning.task])
+        known = pretraining_variables(cohort, pretraining, [tuning.task])
     return next((variable for variable in known if variable.name == tuning.task), None)

@@ -16,7 +16,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort
 from ..data.folds import few_labels
-from ..data.harmonise import harmonise
+from ..reporting.results import LCM, OPTIMISTIC, SCRATCH, SINGLE
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
 from ..trainer.finetuning import finetune
@@ -24,13 +24,8 @@ from ..trainer.prediction import predict_logits
 from ..trainer.pretraining import pretrain
 from ..trainer.runs import record_of
 from .arguments import EvaluateArguments
-from .comparison import SCRATCH, baseline_predictions, scratch_start
-from .design import Design, Rows, Task
-
-
-MODEL = "LCM"
-SINGLE = "LCM, one seed"  # mean over the members of an ensemble
-OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
+from .comparison import baseline_predictions, scratch_start
+from .design import Parts, Recipe, Task
 
 
 @dataclass
@@ -38,9 +33,9 @@ class Member:
     """What one training seed gives.
 
     Args:
-        predictions (`dict[str, dict[str, np.ndarray]]`): per model and task, for all test rows.
+        predictions (`dict[str, dict[str, np.ndarray]]`): per model and task, for all test scans.
         histories (`dict[str, list]`): the epochs' records per stage.
-        best_epochs (`dict[str, dict[str, float]]`): per task the metrics at the best epoch on the test rows.
+        best_epochs (`dict[str, dict[str, float]]`): per task the metrics at the best epoch on the test scans.
     """
 
     predictions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -48,47 +43,45 @@ class Member:
     best_epochs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def run_fold(design: Design, rows: Rows, folder: Path, fold: int = 0, repeat: int = 0) -> dict[str, Any]:
+def run_fold(recipe: Recipe, parts: Parts, folder: Path, fold: int = 0, repeat: int = 0) -> dict[str, Any]:
     """Train and test in one fold; leaves `pretrained/` and `checkpoint/` in its folder, if they are to be kept.
 
     Args:
-        design (`Design`): data, tasks and settings.
-        rows (`Rows`): who trains and who is tested.
+        recipe (`Recipe`): tasks and settings.
+        parts (`Parts`): the scans that train, and those that are tested.
         folder (`Path`): the fold's folder.
         fold (`int`): its number, for the tables.
         repeat (`int`): number of the repeat, which shifts the training seed.
 
     Returns:
         `histories` per stage, and per task the `metrics` of every model, those of every `member` of an ensemble, the
-        `rows` that were tested and the `predictions` for them.
+        numbers (`rows`) of the scans that were tested and the `predictions` for them.
     """
-    if design.arguments.harmonise is not None:
-        design = replace(design, cohort=harmonise(design.cohort, rows.pretraining, design.arguments.harmonise))
-    labelled = few_labelled(design, rows.training, repeat)
+    labelled = few_labelled(recipe, parts.training, repeat)
     members = []
-    for number in range(design.arguments.ensemble):
-        shift = repeat * design.arguments.ensemble + number
-        with _place(folder, number, design.arguments) as place:
-            members.append(_train_member(design, rows, labelled, shift, place))
+    for number in range(recipe.arguments.ensemble):
+        shift = repeat * recipe.arguments.ensemble + number
+        with _place(folder, number, recipe.arguments) as place:
+            members.append(_train_member(recipe, parts, labelled, shift, place))
     results = {}
-    for task in design.tasks:
-        tested = task.known(rows.test)
+    for task in recipe.tasks:
+        tested = task.known(parts.test)
         if len(tested):
-            others = baseline_predictions(design, task, rows.training, tested, labelled)
-            results[task.name] = _score(design, task, rows.test, members, others, {"repeat": repeat, "fold": fold})
+            others = baseline_predictions(recipe, task, parts.training, tested, labelled)
+            results[task.name] = _score(recipe, task, parts.test, members, others, {"repeat": repeat, "fold": fold})
     histories = dict(members[0].histories)
     for number, member in enumerate(members[1:], start=2):
         histories |= {f"{stage}, seed {number}": history for stage, history in member.histories.items()}
     return {"fold": fold, "repeat": repeat, "histories": histories, "tasks": results}
 
 
-def few_labelled(design: Design, train: np.ndarray, repeat: int = 0) -> np.ndarray | None:
-    """The labelled rows of a few-label fine-tuning, the same for every member and the baseline; None: all are used."""
-    tuning = design.tuning
-    if tuning is None or tuning.labels_per_class is None or not design.tasks[0].is_classification:
+def few_labelled(recipe: Recipe, training: Cohort, repeat: int = 0) -> Cohort | None:
+    """The labelled scans of a few-label fine-tuning, the same for every member and baseline; None: all."""
+    tuning = recipe.tuning
+    if tuning is None or tuning.labels_per_class is None or not recipe.tasks[0].is_classification:
         return None
-    labels = np.nan_to_num(design.tasks[0].targets[train], nan=IGNORE_INDEX).astype(int)
-    return train[few_labels(labels, np.arange(len(train)), tuning.labels_per_class, tuning.seed + repeat)]
+    labels = np.nan_to_num(recipe.tasks[0].values(training.table), nan=IGNORE_INDEX).astype(int)
+    return training.select(few_labels(labels, tuning.labels_per_class, tuning.seed + repeat))
 
 
 @contextmanager
@@ -105,90 +98,91 @@ def _place(folder: Path, member: int, arguments: EvaluateArguments) -> Iterator[
         shutil.rmtree(temporary)
 
 
-def _train_member(design: Design, rows: Rows, labelled: np.ndarray | None, seed_shift: int, place: Path) -> Member:
-    """Train one model (and the one from random weights, if asked for), and predict the test rows."""
-    member, keep = Member(), design.arguments.keep_checkpoints
-    cohort, pretraining, tuning = design.cohort, design.pretraining, design.tuning
+def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_shift: int, place: Path) -> Member:
+    """Train one model (and the one from random weights, if asked for), and predict the test scans."""
+    member, keep = Member(), recipe.arguments.keep_checkpoints
+    pretraining, tuning = recipe.pretraining, recipe.tuning
     if pretraining is not None:
         pretraining = replace(pretraining, seed=pretraining.seed + seed_shift)
-        watcher = EpochWatcher(design, rows.test) if design.arguments.optimistic and tuning is None else None
-        model, processor, history = pretrain(cohort, rows.pretraining, pretraining, after_epoch=watcher)
+        watcher = EpochWatcher(recipe, parts.test) if recipe.arguments.optimistic and tuning is None else None
+        model, processor, history = pretrain(parts.pretraining, pretraining, after_epoch=watcher)
         member.histories["pretraining"] = history
         if keep or tuning is not None:
-            record = record_of(cohort, rows.pretraining, history)
+            record = record_of(parts.pretraining, history)
             save_checkpoint(place / "pretrained", model, processor, pretraining, record)
         if tuning is None:
-            logits = predict_logits(model, cohort, rows.test)["logits"]
-            member.predictions[MODEL] = predictions_of(logits, processor.tokenizer, design.tasks)
+            logits = predict_logits(model, parts.test)["logits"]
+            member.predictions[LCM] = predictions_of(logits, processor.tokenizer, recipe.tasks)
             member.best_epochs = watcher.best(processor.tokenizer) if watcher is not None else {}
             return member
         tuning = replace(tuning, checkpoint=str(place / "pretrained"))
     tuning = replace(tuning, seed=tuning.seed + seed_shift)
-    model, processor = _tune(design, rows, labelled, tuning, member, MODEL)
+    model, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
     if keep:
-        record = record_of(cohort, rows.training, member.histories["fine-tuning"], tuning.checkpoint)
+        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint)
         save_checkpoint(place / "checkpoint", model, processor, tuning, record)
-    if "scratch" in design.arguments.baselines:
+    if "scratch" in recipe.arguments.baselines:
         with tempfile.TemporaryDirectory() as start:
-            _tune(design, rows, labelled, scratch_start(tuning, Path(start)), member, SCRATCH)
+            _tune(recipe, parts, labelled, scratch_start(tuning, Path(start)), member, SCRATCH)
     return member
 
 
 def _tune(
-    design: Design, rows: Rows, labelled: np.ndarray | None, tuning: FinetuneArguments, member: Member, name: str
+    recipe: Recipe, parts: Parts, labelled: Cohort | None, tuning: FinetuneArguments, member: Member, name: str
 ) -> tuple[nn.Module, Any]:
     """Fine-tune; the predictions, the history and the best epoch go into `member` under the model's name."""
-    shown = design.cohort
+    training = parts.training
     if labelled is not None:
-        shown = _hide_labels(design, np.setdiff1d(rows.training, labelled))
+        training = _with_labels_of(training, labelled, recipe.tasks[0].name)
         tuning = replace(tuning, labels_per_class=None)
-    watcher = EpochWatcher(design, rows.test) if design.arguments.optimistic and name == MODEL else None
-    model, processor, history = finetune(shown, rows.training, tuning, after_epoch=watcher, check_leakage=False)
-    member.histories["fine-tuning" if name == MODEL else f"fine-tuning, {name}"] = history
-    logits = predict_logits(model, design.cohort, rows.test)["logits"]
-    member.predictions[name] = predictions_of(logits, processor.tokenizer, design.tasks)
+    watcher = EpochWatcher(recipe, parts.test) if recipe.arguments.optimistic and name == LCM else None
+    model, processor, history = finetune(training, tuning, after_epoch=watcher, check_leakage=False)
+    member.histories["fine-tuning" if name == LCM else f"fine-tuning, {name}"] = history
+    logits = predict_logits(model, parts.test)["logits"]
+    member.predictions[name] = predictions_of(logits, processor.tokenizer, recipe.tasks)
     if watcher is not None:
         member.best_epochs = watcher.best(processor.tokenizer)
     return model, processor
 
 
-def _hide_labels(design: Design, rows: np.ndarray) -> Cohort:
-    """The cohort without the task's label in some rows."""
-    table, name = design.cohort.table.copy(), design.tasks[0].name
-    values = table[name].astype(object)
-    values.iloc[rows] = None
-    return replace(design.cohort, table=table.assign(**{name: values}))
+def _with_labels_of(cohort: Cohort, labelled: Cohort, column: str) -> Cohort:
+    """The cohort without a label in a column, but for some of its scans."""
+    is_shown = cohort.table.index.isin(labelled.table.index)
+    values = cohort.table[column].astype(object).where(is_shown, None)
+    return replace(cohort, table=cohort.table.assign(**{column: values}))
 
 
 class EpochWatcher:
-    """Predicts the test rows after every epoch: the field's usual protocol, optimistic and reported only as such.
+    """Predicts the test scans after every epoch: the field's usual protocol, optimistic and reported only as such.
 
     Args:
-        design (`Design`): data and tasks.
-        rows (`np.ndarray`): test rows.
+        recipe (`Recipe`): tasks.
+        test (`Cohort`): test scans.
     """
 
-    def __init__(self, design: Design, rows: np.ndarray) -> None:
-        self.design = design
-        self.rows = rows
+    def __init__(self, recipe: Recipe, test: Cohort) -> None:
+        self.recipe = recipe
+        self.test = test
         self.logits: list[Tensor] = []
 
     def __call__(self, model: nn.Module) -> None:
         """Predict with the model as it is now."""
-        self.logits.append(predict_logits(model, self.design.cohort, self.rows)["logits"])
+        self.logits.append(predict_logits(model, self.test)["logits"])
 
     def best(self, tokenizer: BEITokenizer) -> dict[str, dict[str, float]]:
         """Per task all metrics at the epoch with the highest accuracy, or the lowest mean absolute error."""
-        found = {}
-        for task in self.design.tasks:
-            known = task.recorded[self.rows]
+        best = {}
+        for task in self.recipe.tasks:
+            values = task.values(self.test.table)
+            known = ~np.isnan(values)
             if known.any():
+                truth = task.truth(self.test.select(known))
                 scores = [
-                    task.score(self.rows[known], predictions_of(logits, tokenizer, (task,))[task.name][known])
+                    task.score(truth, predictions_of(logits, tokenizer, (task,))[task.name][known])
                     for logits in self.logits
                 ]
-                found[task.name] = max(scores, key=lambda score: score.get("accuracy", -score.get("mae", 0.0)))
-        return found
+                best[task.name] = max(scores, key=lambda score: score.get("accuracy", -score.get("mae", 0.0)))
+        return best
 
 
 def predictions_of(logits: Tensor, tokenizer: BEITokenizer, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
@@ -227,27 +221,29 @@ def as_predictions(logits: Tensor, variable: BEIVariable, task: Task) -> np.ndar
 
 
 def _score(
-    design: Design,
+    recipe: Recipe,
     task: Task,
-    test: np.ndarray,
+    test: Cohort,
     members: Sequence[Member],
     others: dict[str, np.ndarray],
     place: dict[str, int],
 ) -> dict[str, Any]:
     """Metrics of the averaged members, of each, and of the baselines; and the predictions by scan."""
-    known = task.recorded[test]
-    rows = test[known]
+    known = ~np.isnan(task.values(test.table))
+    tested = test.select(known)
+    truth = task.truth(tested)
     predictions = {
         name: np.mean([member.predictions[name][task.name][known] for member in members], axis=0)
         for name in members[0].predictions
     }
     predictions |= others
-    metrics = {name: task.score(rows, values) for name, values in predictions.items()}
-    result = {"rows": rows.tolist(), "predictions": _columns(design, task, place, rows, predictions)}
+    metrics = {name: task.score(truth, values) for name, values in predictions.items()}
+    columns = _columns(tested, task, place, predictions)
+    result: dict[str, Any] = {"rows": tested.table.index.tolist(), "predictions": columns}
     if len(members) > 1:
-        result["members"] = [task.score(rows, member.predictions[MODEL][task.name][known]) for member in members]
-        metrics = {MODEL: metrics[MODEL], SINGLE: _mean(result["members"]), **metrics}
-    if design.arguments.optimistic:
+        result["members"] = [task.score(truth, member.predictions[LCM][task.name][known]) for member in members]
+        metrics = {LCM: metrics[LCM], SINGLE: _mean(result["members"]), **metrics}
+    if recipe.arguments.optimistic:
         metrics[OPTIMISTIC] = _mean([member.best_epochs[task.name] for member in members])
     return {"metrics": metrics, **result}
 
@@ -256,16 +252,12 @@ def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
-def _columns(
-    design: Design, task: Task, place: dict[str, int], rows: np.ndarray, predictions: dict[str, np.ndarray]
-) -> dict[str, list]:
+def _columns(tested: Cohort, task: Task, place: dict[str, int], predictions: dict[str, np.ndarray]) -> dict[str, list]:
     """The predictions as columns of a table, one row per test scan."""
-    table = design.cohort.table.iloc[rows]
-    columns = {"subject_id": table["subject_id"].astype(str).tolist(), "session": table["session"].tolist()}
-    columns |= {name: [number] * len(rows) for name, number in place.items()}
-    columns[task.name] = task.truth(rows).tolist()
-    if task.is_classification:
-        columns[task.name] = [task.labels[index] for index in task.truth(rows)]
+    truth = task.truth(tested)
+    columns = {"subject_id": tested.subjects.tolist(), "session": tested.table["session"].tolist()}
+    columns |= {name: [number] * len(tested) for name, number in place.items()}
+    columns[task.name] = [task.labels[index] for index in truth] if task.is_classification else truth.tolist()
     for model, values in predictions.items():
         if not task.is_classification:
             columns[model] = values.tolist()

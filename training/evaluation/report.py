@@ -10,18 +10,15 @@ from matplotlib.figure import Figure
 
 from ..files import write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
-from ..reporting.results import HEADLINE_METRICS, METRIC_TITLES, by_task, number_text
+from ..reporting.results import CONSTANT, HEADLINE_METRICS, LCM, METRIC_TITLES, SCRATCH, by_task, number_text
 from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
-from .comparison import SCRATCH
 from .design import Design, Task
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
-from .fold import MODEL
 from .summary import pooled_predictions
 from .uncertainty import Predictions
 
 
 Table = list[list[str]]
-CONSTANT = ("majority", "mean")  # no curve to draw
 GROUP_METRICS = ("roc_auc", "pearson_r")
 
 
@@ -35,12 +32,12 @@ def write_reports(output: Path, design: Design, metrics: dict[str, Any], results
         results (`Sequence[dict]`): of every fold.
     """
     parts = []
-    for task in design.tasks:
+    for task in design.recipe.tasks:
         found = by_task(metrics)[task.name]
         found = found | {"settings": metrics["settings"], "warnings": found["notes"], "notes": []}
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
-        name = "report.html" if design.tuning else f"report_{task.name}.html"
+        name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
         write_report(output / name, found, result_figures(design, task, found, results), tables)
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
 
@@ -51,7 +48,7 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
     headline = [metric for metric in HEADLINE_METRICS if metric in next(iter(results["models"].values()))]
     if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
         tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
-    others = [metric for metric in METRIC_TITLES if metric in results["models"][MODEL] and metric not in headline]
+    others = [metric for metric in METRIC_TITLES if metric in results["models"][LCM] and metric not in headline]
     positive = results["protocol"].get("positive")
     speaks_of = "" if positive is None else f" ({positive} is positive)"
     tables[f"Other metrics{speaks_of}, mean ± standard deviation over folds"] = [
@@ -66,10 +63,14 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
         models = list(next(iter(groups.values()))["models"])
         rows = [
             [str(value), str(group["n_subjects"])]
-            + [number_text(metric, group["models"][model][metric]) for model in models if model not in CONSTANT]
+            + [
+                number_text(metric, group["models"][model][metric])
+                for model in models
+                if model not in CONSTANT.values()
+            ]
             for value, group in groups.items()
         ]
-        header = [column, "people", *(model for model in models if model not in CONSTANT)]
+        header = [column, "people", *(model for model in models if model not in CONSTANT.values())]
         tables[f"{METRIC_TITLES[metric]} by {column}"] = [header, *rows]
     if results.get("best_layers"):
         folds = Counter(layer + 1 for layer in results["best_layers"])
@@ -83,7 +84,7 @@ def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
 def _uncertainty(results: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     rows = []
     for model, summaries in results["models"].items():
-        if model not in CONSTANT and any("pooled" in summary for summary in summaries.values()):
+        if model not in CONSTANT.values() and any("pooled" in summary for summary in summaries.values()):
             rows.append([model, *(_uncertain(metric, summaries.get(metric, {})) for metric in metrics)])
     return [["model", *(METRIC_TITLES[metric] for metric in metrics)], *rows]
 
@@ -126,7 +127,7 @@ def result_figures(
     drawn = (
         _classification_figures(task, pooled, folds) if task.is_classification else _regression_figures(task, pooled)
     )
-    metric = next(metric for metric in HEADLINE_METRICS if metric in results["models"][MODEL])
+    metric = next(metric for metric in HEADLINE_METRICS if metric in results["models"][LCM])
     drawn[f"{METRIC_TITLES[metric]} in every fold"] = plot_fold_scores(
         {name: summary[metric]["per_fold"] for name, summary in results["models"].items() if metric in summary},
         METRIC_TITLES[metric],
@@ -141,15 +142,15 @@ def result_figures(
 def _classification_figures(
     task: Task, pooled: Mapping[str, Predictions], folds: Sequence[dict[str, Any]]
 ) -> dict[str, Figure]:
-    ours = pooled[MODEL]
+    ours = pooled[LCM]
     drawn: dict[str, Figure] = {}
     if task.positive is not None:
-        curves = {name: _curves(task, name, folds) for name in pooled if name not in CONSTANT}
+        curves = {name: _curves(task, name, folds) for name in pooled if name not in CONSTANT.values()}
         drawn[f"ROC over folds, positive class {task.positive}"] = plot_roc(
             {name: pairs for name, pairs in curves.items() if any(len(np.unique(truth)) == 2 for truth, _ in pairs)}
         )
     drawn["Confusion matrix of LCM, all test folds"] = plot_confusion(ours.truth, ours.values.argmax(1), task.labels)
-    shown = {name: each for name, each in pooled.items() if name in (MODEL, "linear", SCRATCH)}
+    shown = {name: each for name, each in pooled.items() if name in (LCM, "linear", SCRATCH)}
     drawn["Calibration: how often the predicted class is right, by its probability"] = plot_calibration(
         {name: (each.truth == each.values.argmax(1), each.values.max(1)) for name, each in shown.items()}
     )
@@ -157,7 +158,7 @@ def _classification_figures(
 
 
 def _regression_figures(task: Task, pooled: Mapping[str, Predictions]) -> dict[str, Figure]:
-    shown = {name: each for name, each in pooled.items() if name in (MODEL, "linear")}
+    shown = {name: each for name, each in pooled.items() if name in (LCM, "linear")}
     return {
         f"Predicted and true {task.name}, all test folds": plot_predicted_against_true(
             {name: (each.truth, each.values) for name, each in shown.items()}, task.name

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import UndefinedMetricWarning
 
+from ..data.cohort import Cohort
 from ..data.folds import Folds
 from .design import Design, Task
 from .metrics import summarise
@@ -46,7 +47,7 @@ def summary(
     """
     protocol = _protocol(design, folds)
     tasks = {}
-    for task in design.tasks:
+    for task in design.recipe.tasks:
         tasks[task.name] = _task_summary(design, task, protocol, results)
         tasks[task.name]["notes"] = (remarks or {}).get(task.name, [])
         for name, outcomes in (external or {}).items():
@@ -54,16 +55,16 @@ def summary(
                 elsewhere = _task_summary(design, task, _external_protocol(protocol, name), outcomes)
                 tasks[task.name].setdefault("external", {})[name] = elsewhere
     settings = {
-        "pretraining": asdict(design.pretraining) if design.pretraining else None,
-        "fine-tuning": asdict(design.tuning) if design.tuning else None,
+        "pretraining": asdict(design.recipe.pretraining) if design.recipe.pretraining else None,
+        "fine-tuning": asdict(design.recipe.tuning) if design.recipe.tuning else None,
     }
-    if design.tuning is not None:
-        return {**tasks[design.tasks[0].name], "settings": settings}
+    if design.recipe.tuning is not None:
+        return {**tasks[design.recipe.tasks[0].name], "settings": settings}
     return {
-        "title": design.arguments.title,
+        "title": design.recipe.arguments.title,
         "protocol": protocol,
-        "n_subjects": int(design.table["subject_id"].nunique()),
-        "n_scans": design.num_tested,
+        "n_subjects": int(design.tested.subjects.nunique()),
+        "n_scans": len(design.tested),
         "tasks": tasks,
         "settings": settings,
     }
@@ -74,8 +75,8 @@ def prediction_tables(
 ) -> dict[str, pd.DataFrame]:
     """File name -> all test predictions of a task, one row per scan (and repeat)."""
     found = {}
-    for task in design.tasks:
-        suffix = "" if design.tuning else f"_{task.name}"
+    for task in design.recipe.tasks:
+        suffix = "" if design.recipe.tuning else f"_{task.name}"
         for source, outcomes in {
             "": results,
             **{f"external_{name}_": each for name, each in external.items()},
@@ -91,8 +92,9 @@ def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, A
     scored = [(result["repeat"], result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
     rows = np.concatenate([entry["rows"] for _, entry in scored])
     repeats = np.concatenate([np.full(len(entry["rows"]), repeat) for repeat, entry in scored])
-    table, truth = design.cohort.table.iloc[rows], task.truth(rows)
-    column = design.arguments.site_column
+    scans = design.cohort.select(rows)
+    table, truth = scans.table, task.truth(scans)
+    column = design.recipe.arguments.site_column
     sites = None
     if column in table and column != task.name:
         sites = table[column].astype("string").fillna("(not recorded)").to_numpy()
@@ -113,7 +115,7 @@ def _task_summary(
 ) -> dict[str, Any]:
     scored = [result["tasks"][task.name] for result in results if task.name in result["tasks"]]
     rows = np.unique(np.concatenate([entry["rows"] for entry in scored]))
-    table = design.cohort.table.iloc[rows]
+    tested = design.cohort.select(rows)
     with warnings.catch_warnings():
         # The tables say which folds have no value; the mean never has a correlation.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
@@ -122,23 +124,25 @@ def _task_summary(
         }
     pooled = pooled_predictions(design, task, results)
     for name, predictions in pooled.items():
-        _add_uncertainty(models[name], predictions, design.arguments.resamples, design.arguments.seed)
+        _add_uncertainty(models[name], predictions, design.recipe.arguments.resamples, design.recipe.arguments.seed)
     found = {
-        "title": design.arguments.title if design.tuning else f"{design.arguments.title}: {task.name}",
+        "title": design.recipe.arguments.title
+        if design.recipe.tuning
+        else f"{design.recipe.arguments.title}: {task.name}",
         "protocol": {
             "task": task.name,
             "labels": list(task.labels),
             **({"positive": task.positive} if task.positive is not None else {}),
             **protocol,
         },
-        "n_subjects": int(table["subject_id"].nunique()),
+        "n_subjects": int(tested.subjects.nunique()),
         "n_scans": len(rows),
         "models": models,
-        "chance": _chance(task, rows),
+        "chance": _chance(task, tested),
         "best_layers": _best_layers(task, results),
         "groups": {
             column: groups
-            for column in dict.fromkeys((design.arguments.site_column, "sex"))
+            for column in dict.fromkeys((design.recipe.arguments.site_column, "sex"))
             if column != task.name and (groups := _by_group(design, column, pooled, results, task))
         },
     }
@@ -165,11 +169,11 @@ def _best_layers(task: Task, results: Sequence[dict[str, Any]]) -> list[int]:
     return [end["best_layers"][task.name] for end in ends if task.name in end.get("best_layers", {})]
 
 
-def _chance(task: Task, rows: np.ndarray) -> dict[str, float]:
-    """What the metrics come to without any knowledge of a person."""
+def _chance(task: Task, tested: Cohort) -> dict[str, float]:
+    """What the metrics come to without any knowledge of a subject."""
     if not task.is_classification:
         return {"r2": 0.0, "pearson_r": 0.0}
-    largest = np.bincount(task.truth(rows)).max() / len(rows)
+    largest = np.bincount(task.truth(tested)).max() / len(tested)
     return {"accuracy": float(largest), "balanced_accuracy": 1 / len(task.labels), "roc_auc": 0.5}
 
 
@@ -214,7 +218,7 @@ def _weighted_mean(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     """How the numbers came about, in words."""
-    arguments, stage = design.arguments, design.tuning or design.pretraining
+    arguments, stage = design.recipe.arguments, design.recipe.tuning or design.recipe.pretraining
     by = folds[0].stratified_by
     split = "by subject"
     if arguments.splits is not None:
@@ -222,18 +226,22 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     elif arguments.split == "leave_site_out":
         split = f"one {arguments.site_column} left out at a time"
     elif by is not None:
-        split = f"by subject, balanced by {'the task' if design.tuning and by == design.tuning.task else by}"
+        split = (
+            f"by subject, balanced by {'the task' if design.recipe.tuning and by == design.recipe.tuning.task else by}"
+        )
     protocol = {
         "folds": len(folds[0].test_subjects),
         "split": split,
         "split_checksum": folds[0].checksum if len(folds) == 1 else [each.checksum for each in folds],
         "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
         "pretraining": (
-            "in every fold, on its training subjects only" if design.pretraining else design.tuning.checkpoint
+            "in every fold, on its training subjects only"
+            if design.recipe.pretraining
+            else design.recipe.tuning.checkpoint
         ),
     }
-    if design.tuning is not None:
-        few = design.tuning.labels_per_class
+    if design.recipe.tuning is not None:
+        few = design.recipe.tuning.labels_per_class
         protocol["labelled_training_scans"] = "all of the training fold" if few is None else f"{few} per class"
     if len(folds) > 1:
         protocol["repeats"] = f"{len(folds)}, each with its own fold seed and training seed"
@@ -258,7 +266,7 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
 
 def _resampling_protocol(design: Design) -> dict[str, str]:
     """What intervals and p-values stand for."""
-    count, column = design.arguments.resamples, design.arguments.site_column
+    count, column = design.recipe.arguments.resamples, design.recipe.arguments.site_column
     if not count:
         return {}
     within = f" within {column}" if column in design.cohort.table else ""

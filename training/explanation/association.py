@@ -47,7 +47,7 @@ class Explained:
         variable (`str`), token (`str`), label (`str`): the label is "" for a continuous variable.
         people (`int`): how many were shown to the model.
         best_layers (`tuple[int, ...]`): per model, counted from 0.
-        rows (`np.ndarray`), has_label (`np.ndarray`): scans, and whether each has the label (or a value above the
+        scans (`np.ndarray`), has_label (`np.ndarray`): scans, and whether each has the label (or a value above the
             median).
         maps (`dict[str, Maps]`): per method.
         compared (`str`): what stability was measured between.
@@ -58,7 +58,7 @@ class Explained:
     label: str
     people: int
     best_layers: tuple[int, ...]
-    rows: np.ndarray
+    scans: np.ndarray
     has_label: np.ndarray
     maps: dict[str, Maps]
     compared: str
@@ -89,7 +89,7 @@ def explain_token(
         number (`int`): which of the variable's tokens.
         token (`str`): its name.
         parts (`Sequence[dict]`): per model `maps` (method -> `(scans, tokens, regions)`), `values`, `subjects`,
-            `rows` and `best_layer`.
+            `scans` and `best_layer`.
         permutations (`int`): shuffles of the labels.
         seed (`int`): of shuffles and halves.
     """
@@ -102,7 +102,7 @@ def explain_token(
         label,
         len(set(np.concatenate([part["subjects"] for part in parts]))),
         tuple(part["best_layer"] for part in parts),
-        np.concatenate([part["rows"] for part in parts]),
+        np.concatenate([part["scans"] for part in parts]),
         high,
         {method: _maps(variable, number, method, parts, targets, permutations, seed) for method in parts[0]["maps"]},
         f"{len(parts)} folds" if len(parts) > 1 else "random halves of the people",

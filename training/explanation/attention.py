@@ -6,17 +6,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.cohort import Cohort
-from ..data.triangles import to_matrices
 
 
 @torch.no_grad()
-def region_attention(model: PreTrainedModel, cohort: Cohort, rows: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def region_attention(model: PreTrainedModel, cohort: Cohort, batch_size: int = 64) -> np.ndarray:
     """Mean cross-attention of every token over regions (paper, section 3.2; maps averaged over heads and layers).
 
     Args:
         model (`PreTrainedModel`): an LCM head loaded with `attn_implementation="eager"`, which makes the maps.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): scans to average over.
+        cohort (`Cohort`): scans to average over.
         batch_size (`int`): scans per forward pass.
 
     Returns:
@@ -26,21 +24,18 @@ def region_attention(model: PreTrainedModel, cohort: Cohort, rows: np.ndarray, b
         ValueError: the model's attention implementation makes no maps.
     """
     tokens = slice(None)
-    return (
-        attention_by_scan(model, cohort, rows, tokens, batch_size)[0].mean((0, 1), dtype=np.float64).astype("float32")
-    )
+    return attention_by_scan(model, cohort, tokens, batch_size)[0].mean((0, 1), dtype=np.float64).astype("float32")
 
 
 @torch.no_grad()
 def attention_by_scan(
-    model: PreTrainedModel, cohort: Cohort, rows: np.ndarray, tokens: slice, batch_size: int = 64
+    model: PreTrainedModel, cohort: Cohort, tokens: slice, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cross-attention of some tokens, scan by scan.
 
     Args:
         model (`PreTrainedModel`): an LCM head loaded with `attn_implementation="eager"`.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): scans.
+        cohort (`Cohort`): the scans.
         tokens (`slice`): which tokens.
         batch_size (`int`): scans per forward pass.
 
@@ -55,10 +50,8 @@ def attention_by_scan(
         raise ValueError('Attention maps need a model loaded with attn_implementation="eager".')
     model.eval()
     layers, rolled, logits = [], [], []
-    for start in range(0, len(rows), batch_size):
-        triangles = torch.from_numpy(cohort.triangles[rows[start : start + batch_size]])
-        connectivity = to_matrices(triangles, cohort.feature_extractor.num_regions).to(model.device)
-        outputs = model(connectivity=connectivity, output_attentions=True)
+    for connectivity in cohort.batches(batch_size):
+        outputs = model(connectivity=connectivity.to(model.device), output_attentions=True)
         cross = torch.stack([maps.float().mean(1) for maps in outputs.cross_attentions], dim=1)
         own = torch.stack([maps.float().mean(1) for maps in outputs.attentions], dim=1)
         layers.append(cross[:, :, tokens].cpu().numpy())

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from modeling_lcm import BEITokenizer, BEIVariable
@@ -41,11 +40,11 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
     require_writable(output.parent)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
     reads_edges = False
-    for checkpoint, rows in models:
+    for checkpoint, shown in models:
         model, own_tokenizer = _load(checkpoint, cohort)
         reads_edges |= model.config.edge_readout
         for variable in variables:
-            parts[variable.name].append(_part(model, own_tokenizer, cohort, rows, variable.name, arguments))
+            parts[variable.name].append(_part(model, own_tokenizer, shown, variable.name, arguments))
     found = []
     for variable in variables:
         for number, token in enumerate(variable.tokens):
@@ -56,14 +55,13 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
     return found
 
 
-def _models(arguments: ExplainArguments, cohort: Cohort) -> list[tuple[str, np.ndarray]]:
-    """Checkpoints, each with the rows that it is shown."""
+def _models(arguments: ExplainArguments, cohort: Cohort) -> list[tuple[str, Cohort]]:
+    """Checkpoints, each with the scans that it is shown."""
     if arguments.evaluation is None:
-        return [(arguments.checkpoint, np.arange(len(cohort.table)))]
+        return [(arguments.checkpoint, cohort)]
     folder = Path(arguments.evaluation)
     repeated = (folder / "splits_0.json").is_file()
     folds = Folds.load(folder / ("splits_0.json" if repeated else "splits.json"))
-    subjects = cohort.table["subject_id"].astype(str)
     found = []
     for fold in range(len(folds.test_subjects)):
         place = folder / (f"repeat_0_fold_{fold}" if repeated else f"fold_{fold}")
@@ -71,7 +69,7 @@ def _models(arguments: ExplainArguments, cohort: Cohort) -> list[tuple[str, np.n
         checkpoint = next((path for path in inside if (path / "config.json").is_file()), None)
         if checkpoint is None:
             raise ValueError(f"{place} holds no checkpoint: run the evaluation with keep_checkpoints.")
-        found.append((str(checkpoint), folds.rows(subjects, fold)[1]))
+        found.append((str(checkpoint), folds.split(cohort, fold)[1]))
     return found
 
 
@@ -94,25 +92,24 @@ def _part(
     model: PreTrainedModel,
     tokenizer: BEITokenizer,
     cohort: Cohort,
-    rows: np.ndarray,
     name: str,
     arguments: ExplainArguments,
 ) -> dict[str, Any]:
     """Maps by method `(scans, tokens, regions)`, values and subjects of the scans that have a value of a variable."""
     variable = next(variable for variable in tokenizer.variables if variable.name == name)
     cohort.require_column(name)
-    values = BEITokenizer(variables=[variable])(cohort.table.iloc[rows])["labels"][:, 0].astype(float)
+    values = BEITokenizer(variables=[variable])(cohort.table)["labels"][:, 0].astype(float)
     known = values != IGNORE_INDEX
     if not known.any():
-        raise ValueError(f"{name!r} is recorded for none of the people who are shown to the model.")
-    rows, values = rows[known], values[known]
+        raise ValueError(f"{name!r} is recorded for none of the subjects that are shown to the model.")
+    cohort, values = cohort.select(known), values[known]
     tokens = tokenizer.token_slices[name]
-    layers, rolled, logits = attention_by_scan(model, cohort, rows, tokens, arguments.batch_size)
+    layers, rolled, logits = attention_by_scan(model, cohort, tokens, arguments.batch_size)
     best = best_layer(logits, values, variable.kind)
     return {
         "maps": {"mean": layers.mean(1), "rollout": rolled, "best_layer": layers[:, best]},
         "best_layer": best,
         "values": values,
-        "subjects": cohort.table["subject_id"].astype(str).iloc[rows].to_numpy(),
-        "rows": rows,
+        "subjects": cohort.subjects.to_numpy(),
+        "scans": cohort.table.index.to_numpy(),
     }

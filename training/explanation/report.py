@@ -178,9 +178,9 @@ def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:
     """Mean FC of the scans with the label minus that of the others, `(regions, regions)`."""
     means = []
     for wanted in (True, False):
-        rows = entry.rows[entry.has_label == wanted]
-        total = np.zeros((cohort.feature_extractor.num_regions,) * 2)
-        for start in range(0, len(rows), 256):
-            total += cohort.connectivity(rows[start : start + 256]).sum(0)
-        means.append(total / max(1, len(rows)))
+        scans = entry.scans[entry.has_label == wanted]
+        total = np.zeros((cohort.num_regions,) * 2)
+        for start in range(0, len(scans), 256):
+            total += cohort.connectivity(scans[start : start + 256]).sum(0)
+        means.append(total / max(1, len(scans)))
     return means[0] - means[1]

@@ -5,6 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
+# Models as the tables call them; the baselines' names are beside the baselines.
+LCM = "LCM"
+SINGLE = "LCM, one seed"  # mean over the members of an ensemble
+OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
+SCRATCH = "LCM from scratch"
+CONSTANT = {"classification": "majority", "regression": "mean"}  # predicts the same for every subject
+
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..data.cohort import Cohort
-from ..data.torch_datasets import ConnectomeDataset, WindowDataset, make_dataset
+from ..data.torch_datasets import ConnectomeDataset, WindowDataset
 from .arguments import LoopArguments
 
 
@@ -73,20 +70,17 @@ def batch_shares(arguments: LoopArguments, processes: int) -> tuple[int, int]:
     return size, share // size
 
 
-def training_dataset(
-    cohort: Cohort, rows: np.ndarray, labels: dict[str, Tensor], arguments: LoopArguments
-) -> ConnectomeDataset:
-    """The training scans of some rows: whole, or as random windows where the settings ask for them.
+def training_dataset(scans: ConnectomeDataset, arguments: LoopArguments) -> ConnectomeDataset:
+    """Training scans as they are asked for: whole, or as random windows of their time series.
 
     Args:
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): the scans.
-        labels (`dict[str, Tensor]`): label tensors over these rows.
+        scans (`ConnectomeDataset`): whole scans with their labels.
         arguments (`LoopArguments`): `window_volumes`, `window_fraction` and `seed` are used.
 
     Raises:
         ValueError: windows are asked for, and no scan has a time series.
     """
     if not arguments.window_volumes and not arguments.window_fraction:
-        return make_dataset(cohort, rows, labels)
-    return WindowDataset(cohort, rows, labels, arguments.window_volumes, arguments.window_fraction, arguments.seed)
+        return scans
+    windows = (arguments.window_volumes, arguments.window_fraction, arguments.seed)
+    return WindowDataset(scans.cohort, scans.labels, *windows)

@@ -25,15 +25,15 @@ from modeling_lcm.loading_lcm import without_weights
 from ..data.cohort import Cohort
 from ..data.combine import check_same_regions
 from ..data.leakage import leaking_columns
-from ..data.torch_datasets import make_dataset
+from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .batches import training_dataset
 from .checkpoints import load_processor
 from .loop import Trainer
 from .prediction import predict_logits
-from .targets import _split, _task_class_weights, _training_labels
+from .targets import split_scans, task_class_weights, task_scans
 from .trainable import freeze, with_adapter
-from .vocabulary import _announce, only_labels, task_tokenizer, with_default_labels
+from .vocabulary import announce_labels, only_labels, task_tokenizer, with_default_labels
 
 
 MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 def finetune(
     cohort: Cohort,
-    rows: np.ndarray,
     arguments: FinetuneArguments,
     folder: Path | None = None,
     after_epoch: Callable[[nn.Module], None] | None = None,
@@ -55,8 +54,7 @@ def finetune(
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
     Args:
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): rows of the training scans; no other row is looked at.
+        cohort (`Cohort`): the training scans.
         arguments (`FinetuneArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
@@ -74,37 +72,28 @@ def finetune(
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
     check_same_regions(processor, cohort)
-    if not cohort.table[arguments.task].iloc[rows].notna().any():
+    if not cohort.table[arguments.task].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
-    tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, rows, arguments)
+    tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, arguments)
     cohort = replace(cohort, table=only_labels(cohort.table, arguments))
-    _announce(announce, [tokenizer.task_variable], cohort.table.iloc[rows], "--positive LABEL")
+    announce_labels(announce, [tokenizer.task_variable], cohort.table, "--positive LABEL")
     if check_leakage:
-        _warn_of_leakage(cohort.table.iloc[rows], tokenizer)
+        _warn_of_leakage(cohort.table, tokenizer)
     set_seed(arguments.seed)
     model = _task_model(arguments, tokenizer)
     tokenizer.check_config(model.config)
-    encoded = _training_labels(cohort, rows, tokenizer, arguments)
-    kept, others, validation = _split(cohort, rows, encoded["labels"], tokenizer, arguments)
-    position = {row: index for index, row in enumerate(rows)}
-
-    def labels_of(part: np.ndarray) -> dict[str, Tensor]:
-        index = torch.tensor([position[row] for row in part], dtype=torch.long)
-        return {name: values[index] for name, values in encoded.items()}
-
-    train = np.concatenate([kept, others])
+    scans = task_scans(cohort, tokenizer, arguments)
+    kept, others, validation = split_scans(scans, tokenizer, arguments)
+    training = scans.select(np.concatenate([kept, others]))
     if arguments.class_weights == "balanced":
-        model.config.class_weights = _task_class_weights(model.config, labels_of(train))
-    datasets = [
-        training_dataset(cohort, train, labels_of(train), arguments),
-        make_dataset(cohort, validation, labels_of(validation)) if len(validation) else None,
-    ]
+        model.config.class_weights = task_class_weights(model.config, training.labels)
     if arguments.new_tokens == "related" and model.config.num_task_tokens:
-        start_from_related_tokens(model, cohort, kept, labels_of(kept)["labels"])
+        start_from_related_tokens(model, scans.select(kept))
     freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
     if arguments.adapter != "none":
         model = with_adapter(model, arguments)
-    trainer = Trainer(model, *datasets, arguments, folder)
+    held_out = scans.select(validation) if len(validation) else None
+    trainer = Trainer(model, training_dataset(training, arguments), held_out, arguments, folder)
     history = trainer.train(after_epoch)
     return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
 
@@ -138,9 +127,7 @@ def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
 
 
 @torch.no_grad()
-def start_from_related_tokens(
-    model: LCMForSequenceClassification, cohort: Cohort, rows: np.ndarray, labels: Tensor
-) -> list[str]:
+def start_from_related_tokens(model: LCMForSequenceClassification, scans: ConnectomeDataset) -> list[str]:
     """Start a new token at the pretrained token whose logit follows its label most closely, if one does.
 
     Beyond the paper, whose new tokens start at random: with a few dozen labels a random token hardly learns to ask,
@@ -149,20 +136,18 @@ def start_from_related_tokens(
     Args:
         model (`LCMForSequenceClassification`): as loaded from the pretrained checkpoint; its `task_embeddings` are
             changed in place.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): labelled training scans; validation and test scans must not be among them.
-        labels (`Tensor` of shape `(scans,)`): class index, or scaled value of a continuous task.
+        scans (`ConnectomeDataset`): labelled training scans; validation and test scans must not be among them.
 
     Returns:
         Per new token the pretrained token it starts from, as "variable=label" or "variable"; "random" where no
         pretrained token correlates with the label by at least 0.5.
     """
-    logits = predict_logits(_pretrained_part(model), cohort, rows)["logits"]
+    logits, labels = predict_logits(_pretrained_part(model), scans.cohort)["logits"], scans.labels["labels"]
     tokens = model.config.num_task_tokens
     targets = labels.float()[:, None]
     if model.config.problem_type != "regression":
         targets = torch.nn.functional.one_hot(labels.long(), tokens).float()
-    correlation = _standardise(logits).T @ _standardise(targets) / len(rows)  # (pretrained tokens, new tokens)
+    correlation = _standardise(logits).T @ _standardise(targets) / len(scans)  # (pretrained tokens, new tokens)
     strength, best = correlation.max(0)
     follows = strength >= MIN_CORRELATION
     start = model.model.bei_embeddings.weight[best]

@@ -275,21 +275,21 @@ class Trainer:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
         accelerator = self.accelerator
         step_loss = 0.0
-        rows = [batch.pop("rows") for batch in batches]
-        for position, batch in enumerate(batches):
-            last = position == len(batches) - 1
+        positions = [batch.pop("positions") for batch in batches]
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 loss = self._loss(batch, counts)
                 total = accelerator.reduce(loss.detach(), reduction="sum")
                 if not torch.isfinite(total):
-                    raise FloatingPointError(self._describe_failure("loss", rows[position], loss))
+                    raise FloatingPointError(self._describe_failure("loss", positions[number], loss))
                 # Data-parallel training averages gradients over processes, but the counts are global already.
                 accelerator.backward(loss * accelerator.num_processes)
             step_loss += total.item()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
         # In float16 the scaler leaves such a step out, and lowers its scale.
         if self.arguments.mixed_precision != "fp16" and not torch.isfinite(norm):
-            raise FloatingPointError(self._describe_failure("gradient", torch.cat(rows), norm))
+            raise FloatingPointError(self._describe_failure("gradient", torch.cat(positions), norm))
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -315,9 +315,9 @@ class Trainer:
         noise = torch.randn_like(connectivity) * (self.arguments.input_noise / math.sqrt(2))
         return connectivity + noise + noise.transpose(1, 2)
 
-    def _describe_failure(self, what: str, rows: Tensor, value: Tensor) -> str:
+    def _describe_failure(self, what: str, positions: Tensor, value: Tensor) -> str:
         """The subjects of the batch, of all processes whose own value is not finite."""
-        own = [] if torch.isfinite(value) else [self.train_data.subjects[row] for row in rows.tolist()]
+        own = [] if torch.isfinite(value) else [self.train_data.subjects[position] for position in positions.tolist()]
         subjects = gather_object(own) if self.accelerator.num_processes > 1 else own
         last = self.checkpoints.last()
         where = f" The last complete checkpoint is {last}." if last is not None else ""
@@ -404,5 +404,5 @@ def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
 
 def _target_counts(batch: dict[str, Tensor]) -> Tensor:
     """Recorded labels per target: the task's (or all variables') first, then those of `bei_targets`."""
-    columns = [batch[name].float().reshape(len(batch["rows"]), -1) for name in LABELS if name in batch]
+    columns = [batch[name].float().reshape(len(batch["positions"]), -1) for name in LABELS if name in batch]
     return torch.cat([labelled(column).sum(0) for column in columns])

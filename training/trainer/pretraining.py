@@ -4,25 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import set_seed
 from torch import nn
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMProcessor
+from modeling_lcm import BEITokenizer, LCMConfig, LCMForMultitaskPretraining, LCMProcessor
 
 from ..data.cohort import Cohort
 from ..data.folds import hold_out
-from ..data.torch_datasets import make_dataset
+from ..data.torch_datasets import ConnectomeDataset
 from .arguments import PretrainArguments
 from .batches import training_dataset
 from .loop import Trainer
-from .targets import _class_weights, _encode
-from .vocabulary import _announce, _vocabulary
+from .targets import class_weights
+from .vocabulary import announce_labels, pretraining_tokenizer
 
 
 def pretrain(
     cohort: Cohort,
-    rows: np.ndarray,
     arguments: PretrainArguments,
     folder: Path | None = None,
     after_epoch: Callable[[nn.Module], None] | None = None,
@@ -31,8 +29,7 @@ def pretrain(
     """Learn every BEI variable from FC.
 
     Args:
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): rows of the training scans; no other row is looked at.
+        cohort (`Cohort`): the training scans.
         arguments (`PretrainArguments`): settings.
         folder (`Path`, *optional*): where resumable checkpoints and logs go.
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
@@ -44,28 +41,32 @@ def pretrain(
     Raises:
         ValueError: a variable that the data does not have, or with a single value in the training scans.
     """
-    train_rows, validation_rows = hold_out(cohort.table, rows, arguments.validation_fraction, arguments.seed, None)
-    tokenizer = _vocabulary(cohort, train_rows, arguments)
-    _announce(announce, tokenizer.variables, cohort.table.iloc[train_rows], "--positive VARIABLE=LABEL")
+    training, held_out = (
+        cohort.select(part) for part in hold_out(cohort.table, arguments.validation_fraction, arguments.seed, None)
+    )
+    tokenizer = pretraining_tokenizer(training, arguments)
+    announce_labels(announce, tokenizer.variables, training.table, "--positive VARIABLE=LABEL")
     set_seed(arguments.seed)
     model = LCMForMultitaskPretraining(
         LCMConfig.from_size(
             arguments.size,
-            num_regions=cohort.feature_extractor.num_regions,
+            num_regions=cohort.num_regions,
             bei_variables=tokenizer.model_variables,
             **_overrides(arguments),
         )
     )
-    train_labels, validation_labels = (_encode(cohort, part, tokenizer) for part in (train_rows, validation_rows))
+    scans = _labelled(training, tokenizer)
     if arguments.class_weights == "balanced":
-        model.config.class_weights = _class_weights(tokenizer.model_variables, train_labels["labels"])
-    datasets = [
-        training_dataset(cohort, train_rows, train_labels, arguments),
-        make_dataset(cohort, validation_rows, validation_labels) if len(validation_rows) else None,
-    ]
-    trainer = Trainer(model, *datasets, arguments, folder)
+        model.config.class_weights = class_weights(tokenizer.model_variables, scans.labels["labels"])
+    validation = _labelled(held_out, tokenizer) if len(held_out) else None
+    trainer = Trainer(model, training_dataset(scans, arguments), validation, arguments, folder)
     history = trainer.train(after_epoch)
     return trainer.trained, LCMProcessor(cohort.feature_extractor, tokenizer), history
+
+
+def _labelled(cohort: Cohort, tokenizer: BEITokenizer) -> ConnectomeDataset:
+    """Scans with the labels of every variable."""
+    return ConnectomeDataset(cohort, dict(tokenizer(cohort.table, return_tensors="pt")))
 
 
 def _overrides(arguments: PretrainArguments) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
@@ -38,8 +37,8 @@ def output_folder(arguments: LoopArguments) -> Path:
     return folder
 
 
-def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
-    """Rows a run may train on: all, or those outside the test subjects of the given fold.
+def training_scans(cohort: Cohort, arguments: DataArguments) -> Cohort:
+    """What a run may train on: all scans, or those outside the test subjects of the given fold.
 
     Raises:
         ValueError: only one of `splits` and `fold` was given.
@@ -47,24 +46,20 @@ def training_rows(cohort: Cohort, arguments: DataArguments) -> np.ndarray:
     if (arguments.splits is None) != (arguments.fold is None):
         raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
     if arguments.splits is None:
-        return np.arange(len(cohort.table))
-    return Folds.load(arguments.splits).rows(cohort.table["subject_id"].astype(str), arguments.fold)[0]
+        return cohort
+    return Folds.load(arguments.splits).split(cohort, arguments.fold)[0]
 
 
-def record_of(
-    cohort: Cohort, rows: np.ndarray, history: list[dict[str, Any]], checkpoint: str | None = None
-) -> dict[str, Any]:
+def record_of(cohort: Cohort, history: list[dict[str, Any]], checkpoint: str | None = None) -> dict[str, Any]:
     """What a checkpoint says about its making: subjects seen, epochs, versions.
 
     Args:
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): rows of the training scans (validation included).
+        cohort (`Cohort`): the training scans (validation included).
         history (`list[dict]`): one record per epoch.
         checkpoint (`str`, *optional*): what training started from; its training subjects are this one's, too.
     """
-    table = cohort.table.iloc[rows]
-    subjects = set(table["subject_id"].astype(str))
-    hashes = [hash_names(scan_names(table))]
+    subjects = set(cohort.subjects)
+    hashes = [hash_names(scan_names(cohort.table))]
     if checkpoint is not None:
         earlier = read_record(checkpoint)
         named = set(earlier.get("training_subjects", []))
@@ -74,7 +69,7 @@ def record_of(
     return {
         "training_subjects": sorted(subjects),
         "training_subject_hashes": hashes,
-        "num_training_scans": len(rows),
+        "num_training_scans": len(cohort),
         "history": history,
         "versions": library_versions(),
         "git_revision": git_revision(),

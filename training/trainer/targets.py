@@ -13,15 +13,12 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX, balanced_class_weights
 
 from ..data.cohort import Cohort
 from ..data.folds import few_labels, hold_out
+from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .prediction import predict_logits
 
 
-def _encode(cohort: Cohort, rows: np.ndarray, tokenizer: BEITokenizer) -> dict[str, Tensor]:
-    return dict(tokenizer(cohort.table.iloc[rows], return_tensors="pt")) if len(rows) else {}
-
-
-def _class_weights(variables: list[dict[str, Any]], labels: Tensor) -> dict[str, list[float]]:
+def class_weights(variables: list[dict[str, Any]], labels: Tensor) -> dict[str, list[float]]:
     """Balanced weights of every categorical variable, from training labels `(scans, variables)`."""
     return {
         variable["name"]: balanced_class_weights(labels[:, column], len(variable["labels"]))
@@ -30,60 +27,82 @@ def _class_weights(variables: list[dict[str, Any]], labels: Tensor) -> dict[str,
     }
 
 
-def _split(
-    cohort: Cohort, rows: np.ndarray, labels: Tensor, tokenizer: BEITokenizer, arguments: FinetuneArguments
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows with a label to train on, rows without one that train the pretrained tokens, and rows for validation."""
-    has_label = (labels != IGNORE_INDEX).numpy()
-    categorical = tokenizer.task_variable.kind == "categorical"
-    stratify = arguments.task if categorical else None
-    fraction, seed = arguments.validation_fraction, arguments.seed
-    kept, validation = hold_out(cohort.table, rows[has_label], fraction, seed, stratify)
-    if categorical:
-        _require_classes(labels[torch.from_numpy(np.isin(rows, kept))], tokenizer.task_variable)
-    others = rows[:0]
-    # People without a label train the pretrained tokens, if those are trained at all; never another scan of somebody
-    # who is held back for validation.
-    if arguments.pseudo_labels != "none":
-        subjects = cohort.table["subject_id"]
-        others = np.setdiff1d(rows, rows[has_label])
-        others = others[~subjects.iloc[others].isin(subjects.iloc[validation]).to_numpy()]
-    return kept, others, validation
-
-
-def _task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[str, list[float]]:
+def task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[str, list[float]]:
     """Balanced weights of the task and, where they train, of the pretrained variables."""
-    weights = _class_weights(config.bei_variables, labels["bei_targets"]) if config.bei_loss_weight else {}
+    weights = class_weights(config.bei_variables, labels["bei_targets"]) if config.bei_loss_weight else {}
     if config.problem_type == "single_label_classification":
         weights[config.task_variable] = balanced_class_weights(labels["labels"], config.num_labels)
     return weights
 
 
-def _training_labels(
-    cohort: Cohort, rows: np.ndarray, tokenizer: BEITokenizer, arguments: FinetuneArguments
-) -> dict[str, Tensor]:
-    """Labels of the task and of the pretrained tokens, with pseudo-labels and few-label subsets as asked for."""
-    records = cohort.table.iloc[rows]
+def task_scans(cohort: Cohort, tokenizer: BEITokenizer, arguments: FinetuneArguments) -> ConnectomeDataset:
+    """Training scans with the labels of the task and of the pretrained tokens.
+
+    Pseudo-labels and few-label subsets are as asked for.
+
+    Args:
+        cohort (`Cohort`): the training scans.
+        tokenizer (`BEITokenizer`): with the task.
+        arguments (`FinetuneArguments`): settings.
+
+    Raises:
+        ValueError: no label at all, a class without scans or with a single subject, or too few for `labels_per_class`.
+    """
     defaults = arguments.pseudo_labels in ("defaults", "model")
-    encoded = dict(tokenizer(records, pseudo_labels=defaults, return_tensors="pt"))
+    encoded = dict(tokenizer(cohort.table, pseudo_labels=defaults, return_tensors="pt"))
     labels = encoded["labels"]
     if not (labels != IGNORE_INDEX).any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     if tokenizer.task_variable.kind == "categorical":
         _require_classes(labels, tokenizer.task_variable)
-        _require_people(labels, records["subject_id"], tokenizer.task_variable)
+        _require_subjects(labels, cohort.subjects, tokenizer.task_variable)
         if arguments.labels_per_class is not None:
-            chosen = few_labels(labels.numpy(), np.arange(len(rows)), arguments.labels_per_class, arguments.seed)
-            hidden = np.setdiff1d(np.arange(len(rows)), chosen)
+            chosen = few_labels(labels.numpy(), arguments.labels_per_class, arguments.seed)
+            hidden = np.setdiff1d(np.arange(len(cohort)), chosen)
             labels[torch.from_numpy(hidden)] = IGNORE_INDEX
     if arguments.pseudo_labels == "model":
-        guesses = model_pseudo_labels(arguments.checkpoint, cohort, rows, arguments.pseudo_label_threshold)
+        guesses = model_pseudo_labels(arguments.checkpoint, cohort, arguments.pseudo_label_threshold)
         names = [variable["name"] for variable in tokenizer.model_variables]
         if arguments.task in names:
             guesses[:, names.index(arguments.task)] = IGNORE_INDEX
         missing = encoded["bei_targets"] == IGNORE_INDEX
         encoded["bei_targets"] = torch.where(missing, guesses, encoded["bei_targets"])
-    return encoded
+    return ConnectomeDataset(cohort, encoded)
+
+
+def split_scans(
+    scans: ConnectomeDataset, tokenizer: BEITokenizer, arguments: FinetuneArguments
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which scans train on their label, which without one train the pretrained tokens, and which validate.
+
+    Args:
+        scans (`ConnectomeDataset`): as [`task_scans`] makes them.
+        tokenizer (`BEITokenizer`): with the task.
+        arguments (`FinetuneArguments`): settings.
+
+    Returns:
+        Their positions.
+
+    Raises:
+        ValueError: nobody can be held back, or a class is left without training scans.
+    """
+    labels, table = scans.labels["labels"], scans.cohort.table
+    has_label = (labels != IGNORE_INDEX).numpy()
+    labelled = np.flatnonzero(has_label)
+    categorical = tokenizer.task_variable.kind == "categorical"
+    stratify = arguments.task if categorical else None
+    kept, validation = (
+        labelled[part]
+        for part in hold_out(table.iloc[labelled], arguments.validation_fraction, arguments.seed, stratify)
+    )
+    if categorical:
+        _require_classes(labels[torch.from_numpy(kept)], tokenizer.task_variable)
+    if arguments.pseudo_labels == "none":
+        return kept, labelled[:0], validation
+    # Subjects without a label train the pretrained tokens; never another scan of one held back for validation.
+    others = np.flatnonzero(~has_label)
+    held_back = table["subject_id"].iloc[others].isin(table["subject_id"].iloc[validation])
+    return kept, others[~held_back.to_numpy()], validation
 
 
 def _require_classes(labels: Tensor, variable: BEIVariable) -> None:
@@ -94,25 +113,24 @@ def _require_classes(labels: Tensor, variable: BEIVariable) -> None:
         raise ValueError(f"No training scan has the label {', '.join(absent)} of {variable.name!r}.")
 
 
-def _require_people(labels: Tensor, subjects: pd.Series, variable: BEIVariable) -> None:
-    """Raise `ValueError` naming the labels that a single person has: one person says nothing about a group."""
-    people = subjects.astype(str).groupby(labels.numpy()).nunique()
-    alone = [name for index, name in enumerate(variable.labels) if people[index] == 1]
+def _require_subjects(labels: Tensor, subjects: pd.Series, variable: BEIVariable) -> None:
+    """Raise `ValueError` naming the labels that a single subject has: one subject says nothing about a group."""
+    counts = subjects.groupby(labels.numpy()).nunique()
+    alone = [name for index, name in enumerate(variable.labels) if counts[index] == 1]
     if alone:
         raise ValueError(
-            f"A single person of the training set has the label {', '.join(alone)} of {variable.name!r}: every label "
-            "needs two people or more. Leave the label out, or join it with another one."
+            f"A single subject of the training set has the label {', '.join(alone)} of {variable.name!r}: every label "
+            "needs two subjects or more. Leave the label out, or join it with another one."
         )
 
 
-def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, threshold: float) -> Tensor:
+def model_pseudo_labels(checkpoint: str, cohort: Cohort, threshold: float) -> Tensor:
     """The pretrained model's own confident predictions as labels.
 
     Args:
         checkpoint (`str`): the pretrained checkpoint. A model with a downstream task would not do: the task's new
             tokens are random at first, and the pretrained ones attend to them.
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): scans to predict.
+        cohort (`Cohort`): scans to predict.
         threshold (`float`): least probability for a categorical variable; continuous ones always get -100, because a
             regression has no confidence.
 
@@ -121,7 +139,7 @@ def model_pseudo_labels(checkpoint: str, cohort: Cohort, rows: np.ndarray, thres
     """
     with expected_new_weights():
         model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
-    logits = predict_logits(model, cohort, rows)["logits"]
+    logits = predict_logits(model, cohort)["logits"]
     columns, start = [], 0
     for variable in model.config.bei_variables:
         size = max(1, len(variable["labels"]))

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from modeling_lcm import (
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def only_labels(table: pd.DataFrame, arguments: FinetuneArguments) -> pd.DataFrame:
-    """The table with the task's labels that the settings name; other people's count as not recorded.
+    """The table with the task's labels that the settings name; other subjects' count as not recorded.
 
     So two groups of a cohort of three can be told apart. Says how many are left out.
     """
@@ -71,27 +70,29 @@ def task_variable(
     return with_positive(variable, wanted, keep_order=known is not None)
 
 
-def task_tokenizer(
-    pretrained: BEITokenizer, cohort: Cohort, rows: np.ndarray, arguments: FinetuneArguments
-) -> BEITokenizer:
-    """The checkpoint's vocabulary with the downstream variable as its task: its own tokens if it was pretrained."""
-    records = cohort.table.iloc[rows]
+def task_tokenizer(pretrained: BEITokenizer, cohort: Cohort, arguments: FinetuneArguments) -> BEITokenizer:
+    """The checkpoint's vocabulary with the downstream variable as its task: its own tokens if it was pretrained.
+
+    Args:
+        pretrained (`BEITokenizer`): the checkpoint's.
+        cohort (`Cohort`): the training scans.
+        arguments (`FinetuneArguments`): settings.
+    """
     known = next((variable for variable in pretrained.variables if variable.name == arguments.task), None)
-    variable = task_variable(records, arguments, known, cohort.positive)
+    variable = task_variable(cohort.table, arguments, known, cohort.positive)
     if known is not None:
         return pretrained.for_task(arguments.task, variable.positive)
     tokenizer = pretrained.add_variable(variable, task=True)
-    return tokenizer.fit_scaling(records, [arguments.task]) if variable.kind == "continuous" else tokenizer
+    return tokenizer.fit_scaling(cohort.table, [arguments.task]) if variable.kind == "continuous" else tokenizer
 
 
 def pretraining_variables(
-    cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments, names: Sequence[str] | None = None
+    cohort: Cohort, arguments: PretrainArguments, names: Sequence[str] | None = None
 ) -> list[BEIVariable]:
     """The variables of a pretraining: those of a saved vocabulary, or of the training records.
 
     Args:
-        cohort (`Cohort`): the prepared data.
-        rows (`np.ndarray`): training rows.
+        cohort (`Cohort`): the training scans.
         arguments (`PretrainArguments`): settings.
         names (`Sequence[str]`, *optional*): only these; default: all.
 
@@ -109,7 +110,7 @@ def pretraining_variables(
         kinds = [(name, kind) for name, kind in kinds if names is None or name in names]
         for name, _ in kinds:
             cohort.require_column(name)
-        variables = [infer_variable(cohort.table.iloc[rows], name, kind) for name, kind in kinds]
+        variables = [infer_variable(cohort.table, name, kind) for name, kind in kinds]
     others = known - {variable.name for variable in variables}
     entries = [entry for entry in arguments.positive if entry.partition("=")[0] not in others]
     given = read_positive(entries, {variable.name: variable.labels for variable in variables if variable.labels})
@@ -123,11 +124,18 @@ def pretraining_variables(
     return settled
 
 
-def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) -> BEITokenizer:
-    """The saved vocabulary, or one built from the training records; continuous variables scaled on these alone."""
-    records = cohort.table.iloc[rows]
+def pretraining_tokenizer(cohort: Cohort, arguments: PretrainArguments) -> BEITokenizer:
+    """The saved vocabulary, or one built from the training records; continuous variables scaled on these alone.
+
+    Args:
+        cohort (`Cohort`): the training scans.
+        arguments (`PretrainArguments`): settings.
+
+    Raises:
+        ValueError: no variable is named, or none of them is in the data.
+    """
     if arguments.vocabulary is not None:
-        tokenizer = BEITokenizer(variables=pretraining_variables(cohort, rows, arguments))
+        tokenizer = BEITokenizer(variables=pretraining_variables(cohort, arguments))
         names = [variable.name for variable in tokenizer.variables]
         if not set(names) & set(cohort.phenotypes()):
             raise ValueError(
@@ -137,12 +145,13 @@ def _vocabulary(cohort: Cohort, rows: np.ndarray, arguments: PretrainArguments) 
         return tokenizer
     if not arguments.categorical and not arguments.continuous:
         raise ValueError("There is nothing to learn: name phenotype columns in categorical or continuous.")
-    return BEITokenizer(variables=pretraining_variables(cohort, rows, arguments)).fit_scaling(records)
+    return BEITokenizer(variables=pretraining_variables(cohort, arguments)).fit_scaling(cohort.table)
 
 
-def _announce(
+def announce_labels(
     announce: Callable[[str], None] | None, variables: Sequence[BEIVariable], records: pd.DataFrame, setting: str
 ) -> None:
+    """Say, where anybody listens, which labels the variables have, how many scans have each, and which is positive."""
     for line in label_lines(variables, records, setting) if announce is not None else ():
         announce(line)
 
