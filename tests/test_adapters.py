@@ -324,7 +324,7 @@ def test_new_weights_are_told_in_one_sentence(
 def test_another_atlas_is_refused(folders: dict, cohort: Cohort) -> None:
     other = FCFeatureExtractor(atlas="other", num_regions=REGIONS)
     with pytest.raises(ValueError, match="made for 10 regions of made-up-10, the data has 10 of other"):
-        predict_table(str(folders["group"][0]), Cohort(cohort.table, cohort.triangles, other), range(2))
+        predict_table(str(folders["group"][0]), Cohort(cohort.table, cohort.triangles, other))
 
 
 def test_predict_with_base_and_adapter_or_the_adapter_alone(

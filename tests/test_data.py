@@ -85,7 +85,7 @@ def test_merged_and_joined_scans_keep_what_there_is(
 def test_harmonised_fc_has_no_time_series(series_arguments: Callable[..., PrepareArguments]) -> None:
     pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
     cohort = load_cohort(prepare(series_arguments(parquet=False)))
-    assert not harmonise(cohort, np.arange(PEOPLE)).has_time_series
+    assert not harmonise(cohort, cohort).has_time_series
 
 
 def test_standardised_signals_fit_into_half_precision() -> None:

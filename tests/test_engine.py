@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +172,9 @@ def test_resume_is_refused_under_other_settings(cohort: Cohort, tmp_path: Path) 
 
 
 def test_nan_loss_names_epoch_and_subjects(cohort: Cohort, tmp_path: Path) -> None:
-    data = make_data(cohort)
-    data.triangles = data.triangles[:]
-    data.triangles[13] = float("nan")
+    damaged = replace(cohort, triangles=cohort.triangles[:])
+    damaged.triangles[13] = float("nan")
+    data = make_data(damaged)
     with pytest.raises(FloatingPointError, match=r"in epoch 0, .* subjects .*0014") as caught:
         Trainer(make_model(), data, None, arguments(batch_size=2), tmp_path).train()
     assert len(str(caught.value).split("subjects ")[1].split(".")[0].split(",")) == 2

@@ -19,7 +19,7 @@ from training.data.cohort import Cohort
 from training.data.folds import Folds
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.comparison import FITTED
-from training.evaluation.design import Design, Rows, make_task
+from training.evaluation.design import Parts, Recipe, make_task
 from training.evaluation.fold import few_labelled
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import read_record, save_checkpoint
@@ -46,10 +46,9 @@ def test_evaluate_end_to_end(
         fitted.append(groups)
         return linear(*args, groups=groups, **rest)
 
-    def record_labels(shown: Cohort, rows: np.ndarray, *args: Any, **rest: Any) -> Any:
-        table = shown.table.iloc[rows]
-        tuned.append(table["subject_id"][table["group"].notna()].tolist())
-        return finetune(shown.select(rows), *args, **rest)
+    def record_labels(shown: Cohort, *args: Any, **rest: Any) -> Any:
+        tuned.append(shown.table["subject_id"][shown.table["group"].notna()].tolist())
+        return finetune(shown, *args, **rest)
 
     monkeypatch.setitem(FITTED, "linear", ("linear", record_subjects))
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
@@ -79,26 +78,26 @@ def test_evaluate_end_to_end(
         path = folder / f"fold_{fold}"
         for stage in ("pretrained", "checkpoint"):
             assert not set(read_record(path / stage)["training_subjects"]) & set(folds.test_subjects[fold])
-        train = folds.rows(cohort.table["subject_id"], fold)[0]
+        seen = folds.split(cohort, fold)[0]
         assert len(fitted[2 * fold]) == 8
-        # LCM's tables also hold the test subjects' labels, in rows that it was not given: `rows` leaves them out.
         assert sorted(tuned[fold]) == sorted(fitted[2 * fold])
-        assert fitted[2 * fold + 1] == cohort.table["subject_id"].iloc[train].tolist()
+        assert fitted[2 * fold + 1] == seen.table["subject_id"].tolist()
 
 
 def test_few_labels_are_the_same_for_every_member(
     evaluate_arguments: Callable[..., EvaluateArguments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     design = training.evaluation.design.make_design(evaluate_arguments())
-    chosen = few_labelled(design, np.arange(4, PEOPLE))
+    shown = design.tested.select(np.arange(4, PEOPLE))
+    chosen, others = (few_labelled(design.recipe, shown, repeat) for repeat in (0, 1))
     assert np.bincount(design.recipe.tasks[0].truth(chosen)).tolist() == [4, 4]
-    assert chosen.min() >= 4
-    assert not np.array_equal(chosen, few_labelled(design, np.arange(4, PEOPLE), repeat=1))
+    assert chosen.table.index.min() >= 4
+    assert not chosen.table.index.equals(others.table.index)
     labelled = []
 
-    def record_labels(shown: Cohort, rows: np.ndarray, tuning: FinetuneArguments, **rest: Any) -> Any:
-        labelled.append((tuning.seed, shown.table["group"].iloc[rows].notna().tolist()))
-        return finetune(shown.select(rows), tuning, **rest)
+    def record_labels(shown: Cohort, tuning: FinetuneArguments, **rest: Any) -> Any:
+        labelled.append((tuning.seed, shown.table["group"].notna().tolist()))
+        return finetune(shown, tuning, **rest)
 
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
     training.evaluation.cross_validation.evaluate(evaluate_arguments(ensemble=2))
@@ -138,11 +137,11 @@ def test_evaluate_resume_keeps_finished_folds(
 ) -> None:
     arguments, run_fold, started = evaluate_arguments(), training.evaluation.cross_validation.run_fold, []
 
-    def count(design: Design, rows: Rows, folder: Path, fold: int, repeat: int) -> dict:
+    def count(recipe: Recipe, parts: Parts, folder: Path, fold: int, repeat: int) -> dict:
         started.append(fold)
         if started == [0, 1]:
             raise KeyboardInterrupt
-        return run_fold(design, rows, folder, fold, repeat)
+        return run_fold(recipe, parts, folder, fold, repeat)
 
     monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", count)
     with pytest.raises(KeyboardInterrupt):
@@ -194,21 +193,20 @@ def test_two_of_three_labels(cohort: Cohort, caplog: pytest.LogCaptureFixture) -
     tuning = FinetuneArguments(task="group", labels=["a", "B"])
     task = make_task(replace(cohort, table=table), tuning)
     assert task.labels == ("a", "B")
-    assert np.isnan(task.targets[0])
-    assert not np.isnan(task.targets[1:]).any()
+    values = task.values(table)
+    assert np.isnan(values[0])
+    assert not np.isnan(values[1:]).any()
     assert "Not among the labels a, B of 'group', and left out: C: 1." in caplog.text
 
 
 def test_labels_of_external_data_may_be_spelt_otherwise(cohort: Cohort) -> None:
     task = make_task(cohort, FinetuneArguments(task="group"))
     table = pd.DataFrame({"group": ["a", "B ", "C", None]})
-    targets = task.extended(table, np.arange(PEOPLE, PEOPLE + 4), PEOPLE + 4).targets[PEOPLE:]
-    np.testing.assert_array_equal(targets, [0, 1, np.nan, np.nan])
+    np.testing.assert_array_equal(task.values(table), [0, 1, np.nan, np.nan])
     numbers = make_task(replace(cohort, table=cohort.table.assign(group=[1, 2] * 12)), FinetuneArguments(task="group"))
     # Whole numbers beside missing ones are stored as 1.0 and 2.0.
     floats = pd.DataFrame({"group": [1.0, np.nan, 2.0]})
-    targets = numbers.extended(floats, np.arange(PEOPLE, PEOPLE + 3), PEOPLE + 3).targets[PEOPLE:]
-    np.testing.assert_array_equal(targets, [0, np.nan, 1])
+    np.testing.assert_array_equal(numbers.values(floats), [0, np.nan, 1])
 
 
 def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
@@ -222,11 +220,9 @@ def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
         training.evaluation.cross_validation.evaluate(evaluate_arguments(finetuning=settings, pretrain=None))
     # Fine-tuned once more on others: still made of a model that has seen everybody.
     tuning = FinetuneArguments(**{**SHORT, "epochs": 1, "checkpoint": str(pretrained), "task": "sex"})
-    rows = np.arange(4)
-    model, processor, history = finetune(cohort.select(rows), tuning)
-    save_checkpoint(
-        tmp_path / "again", model, processor, tuning, record_of(cohort.select(rows), history, tuning.checkpoint)
-    )
+    others = cohort.select(np.arange(4))
+    model, processor, history = finetune(others, tuning)
+    save_checkpoint(tmp_path / "again", model, processor, tuning, record_of(others, history, tuning.checkpoint))
     other = evaluate_arguments(
         finetuning={"checkpoint": str(tmp_path / "again")}, pretrain=None, output=str(tmp_path / "other")
     )

@@ -71,10 +71,10 @@ def test_a_person_with_two_ids_stays_on_one_side(
     for seed in range(5):
         folds = make_folds(design.tested.table, 2, seed, "group")
         for fold in range(2):
-            _, train, test = design.fold_rows(folds, fold)
-            known = [{family[row] for row in rows} - {None} for rows in (train, test)]
+            parts = design.fold(folds, fold)
+            known = [{family[scan] for scan in part.table.index} - {None} for part in (parts.training, parts.test)]
             assert not known[0] & known[1]
-            assert len(train) + len(test) == PEOPLE
+            assert sorted([*parts.training.table.index, *parts.test.table.index]) == list(range(PEOPLE))
     with pytest.raises(ValueError, match="same_person names the column 'twin', which is not in the data"):
         training.evaluation.design.make_design(pretraining_only(same_person="twin"))
     use_table(all="one")
@@ -108,8 +108,8 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
 
 
 def test_the_same_cohort_as_training_data_adds_nobody_who_is_tested(cohort: Cohort, dataset: Path) -> None:
-    pooled, (rows,) = pool(cohort, str(dataset), [str(dataset)])
-    assert rows.tolist() == list(range(PEOPLE, 2 * PEOPLE))
+    pooled, sizes = pool(cohort, str(dataset), [str(dataset)])
+    assert sizes == [PEOPLE, PEOPLE]
     assert pooled.table["subject_id"].tolist() == 2 * cohort.table["subject_id"].tolist()
     np.testing.assert_array_equal(pooled.triangles[:PEOPLE], pooled.triangles[PEOPLE:])
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,9 @@ from modeling_lcm import BEIVariable
 from tests.training_fixtures import PEOPLE
 from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
-from training.evaluation.comparison import SCRATCH
 from training.evaluation.design import Task
-from training.evaluation.fold import OPTIMISTIC, as_predictions
-from training.reporting.results import by_task
+from training.evaluation.fold import as_predictions
+from training.reporting.results import OPTIMISTIC, SCRATCH, by_task
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -126,10 +126,10 @@ def test_tasks_restrict_what_is_scored_and_no_checkpoint_stays(
 def test_labels_are_matched_by_name() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
     variable = BEIVariable("state", "categorical", ["rest", "N", "pain"])
-    task = Task("state", ("pain", "rest", "unseen"), np.array([0.0]))
+    task = Task(replace(variable, labels=["pain", "rest", "unseen"]), ("pain", "rest", "unseen"))
     np.testing.assert_allclose(as_predictions(logits, variable, task), [[2 / 7, 5 / 7, 0]], rtol=1e-6)
     age = BEIVariable("age", "continuous", mean=40, std=10)
-    assert as_predictions(torch.tensor([[0.5]]), age, Task("age", (), np.array([1.0]))).tolist() == [45]
+    assert as_predictions(torch.tensor([[0.5]]), age, Task(age, ())).tolist() == [45]
 
 
 def test_groups_leave_out_people_of_whom_nothing_is_recorded(

@@ -171,7 +171,7 @@ def test_explain_an_evaluation(
     assert len(found[0].best_layers) == 2
     assert "2 folds" in found[0].sentence("mean")
     # Every scan is shown to the model that was not trained on it, and the label's people are told from the others.
-    labels = cohort.table["group"].to_numpy()[found[0].rows]
+    labels = cohort.table["group"].to_numpy()[found[0].scans]
     assert ((labels == "A") == found[0].has_label).all()
     # Groups differ in the first and last four regions, and so does the attention to some of them.
     assert min(found[0].maps["mean"].p) <= 0.01

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -401,8 +402,8 @@ def test_nan_stops_with_the_last_good_checkpoint(cohort: Cohort, tmp_path: Path)
     train = trainer.train_data
 
     def spoil() -> None:
-        train.triangles = np.array(train.triangles[:])
-        train.triangles[4] = np.nan
+        train.cohort = replace(train.cohort, triangles=train.cohort.triangles[:])
+        train.cohort.triangles[4] = np.nan
 
     at_the_end_of_epoch(trainer, 1, spoil)
     with pytest.raises(FloatingPointError, match=r"in epoch 2, in the batch of the subjects .*0005") as caught:

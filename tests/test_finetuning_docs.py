@@ -95,7 +95,6 @@ def test_errors_on_the_page(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    everybody = np.arange(PEOPLE)
     cohort.table["empty"] = None
     cohort.table["rare"] = ["a", *["b"] * 11, *["c"] * 12]
     cohort.table["scanner"] = np.where(cohort.table["group"] == "A", "p", "q")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,8 @@ from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassificatio
 from modeling_lcm.loss_lcm import TargetLayout, balanced_class_weights, multitask_loss, supervised_losses
 from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort
-from training.data.torch_datasets import WindowDataset
+from training.data.torch_datasets import ConnectomeDataset, WindowDataset
+from training.data.triangles import SERIES_FEATURES, StoredSeries
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batches import training_dataset
 from training.trainer.finetuning import finetune
@@ -196,23 +198,15 @@ def test_layer_decay_by_depth(pretrained: Path, finetune_arguments: Callable[...
 def with_series(cohort: Cohort, study: Study) -> Cohort:
     """The cohort with its time series, standardised as training.prepare stores them; one scan has none."""
 
-    class Series:
-        def __init__(self, scans: list) -> None:
-            self.scans = scans
-
-        def __getitem__(self, rows: np.ndarray) -> list:
-            return [self.scans[row] for row in rows]
-
-    scans: list[Any] = [
-        ((scan - scan.mean(0)) / scan.std(0)).astype(np.float16) for scan in study.time_series.astype(float)
-    ]
-    scans[3] = None
-
-    class WithSeries(Cohort):
-        def volumes(self) -> list[int]:
-            return [0 if scan is None else len(scan) for scan in scans]
-
-    return WithSeries(cohort.table, cohort.triangles, cohort.feature_extractor, Series(scans))
+    series = study.time_series.astype(float)
+    series = (series - series.mean(1, keepdims=True)) / series.std(1, keepdims=True)
+    volumes = [0 if scan == 3 else VOLUMES for scan in range(PEOPLE)]
+    columns = {
+        "time_series": [scan[:count].ravel().astype(np.float16) for scan, count in zip(series, volumes, strict=True)],
+        "volumes": volumes,
+    }
+    stored = datasets.Dataset.from_dict(columns, datasets.Features(SERIES_FEATURES))
+    return replace(cohort, series=StoredSeries(stored))
 
 
 def test_windows_are_the_fc_of_a_contiguous_part(with_series: Cohort, study: Study) -> None:

@@ -108,9 +108,9 @@ def test_merge_keeps_people_sites_vocabularies_and_both_formats(
     assert "mean framewise displacement 0.90 mm is above 0.5 mm" in report
     folds = leave_site_out(table)
     nyu = next(fold for fold, people in enumerate(folds.test_subjects) if "abide1/s1" in people)
-    train, test = folds.rows(table["subject_id"].astype(str), nyu)
-    assert set(both.index) <= set(test)
-    assert not set(table["site"].iloc[train]) & {"NYU"}
+    training, test = folds.split(cohort, nyu)
+    assert set(both.index) <= set(test.table.index)
+    assert not set(training.table["site"]) & {"NYU"}
 
 
 def test_merge_refuses_what_does_not_fit(make_cohort: Callable[..., PrepareArguments], tmp_path: Path) -> None:

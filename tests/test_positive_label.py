@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from modeling_lcm import BEITokenizer, BEIVariable, LCMForSequenceClassification
 from modeling_lcm.bei_vocabulary import comparison_first
-from tests.training_fixtures import PEOPLE, SHORT, Study
+from tests.training_fixtures import SHORT, Study
 from training import finetune, predict, pretrain
 from training.data.cohort import Cohort, load_cohort
 from training.data.labels import data_set_labels, label_lines, read_positive, with_positive
@@ -31,8 +30,6 @@ from training.trainer.vocabulary import task_tokenizer, task_variable
 
 
 pytest_plugins = ["tests.training_fixtures"]
-
-EVERYBODY = np.arange(PEOPLE)
 
 
 # --- which one it is ---
@@ -142,7 +139,7 @@ def test_a_pretrained_task_keeps_its_tokens(
     settings = finetune_arguments(task="sex", positive="f")
     variable = task_tokenizer(tokenizer, cohort, settings).task_variable
     assert (variable.labels, variable.positive_label) == (["F", "M"], "F")
-    model, processor, _ = finetune_stage(cohort, EVERYBODY, replace(settings, epochs=1))
+    model, processor, _ = finetune_stage(cohort, replace(settings, epochs=1))
     assert model.config.id2label == {0: "F", 1: "M"}
     assert processor.tokenizer.task_variable.positive == "F"
     # The scores speak of the same label, whatever the order of the tokens.

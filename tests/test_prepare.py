@@ -453,7 +453,7 @@ def test_connectome_dataset_batches(cohort: Cohort) -> None:
     data = ConnectomeDataset(cohort.select(rows), labels)
     assert (len(data), data.subjects) == (3, ["0006", "0003", "0010"])
     batch = data.__getitems__([2, 0])
-    assert batch["rows"].tolist() == [2, 0]
+    assert batch["positions"].tolist() == [2, 0]
     assert batch["labels"].tolist() == [[3.0], [1.0]]
     np.testing.assert_array_equal(batch["connectivity"].numpy(), cohort.connectivity(np.array([9, 5])))
     single = data[1]

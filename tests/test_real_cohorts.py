@@ -69,11 +69,11 @@ def test_all_real_cohorts_and_an_fmriprep_folder_become_one(real_data: Path, tmp
     both = set(abide["same_person_in_adhd200"].dropna()) & set(adhd["participant_id"])
     shared_ids = aal.table.groupby("subject_id")["dataset"].nunique()
     assert (shared_ids == 2).sum() == len(both) > 30
-    sited = aal.table[aal.table["site"].notna()]
-    folds = leave_site_out(sited)
+    sited = aal.select(aal.table["site"].notna().to_numpy())
+    folds = leave_site_out(sited.table)
     for fold in range(len(folds.test_subjects)):
-        train, test = folds.rows(sited["subject_id"].astype(str), fold)
-        assert not set(sited["subject_id"].iloc[train]) & set(sited["subject_id"].iloc[test])
+        training, test = folds.split(sited, fold)
+        assert not set(training.subjects) & set(test.subjects)
     # Two people of the pain cohort have the same scan.
     assert "sub-essen004" in (tmp_path / "pain" / "quality.html").read_text()
     assert "Mean FC of every site" in (merged[0] / "quality.html").read_text()

@@ -225,8 +225,9 @@ def test_prepare_pretrain_finetune_predict(
 
 
 def test_predicted_probabilities_are_the_models(cohort: Cohort, pretrained: Path) -> None:
-    table = predict_table(str(pretrained), cohort.select(np.array([3, 1])), batch_size=1)
-    again = predict_table(str(pretrained), cohort)
+    table, variables = predict_table(str(pretrained), cohort.select(np.array([3, 1])), batch_size=1)
+    again, _ = predict_table(str(pretrained), cohort)
+    assert [variable.name for variable in variables] == ["sex", "age"]
     assert table["subject_id"].tolist() == ["0004", "0002"]
     np.testing.assert_allclose(table["sex=F"], again["sex=F"].iloc[[3, 1]], atol=1e-6)
 

@@ -21,6 +21,7 @@ from modeling_lcm import (
 from tests.training_fixtures import PEOPLE, REGIONS
 from training.data.cohort import Cohort
 from training.data.combine import check_same_regions
+from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import load_processor, read_record, save_checkpoint
 from training.trainer.finetuning import finetune, start_from_related_tokens
@@ -269,8 +270,8 @@ def test_finetune_pretrained_regression_keeps_its_scaling(
         ({"labels": ["A", "C"]}, "the label C of"),
         ({"task": "empty", "kind": "continuous"}, "'empty' is recorded for none of the training scans"),
         ({"task": "empty"}, "'empty' is recorded for none of the training scans"),
-        ({"task": "lonely"}, "A single person of the training set has the label x, y of 'lonely'"),
-        ({"task": "one_alone"}, "A single person of the training set has the label y of 'one_alone'"),
+        ({"task": "lonely"}, "A single subject of the training set has the label x, y of 'lonely'"),
+        ({"task": "one_alone"}, "A single subject of the training set has the label y of 'one_alone'"),
         ({"adapter": "lora", "frozen_layers": 2}, "no layer of 2 is left for an adapter"),
         ({"frozen_layers": 3}, "frozen_layers is 3, but the model has 2 layers"),
         ({"window_volumes": 20}, "training.prepare --keep_time_series true"),
@@ -345,16 +346,15 @@ def test_another_fc_definition_is_a_warning(
 
 def test_new_tokens_start_at_the_pretrained_tokens_that_follow_the_labels(cohort: Cohort, pretrained: Path) -> None:
     model = LCMForMultitaskPretraining.from_pretrained(pretrained)
-    rows = np.arange(len(cohort.table))
-    logits = predict_logits(model, cohort.select(rows))["logits"]
+    logits = predict_logits(model, cohort)["logits"]
     token = model.config.num_bei_tokens - 1
     order = logits[:, token].argsort()
-    labels = torch.zeros(len(rows), dtype=torch.long)
-    labels[order[len(rows) // 2 :]] = 1  # exactly the people for whom this token's logit is high
+    labels = torch.zeros(len(cohort), dtype=torch.long)
+    labels[order[len(cohort) // 2 :]] = 1  # exactly the people for whom this token's logit is high
     task = LCMForSequenceClassification.from_pretrained(
         pretrained, id2label={0: "low", 1: "high"}, label2id={"low": 0, "high": 1}, task_variable="new"
     )
-    names = start_from_related_tokens(task, cohort, rows, labels)
+    names = start_from_related_tokens(task, ConnectomeDataset(cohort, {"labels": labels}))
     tokens = BEITokenizer.from_pretrained(pretrained).convert_ids_to_tokens(range(model.config.num_bei_tokens))
     assert names[1] == tokens[token]
     start = task.model.bei_embeddings.weight[token]

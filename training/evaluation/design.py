@@ -246,8 +246,11 @@ def _task(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) ->
     """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last.
 
     Raises:
-        ValueError: a positive label is asked for, and the table has more labels than two.
+        ValueError: a value that is none of the labels, or no number; or a positive label is asked for, and the table
+            has more labels than two.
     """
+    subjects = table["subject_id"].tolist()
+    variable.parse(table[variable.name].tolist(), lambda scan: f"subject {subjects[scan]}")
     if variable.kind == "continuous":
         return Task(variable, ())
     every = Task(variable, tuple(variable.labels)).values(table)

@@ -168,8 +168,8 @@ def _regression_figures(task: Task, pooled: Mapping[str, Predictions]) -> dict[s
 
 def _curves(task: Task, model: str, folds: Sequence[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per fold true classes (1 = positive) and probabilities of the positive class."""
-    scored = [fold["tasks"][task.name] for fold in folds if task.name in fold["tasks"]]
+    tables = [fold["tasks"][task.name]["predictions"] for fold in folds if task.name in fold["tasks"]]
     return [
-        (task.truth(np.array(entry["rows"])), np.array(entry["predictions"][f"{model}: {task.positive}"]))
-        for entry in scored
+        ((np.array(table[task.name]) == task.positive).astype(int), np.array(table[f"{model}: {task.positive}"]))
+        for table in tables
     ]
