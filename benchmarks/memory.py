@@ -105,20 +105,20 @@ def run_case(case: str, checkpoint: str, batch_size: int) -> None:
     """The case itself, in this process; prints its seconds and peak memory as JSON."""
     size, mode, settings, _ = CASES[case]
     scans = max(2 * batch_size, 4)
-    cohort, rows = random_cohort(scans, REGIONS), np.arange(scans)
+    cohort = random_cohort(scans, REGIONS)
     started = time.monotonic()
     loop = {"epochs": 1, "batch_size": batch_size, "progress": False, "checkpoint_every": 0, "momentum_epochs": 1}
     if mode == "predict":
         model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.bfloat16)
         with torch.inference_mode():
-            predict_logits(model, cohort, rows[:batch_size], batch_size)
+            predict_logits(model, cohort.select(np.arange(batch_size)), batch_size)
     elif mode == "pretrain":
         tokens = str(Path(checkpoint))
-        pretrain(cohort, rows, PretrainArguments(size=size, vocabulary=tokens, **loop, **settings))
+        pretrain(cohort, PretrainArguments(size=size, vocabulary=tokens, **loop, **settings))
     else:
         rank = 8 if mode == "lora" else 0
         given = {"checkpoint": checkpoint, "task": "task", "lora_rank": rank, **loop, **settings}
-        finetune(cohort, rows, FinetuneArguments(**given))
+        finetune(cohort, FinetuneArguments(**given))
     print(json.dumps({"seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}))
 
 

@@ -60,18 +60,17 @@ def class_logits(model: nn.Module, logits: Tensor, task: str) -> np.ndarray:
 def on_data(options: argparse.Namespace) -> None:
     """Error and AUC on the test subjects of a fold."""
     cohort = load_cohort(options.data)
-    rows = np.arange(len(cohort.table))
     if options.splits:
-        rows = Folds.load(options.splits).rows(cohort.table["subject_id"], options.fold)[1]
+        _, cohort = Folds.load(options.splits).split(cohort, options.fold)
     exact: Tensor | None = None
     reference = 0.0
     for mode in MODES:
         model = load(options.checkpoint, mode)
-        logits = predict_logits(model, cohort, rows)["logits"]
+        logits = predict_logits(model, cohort)["logits"]
         exact = logits if exact is None else exact
         variable = next(v for v in model.config.bei_variables if v["name"] == options.task)
-        known = cohort.table[options.task].iloc[rows].isin(variable["labels"]).to_numpy()
-        positive = (cohort.table[options.task].iloc[rows] == variable["labels"][1]).to_numpy()
+        known = cohort.table[options.task].isin(variable["labels"]).to_numpy()
+        positive = (cohort.table[options.task] == variable["labels"][1]).to_numpy()
         auc = roc_auc_score(positive[known], class_logits(model, logits, options.task)[known])
         reference = auc if mode == "float32" else reference
         note = "  more than allowed" if abs(auc - reference) > LARGEST_LOSS else ""
