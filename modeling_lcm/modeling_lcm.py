@@ -18,9 +18,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_checks_lcm import check_adapters, refuse_inexact, refuse_mixed_batch, refuse_unmerged
-from .attention_lcm import LCMAttention, is_plain
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
+from .fast_paths_lcm import LCMAttention, is_plain
 from .loading_lcm import (
     BUILT_IN,
     RENAMED,

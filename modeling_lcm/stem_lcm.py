@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .attention_lcm import is_plain
 from .configuration_lcm import LCMConfig
+from .fast_paths_lcm import is_plain
 
 
 class LCMStem(nn.Module):

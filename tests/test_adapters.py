@@ -29,7 +29,7 @@ from modeling_lcm import (
     stack_adapter,
     use_adapter,
 )
-from modeling_lcm.attention_lcm import LCMAttention
+from modeling_lcm.fast_paths_lcm import LCMAttention
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS
 from training.data.cohort import Cohort
 from training.explanation.arguments import ExplainArguments

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, attention_lcm
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, fast_paths_lcm
 from modeling_lcm import modeling_lcm as modeling
-from modeling_lcm.attention_lcm import FoldedAttention, LCMAttention
+from modeling_lcm.fast_paths_lcm import FoldedAttention, LCMAttention
 from modeling_lcm.stem_lcm import LCMStem
 
 
@@ -43,8 +43,8 @@ def fast() -> Iterator[None]:
 def grouped() -> Iterator[None]:
     """The fast paths as for a large batch: person by person, products head by head."""
     with fast(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_lcm, "GROUP_BYTES", 1)
-        patch.setattr(attention_lcm, "LEAST_SIDE_BY_SIDE", 0)
+        patch.setattr(fast_paths_lcm, "GROUP_BYTES", 1)
+        patch.setattr(fast_paths_lcm, "LEAST_SIDE_BY_SIDE", 0)
         yield
 
 

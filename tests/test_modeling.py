@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
-from modeling_lcm.attention_lcm import LCMAttention
+from modeling_lcm.fast_paths_lcm import LCMAttention
 
 
 MakeConfig = Callable[..., LCMConfig]
