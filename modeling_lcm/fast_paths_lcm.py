@@ -1,19 +1,22 @@
-"""Attention of the Large Connectome Model, with the exact short cuts that its two uses allow.
+"""Exact short cuts of the model: the same results and gradients as its plain modules, for less time and memory.
 
-Cross-attention asks many regions few questions, so it can read the regions' memory without projecting it; the first
-layer's self-attention has nothing to read yet. Both give the results of plain attention, and gradients as well.
+Every entry point returns the result, or None where only the plain way will do, which then follows in the module that
+asked:
+
+- [`fast_attention`]: cross-attention asks many regions few questions, so it reads the regions' memory without
+  projecting it; before the first layer all states are zero, so that its self-attention has nothing to read yet.
+- [`fast_stem`]: Linear and batch norm as one product.
+- [`fast_read_out`]: norm and read-out as one weighted sum.
+
 Shapes: batch B, regions N, BEI tokens P, hidden size d, heads H.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from .configuration_lcm import LCMConfig
 
 
 # Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
@@ -39,24 +42,6 @@ def is_plain(*modules: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     )
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Plain attention that also returns its weights; query, key, value `(batch, heads, length, head_dim)`."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(-1), p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
 class HeadProducts(nn.Module):
     """Per head, one product with its part of a key or value projection: `(rows, H, width)` -> `(rows, H, width')`.
 
@@ -65,130 +50,116 @@ class HeadProducts(nn.Module):
     """
 
 
-class LCMAttention(nn.Module):
-    """Multi-head attention with separate query, key, value and output projections, all with biases."""
+def is_one_row(states: Tensor) -> bool:
+    """Whether states `(B, P, d)` repeat one row for all subjects and tokens, as the zeros before the first layer do.
 
-    # SDPA would otherwise take the module as causal; LCM has no causal mask anywhere.
-    is_causal = False
+    Their strides of 0 say so: such a tensor was expanded, and is kept once.
+    """
+    return states.stride(0) == states.stride(1) == 0
 
-    def __init__(self, config: LCMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj: Any = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj: Any = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, from_zero: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` `(B or 1, P, d)` to `key` and `value` `(B, length, d)`.
+def once(states: Tensor) -> Tensor:
+    """The one row `(1, 1, d)` that states repeat, or states `(B, P, d)` as they are.
 
-        Args:
-            query (`Tensor` of shape `(batch or 1, tokens, d)`): 1 if all people ask the same.
-            key, value (`Tensor` of shape `(batch, length, d)`): what is attended to; one tensor in cross-attention. A
-                `key` may have batch 1 as well.
-            from_zero (`bool`): `value` is zero everywhere, as in the first layer's self-attention.
+    What follows from it alone has a batch of 1, and is computed once for all subjects.
+    """
+    return states[:1, :1] if is_one_row(states) else states
 
-        Returns:
-            The result `(B, P, d)`, or `(1, 1 or P, d)` where it is the same for all of them; and the weights
-            `(B, H, P, length)` where the attention implementation makes them (eager), else None.
-        """
-        implementation = self.config._attn_implementation
-        if from_zero and implementation == "sdpa":
-            attended = self._attend_to_nothing(query, key, value)
-            if attended is not None:
-                return attended, None
-        # An attention implementation of the user's own is never passed by.
-        if key is value and implementation in ("eager", "sdpa") and self._folds(query, key):
-            output, weights = self._read_folded(query, key, keep_weights=implementation == "eager")
-            return output, weights
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        keys, values = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
-        batch = values.shape[0]
-        output, weights = attention(
-            self,
-            self._split_heads(self.q_proj(query)).expand(batch, -1, -1, -1),
-            keys.expand(batch, -1, -1, -1),
-            values,
-            None,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
+
+def fast_attention(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Attention by a short cut, where one is exact and pays; an implementation of the user's own is never passed by.
+
+    Args:
+        attention (`LCMAttention`): its projections, settings and mode.
+        query, key, value (`Tensor`): as for its `forward`.
+
+    Returns:
+        What its `forward` returns, or None where only plain attention will do.
+    """
+    implementation = attention.config._attn_implementation
+    if implementation == "sdpa" and is_one_row(value):
+        attended = _attend_to_one_row(attention, query, key, value)
+        if attended is not None:
+            return attended, None
+    if key is value and implementation in ("eager", "sdpa") and _folds(attention, query, key):
+        return _read_folded(attention, query, key, keep_weights=implementation == "eager")
+    return None
+
+
+def _attend_to_one_row(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+    """Self-attention over values that are all the same row: `(B, P, d)`, or `(1, 1 or P, d)` if the same for all.
+
+    Weights sum to 1, so the result is that row's, whatever the queries and keys are. Dropout changes the sums, subject
+    by subject; but queries, keys and what a sum is multiplied with are the same for all subjects. None if only plain
+    attention will do.
+    """
+    q_proj, k_proj, v_proj, o_proj = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    if not (attention.training or torch.is_grad_enabled()):
+        observed = any(module._forward_hooks or module._forward_pre_hooks for module in (q_proj, k_proj))
+        return None if observed else o_proj(v_proj(value[:1, :1]))
+    if not is_plain(q_proj, k_proj, v_proj, o_proj):
+        return None
+    scores = attention.split_heads(q_proj(query)) @ attention.split_heads(k_proj(key)).transpose(2, 3)
+    weights = (scores * attention.scaling).softmax(-1)
+    if attention.training:
+        weights = F.dropout(weights.expand(value.shape[0], -1, -1, -1), attention.dropout)
+    row_sums = weights.sum(-1).transpose(1, 2)  # (B or 1, P, H)
+    row = v_proj(value[0, :1]).view(-1, attention.head_dim, 1)  # (H, head_dim, 1)
+    # What each head adds to the result if its weights sum to 1.
+    heads = o_proj.weight.view(-1, row.shape[0], attention.head_dim).transpose(0, 1) @ row  # (H, d, 1)
+    return row_sums @ heads[..., 0].to(row_sums.dtype) + o_proj.bias
+
+
+def _folds(attention: Any, query: Tensor, memory: Tensor) -> bool:
+    """Whether cross-attention leaves the memory unprojected: where that is allowed, and faster."""
+    if isinstance(attention.k_proj, HeadProducts):
+        return True
+    return is_plain(attention.k_proj, attention.v_proj) and folding_pays(query, memory, attention.head_dim)
+
+
+def folding_pays(query: Tensor, memory: Tensor, head_dim: int) -> bool:
+    """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
+    tokens, (batch, length, width) = query.shape[1], memory.shape
+    projected = length * width
+    folded = tokens * (width + (width // head_dim - 1) * length)
+    if folded > 0.8 * projected:
+        return False
+    # NOTE: a compiled graph is for any batch size, and does not pay for every small operation.
+    least = LEAST_SAVING.get(query.device.type, LEAST_SAVING["cuda"])
+    return torch.compiler.is_compiling() or 2 * batch * width * (projected - folded) >= least
+
+
+def _read_folded(attention: Any, query: Tensor, memory: Tensor, keep_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention without projecting the memory: the same result, with the products in another order.
+
+    Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
+    the weighted sum of memory, and its bias once per row, times the row's sum (1 without dropout).
+    """
+    head_dim, k_proj, v_proj, o_proj = attention.head_dim, attention.k_proj, attention.v_proj, attention.o_proj
+    queries = attention.q_proj(query)
+    queries = queries.view(*queries.shape[:2], -1, head_dim) * attention.scaling  # (B or 1, P, H, head_dim)
+    dropout = attention.dropout if attention.training else 0.0
+    if isinstance(k_proj, HeadProducts):
+        keep = _draw_kept(queries, memory, dropout)
+        context, weights = _weighted_memory(k_proj(queries.flatten(0, 1)), memory, queries.shape[1], keep)
+        output = v_proj(context).unflatten(0, (memory.shape[0], -1))
+    else:
+        key_weight, value_weight = (
+            projection.weight.view(-1, head_dim, memory.shape[2])  # (H, head_dim, d)
+            for projection in (k_proj, v_proj)
         )
-        return self.o_proj(output.flatten(2)), weights
-
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """`(batch, length, d)` -> `(batch, heads, length, head_dim)`."""
-        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)
-
-    def _attend_to_nothing(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
-        """Self-attention over values that are all the same row, the value bias; None if only plain attention will do.
-
-        Weights sum to 1, so the result is one row whatever the queries and keys are. Dropout changes the sums, person
-        by person; but queries, keys and what a sum is multiplied with are the same for all people.
-        """
-        if not (self.training or torch.is_grad_enabled()):
-            observed = any(m._forward_hooks or m._forward_pre_hooks for m in (self.q_proj, self.k_proj))
-            return None if observed else self.o_proj(self.v_proj(value[:1, :1]))
-        if not is_plain(self.q_proj, self.k_proj, self.v_proj, self.o_proj):
-            return None
-        scores = self._split_heads(self.q_proj(query)) @ self._split_heads(self.k_proj(key)).transpose(2, 3)
-        weights = (scores * self.scaling).softmax(-1)
-        if self.training:
-            weights = F.dropout(weights.expand(value.shape[0], -1, -1, -1), self.dropout)
-        row_sums = weights.sum(-1).transpose(1, 2)  # (B or 1, P, H)
-        row = self.v_proj(value[0, :1]).view(-1, self.head_dim, 1)
-        heads = self.o_proj.weight.view(-1, row.shape[0], self.head_dim).transpose(0, 1) @ row  # (H, d, 1)
-        return row_sums @ heads[..., 0].to(row_sums.dtype) + self.o_proj.bias
-
-    def _folds(self, query: Tensor, memory: Tensor) -> bool:
-        """Whether cross-attention leaves the memory unprojected: where that is allowed, and faster."""
-        if isinstance(self.k_proj, HeadProducts):
-            return True
-        return is_plain(self.k_proj, self.v_proj) and self._folding_pays(query, memory)
-
-    def _folding_pays(self, query: Tensor, memory: Tensor) -> bool:
-        """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
-        tokens, (batch, length, width) = query.shape[1], memory.shape
-        projected = length * width
-        folded = tokens * (width + (width // self.head_dim - 1) * length)
-        if folded > 0.8 * projected:
-            return False
-        # NOTE: a compiled graph is for any batch size, and does not pay for every small operation.
-        least = LEAST_SAVING.get(query.device.type, LEAST_SAVING["cuda"])
-        return torch.compiler.is_compiling() or 2 * batch * width * (projected - folded) >= least
-
-    def _read_folded(self, query: Tensor, memory: Tensor, keep_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Cross-attention without projecting the memory: the same result, with the products in another order.
-
-        Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
-        the weighted sum of memory, and its bias once per row, times the row's sum (1 without dropout).
-        """
-        queries = self.q_proj(query)
-        queries = queries.view(*queries.shape[:2], -1, self.head_dim) * self.scaling
-        dropout = self.dropout if self.training else 0.0
-        if isinstance(self.k_proj, HeadProducts):
-            keep = _draw_kept(queries, memory, dropout)
-            context, weights = _weighted_memory(self.k_proj(queries.flatten(0, 1)), memory, queries.shape[1], keep)
-            output = self.v_proj(context).unflatten(0, (memory.shape[0], -1))
-        else:
-            key_weight, value_weight = (
-                projection.weight.view(-1, self.head_dim, memory.shape[2]) for projection in (self.k_proj, self.v_proj)
-            )
-            # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
-            bias = (self.v_proj.bias + 0 * self.k_proj.bias).view(-1, self.head_dim)
-            arguments = (queries, memory, key_weight, value_weight, bias)
-            if not keep_weights and _can_recompute(queries, memory):
-                return self.o_proj(FoldedAttention.apply(*arguments, dropout).flatten(2)), None
-            keep = _draw_kept(queries, memory, dropout)
-            output, weights = _folded_attention(*arguments, keep)
-        if not keep_weights:
-            return self.o_proj(output.flatten(2)), None
-        weights = weights if keep is None else weights * keep
-        return self.o_proj(output.flatten(2)), weights.unflatten(1, (queries.shape[1], -1)).transpose(1, 2)
+        # The key bias stays in the graph: distributed training waits for a gradient of every parameter.
+        bias = (v_proj.bias + 0 * k_proj.bias).view(-1, head_dim)
+        arguments = (queries, memory, key_weight, value_weight, bias)
+        if not keep_weights and _can_recompute(queries, memory):
+            return o_proj(FoldedAttention.apply(*arguments, dropout).flatten(2)), None
+        keep = _draw_kept(queries, memory, dropout)
+        output, weights = _folded_attention(*arguments, keep)
+    if not keep_weights:
+        return o_proj(output.flatten(2)), None
+    weights = weights if keep is None else weights * keep
+    # (B, P * H, N) -> (B, H, P, N)
+    return o_proj(output.flatten(2)), weights.unflatten(1, (queries.shape[1], -1)).transpose(1, 2)
 
 
 def _draw_kept(queries: Tensor, memory: Tensor, dropout: float) -> Tensor | None:
@@ -203,13 +174,13 @@ def _draw_kept(queries: Tensor, memory: Tensor, dropout: float) -> Tensor | None
 
 
 def _groups(queries: Tensor, memory: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Parts of the batch `(queries, memory, ...)` for which the widest tensors, `(P, H, d)` a person, stay small."""
+    """Parts of the batch `(queries, memory, ...)` for which the widest tensors, `(P, H, d)` a subject, stay small."""
     if queries.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         yield queries, memory, *others
         return
-    people = max(1, GROUP_BYTES // (queries[0, ..., 0].numel() * memory.shape[2] * memory.element_size()))
-    for start in range(0, memory.shape[0], people):
-        part = slice(start, start + people)
+    subjects = max(1, GROUP_BYTES // (queries[0, ..., 0].numel() * memory.shape[2] * memory.element_size()))
+    for start in range(0, memory.shape[0], subjects):
+        part = slice(start, start + subjects)
         asked = queries if queries.shape[0] == 1 else queries[part]
         yield asked, memory[part], *(other if other is None else other[part] for other in others)
 
@@ -231,7 +202,7 @@ def _head_products(rows: Tensor, weight: Tensor) -> Tensor:
     return products
 
 
-def _by_person(states: Tensor, tokens: int) -> Tensor:
+def _by_subject(states: Tensor, tokens: int) -> Tensor:
     """`(B * P, H, width)` -> `(B, P * H, width)`."""
     return states.unflatten(0, (-1, tokens)).flatten(1, 2)
 
@@ -246,7 +217,7 @@ def _weighted_memory(folded: Tensor, memory: Tensor, tokens: int, keep: Tensor |
 
     The weights are those before dropout.
     """
-    weights = (_by_person(folded, tokens) @ memory.transpose(1, 2)).softmax(-1)
+    weights = (_by_subject(folded, tokens) @ memory.transpose(1, 2)).softmax(-1)
     kept = weights if keep is None else weights * keep
     return _by_row(kept @ memory, folded.shape[1]), weights
 
@@ -315,7 +286,7 @@ class FoldedAttention(torch.autograd.Function):
         for asked, read, plain, kept, grad, into_queries, into_memory in groups:
             used = plain if kept is None else plain * kept
             rows = grad.flatten(0, 1)
-            grad_context = _by_person(_head_products(rows, value_weight), tokens)  # (B, P * H, d)
+            grad_context = _by_subject(_head_products(rows, value_weight), tokens)  # (B, P * H, d)
             grad_used = grad_context @ read.transpose(1, 2)
             if kept is not None:
                 grad_used += (grad * bias).sum(-1).flatten(1)[..., None]
@@ -328,7 +299,7 @@ class FoldedAttention(torch.autograd.Function):
             grad_scores = plain * (grad_plain - (grad_plain * plain).sum(-1, keepdim=True))
             rows = asked.flatten(0, 1)
             if into_memory is not None:
-                folded = _by_person(_head_products(rows, key_weight), tokens)
+                folded = _by_subject(_head_products(rows, key_weight), tokens)
                 torch.bmm(used.transpose(1, 2), grad_context, out=into_memory)
                 into_memory.baddbmm_(grad_scores.transpose(1, 2), folded)
             grad_folded = _by_row(grad_scores @ read, heads)
@@ -337,3 +308,78 @@ class FoldedAttention(torch.autograd.Function):
             if into_queries is not None:
                 into_queries.copy_(_head_products(grad_folded, key_weight.transpose(1, 2)).unflatten(0, (-1, tokens)))
         return *grads, None
+
+
+def fast_stem(proj: nn.Linear, norm: nn.BatchNorm1d, connectivity: Tensor, negative_slope: float) -> Tensor | None:
+    """Linear, batch norm and LeakyReLU of the stem: the norm scales and shifts the rows of the Linear's weight.
+
+    In training, mean and variance of the Linear's output follow from mean and covariance of its input, W m + b and
+    diag(W C W^T), so that the output before the norm is never made, nor kept for the backward pass.
+
+    Args:
+        proj (`nn.Linear`): regions -> d.
+        norm (`nn.BatchNorm1d`): over batch x regions; its running statistics are updated in training.
+        connectivity (`Tensor` of shape `(batch, regions, regions)`): the stem's input.
+        negative_slope (`float`): of the LeakyReLU.
+
+    Returns:
+        Memory `(batch, regions, d)`, or None where only the plain modules will do.
+    """
+    if not _norm_folds(proj, norm, connectivity):
+        return None
+    statistics: Any = norm
+    if norm.training:
+        inputs = connectivity.flatten(0, 1)  # (batch x regions, regions)
+        input_mean = inputs.mean(0)
+        centred = inputs - input_mean
+        mean = proj(input_mean)
+        var = ((proj.weight @ (centred.T @ centred / len(inputs))) * proj.weight).sum(1)
+        _update_statistics(statistics, mean.detach(), var.detach() * (len(inputs) / (len(inputs) - 1)))
+    else:
+        mean, var = statistics.running_mean, statistics.running_var
+    scale = norm.weight * (var + norm.eps).rsqrt()
+    rows = F.linear(connectivity, proj.weight * scale[:, None], (proj.bias - mean) * scale + norm.bias)
+    return F.leaky_relu_(rows, negative_slope)
+
+
+def _norm_folds(proj: nn.Linear, norm: nn.BatchNorm1d, connectivity: Tensor) -> bool:
+    """Whether [`fast_stem`] is exact: nothing else works through Linear or norm, and all is done in one precision."""
+    if not (is_plain(proj) and is_plain(norm, kind=nn.BatchNorm1d)):
+        return False
+    if norm.training:
+        is_possible = norm.momentum is not None and connectivity[..., 0].numel() > 1
+    else:
+        # Scaled weights round differently; gradients in evaluation mode are for looking at, so they stay plain.
+        is_possible = not torch.is_grad_enabled()
+    return is_possible and _is_one_precision(connectivity)
+
+
+@torch.no_grad()
+def _update_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
+    """The norm's own update of its running statistics."""
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var, norm.momentum)
+    norm.num_batches_tracked += 1
+
+
+def fast_read_out(states: Tensor, norm: nn.LayerNorm, score: nn.Linear) -> Tensor | None:
+    """Layer norm and read-out as one weighted sum, a mean and a variance; keeps no normed copy for the backward pass.
+
+    Args:
+        states (`Tensor` of shape `(batch, tokens, d)`): after a layer.
+        norm (`nn.LayerNorm`): over d.
+        score (`nn.Linear`): d -> 1.
+
+    Returns:
+        Logits `(batch, tokens)`, or None where only the plain modules will do.
+    """
+    if not (_is_one_precision(states) and is_plain(score) and is_plain(norm, kind=nn.LayerNorm)):
+        return None
+    weight = norm.weight * score.weight[0]
+    var, mean = torch.var_mean(states, -1, correction=0)
+    return (states @ weight - mean * weight.sum()) * (var + norm.eps).rsqrt() + score(norm.bias)
+
+
+def _is_one_precision(states: Tensor) -> bool:
+    """Whether all is computed in float32, or all in float64."""
+    return states.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(states.device.type)

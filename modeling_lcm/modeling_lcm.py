@@ -18,9 +18,10 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_checks_lcm import check_adapters, refuse_inexact, refuse_mixed_batch, refuse_unmerged
+from .attention_lcm import LCMAttention
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
-from .fast_paths_lcm import LCMAttention, is_plain
+from .fast_paths_lcm import fast_read_out, once
 from .loading_lcm import (
     BUILT_IN,
     RENAMED,
@@ -70,19 +71,26 @@ class LCMDecoderLayer(GradientCheckpointingLayer):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor, is_first: bool = False) -> Tensor:
-        """States `(batch, tokens, d)`, token embeddings `(tokens, d)`, memory `(batch, regions, d)` -> states.
+    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
+        """Let the tokens see each other, then the regions.
 
-        In the first layer the states are zero: what people have in common there is computed once for all of them.
+        Args:
+            hidden_states (`Tensor` of shape `(batch, tokens, d)`): the tokens' states.
+            query_embeds (`Tensor` of shape `(tokens, d)`): the tokens' embeddings.
+            memory (`Tensor` of shape `(batch, regions, d)`): from the stem.
+
+        Returns:
+            The states after this layer, `(batch, tokens, d)`.
         """
-        positioned = query_embeds[None] if is_first else hidden_states + query_embeds
-        attended, _ = self.self_attn(positioned, positioned, hidden_states, from_zero=is_first)
-        attended = self.dropout(attended)
-        hidden_states = self.self_attn_layer_norm(attended if is_first else hidden_states + attended)
-        attended, _ = self.cross_attn(hidden_states + query_embeds, memory, memory)
-        hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
-        expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(hidden_states))))
-        return self.final_layer_norm(hidden_states + self.dropout(expanded))
+        # All subjects start from one state, so that a batch of 1 stands for all of them until they read their memory.
+        states = once(hidden_states)
+        positioned = states + query_embeds
+        attended, _ = self.self_attn(positioned, positioned, hidden_states)
+        states = self.self_attn_layer_norm(states + self.dropout(attended))
+        attended, _ = self.cross_attn(states + query_embeds, memory, memory)
+        states = self.cross_attn_layer_norm(states + self.dropout(attended))
+        expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(states))))
+        return self.final_layer_norm(states + self.dropout(expanded))
 
 
 class LCMPreTrainedModel(PreTrainedModel):
@@ -344,8 +352,8 @@ class LCMModel(LCMPreTrainedModel):
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(1).expand(memory.shape[0], *query_embeds.shape)
         layer_states = []
-        for index, layer in enumerate(self.layers):
-            states = layer(states, query_embeds, memory, is_first=index == 0)
+        for layer in self.layers:
+            states = layer(states, query_embeds, memory)
             layer_states.append(states)
         if score is not None:
             layer_logits = torch.stack([_read(state, self.norm, score) for state in layer_states], dim=1)
@@ -355,16 +363,9 @@ class LCMModel(LCMPreTrainedModel):
 
 
 def _read(states: Tensor, norm: nn.LayerNorm, score: nn.Linear) -> Tensor:
-    """Layer norm and read-out of states `(batch, tokens, d)` -> `(batch, tokens)`.
-
-    Where it is exact, as one weighted sum, a mean and a variance, which keeps no normed copy for the backward pass.
-    """
-    is_exact = states.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(states.device.type)
-    if not (is_exact and is_plain(score) and is_plain(norm, kind=nn.LayerNorm)):
-        return score(norm(states))[..., 0]
-    weight = norm.weight * score.weight[0]
-    var, mean = torch.var_mean(states, -1, correction=0)
-    return (states @ weight - mean * weight.sum()) * (var + norm.eps).rsqrt() + score(norm.bias)
+    """Layer norm and read-out of states `(batch, tokens, d)` -> `(batch, tokens)`."""
+    logits = fast_read_out(states, norm, score)
+    return score(norm(states))[..., 0] if logits is None else logits
 
 
 class LCMForMultitaskPretraining(LCMPreTrainedModel):
