@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .attention_lcm import HeadProducts, is_plain
+from .fast_paths_lcm import HeadProducts, is_plain
 
 
 logger = logging.get_logger(__name__)

@@ -24,12 +24,12 @@ from modeling_lcm import (
     LCMPackedConfig,
     LCMProcessor,
     adapter_task,
+    fast_paths_lcm,
     load_adapter,
     save_adapter,
     stack_adapter,
     use_adapter,
 )
-from modeling_lcm.attention_lcm import LCMAttention
 from tests.training_fixtures import ATLAS, PEOPLE, REGIONS
 from training.data.cohort import Cohort
 from training.explanation.arguments import ExplainArguments
@@ -103,7 +103,7 @@ def test_an_adapter_changes_the_output_as_merging_it_does(
     pretrained: Path, connectivity: Tensor, kind: str, folds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Where folding is allowed at all, it is always done, or never.
-    monkeypatch.setattr(LCMAttention, "_folding_pays", lambda *_: folds)
+    monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_: folds)
     model, _ = make_adapter(pretrained, "group", kind)
     adapted = model(connectivity=connectivity).layer_logits
     with model.disable_adapter():

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, attention_lcm
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, attention_lcm, fast_paths_lcm, stem_lcm
 from modeling_lcm import modeling_lcm as modeling
-from modeling_lcm.attention_lcm import FoldedAttention, LCMAttention
-from modeling_lcm.stem_lcm import LCMStem
+from modeling_lcm.fast_paths_lcm import FoldedAttention, once
 
 
 SHAPES = st.fixed_dictionaries(
@@ -35,16 +34,16 @@ SHAPES = st.fixed_dictionaries(
 def fast() -> Iterator[None]:
     """All fast paths wherever they are allowed, whatever they cost."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LCMAttention, "_folding_pays", lambda *_: True)
+        patch.setattr(fast_paths_lcm, "folding_pays", lambda *_: True)
         yield
 
 
 @contextmanager
 def grouped() -> Iterator[None]:
-    """The fast paths as for a large batch: person by person, products head by head."""
+    """The fast paths as for a large batch: subject by subject, products head by head."""
     with fast(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_lcm, "GROUP_BYTES", 1)
-        patch.setattr(attention_lcm, "LEAST_SIDE_BY_SIDE", 0)
+        patch.setattr(fast_paths_lcm, "GROUP_BYTES", 1)
+        patch.setattr(fast_paths_lcm, "LEAST_SIDE_BY_SIDE", 0)
         yield
 
 
@@ -52,10 +51,8 @@ def grouped() -> Iterator[None]:
 def plain() -> Iterator[None]:
     """No fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LCMAttention, "_folding_pays", lambda *_: False)
-        patch.setattr(LCMAttention, "_attend_to_nothing", lambda *_: None)
-        patch.setattr(LCMStem, "_norm_folds", lambda *_: False)
-        patch.setattr(modeling, "_read", lambda states, norm, score: score(norm(states))[..., 0])
+        for module, name in ((attention_lcm, "attention"), (stem_lcm, "stem"), (modeling, "read_out")):
+            patch.setattr(module, f"fast_{name}", lambda *_: None)
         yield
 
 
@@ -180,6 +177,23 @@ class TestModes:
         shapes = [(2, 3, 2, 4), (2, 5, 8), (2, 4, 8), (2, 4, 8), (2, 4)]
         inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
         assert torch.autograd.gradcheck(lambda *tensors: FoldedAttention.apply(*tensors, 0.0), inputs)
+
+    @pytest.mark.parametrize("order", [[1, 0], [1, 1], [0, 0]])
+    @pytest.mark.parametrize("training", [False, True])
+    def test_layers_in_another_order(self, order: list[int], training: bool) -> None:
+        # Which layer comes first is seen from the states that it gets, not from the layer.
+        model, batch = make_model(SHAPE, 0.3).double().train(training), make_batch(SHAPE, torch.float64)
+        model.model.layers = nn.ModuleList(model.model.layers[index] for index in order)
+        assert_same(run(model, batch, fast), run(model, batch, plain))
+
+    def test_only_expanded_states_are_taken_for_one_row(self) -> None:
+        for batch, tokens in ((1, 1), (1, 3), (2, 1), (2, 3)):
+            assert once(torch.zeros(1).expand(batch, tokens, 8)).shape == (1, 1, 8)
+            other = torch.randn(batch, tokens, 8)
+            assert once(other) is other
+            of_subjects, of_tokens = torch.randn(tokens, 8).expand(batch + 1, -1, -1), other[:, :1].expand(-1, 4, -1)
+            assert once(of_subjects) is of_subjects
+            assert once(of_tokens) is of_tokens
 
     @pytest.mark.parametrize("frozen", ["k_proj", "v_proj", "q_proj", "stem"])
     def test_frozen_parts(self, frozen: str) -> None:

@@ -9,7 +9,7 @@ from conftest import NUM_REGIONS, randomise
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, fast_paths_lcm
 from modeling_lcm.attention_lcm import LCMAttention
 
 
@@ -54,7 +54,7 @@ class TestEquivalence:
         query, memory = torch.randn(3, 4, 16).double(), torch.randn(3, NUM_REGIONS, 16).double()
         results = []
         for folded in (True, False):
-            monkeypatch.setattr(attention, "_folding_pays", lambda *_, folded=folded: folded)
+            monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_, folded=folded: folded)
             attention.zero_grad()
             torch.manual_seed(1)  # the same weights are dropped
             output, weights = attention(query, memory, memory)
@@ -67,8 +67,9 @@ class TestEquivalence:
         ("batch", "tokens", "folded"), [(32, 2, True), (32, 100, False), (1, 2, False)], ids=["few", "many", "small"]
     )
     def test_folding_is_chosen_by_cost(self, make_config: MakeConfig, batch: int, tokens: int, folded: bool) -> None:
-        attention = LCMAttention(make_config(hidden_size=64))
-        assert attention._folding_pays(torch.empty(batch, tokens, 64), torch.empty(batch, 200, 64)) == folded
+        head_dim = LCMAttention(make_config(hidden_size=64)).head_dim
+        query, memory = torch.empty(batch, tokens, 64), torch.empty(batch, 200, 64)
+        assert fast_paths_lcm.folding_pays(query, memory, head_dim) == folded
 
     @pytest.mark.parametrize("obstacle", ["nothing", "hook", "own attention"])
     def test_folding_steps_aside(
@@ -76,8 +77,8 @@ class TestEquivalence:
     ) -> None:
         attention = LCMAttention(make_config(attn_implementation="sdpa"))
         calls = []
-        monkeypatch.setattr(attention, "_folding_pays", lambda *_: True)
-        monkeypatch.setattr(attention, "_read_folded", lambda query, memory, **_: (calls.append("folded"), None))
+        monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_: True)
+        monkeypatch.setattr(fast_paths_lcm, "_read_folded", lambda *_, **__: (calls.append("folded"), None))
         if obstacle == "hook":
             attention.v_proj.register_forward_hook(lambda *_: calls.append("hook"))
         if obstacle == "own attention":
@@ -96,7 +97,7 @@ class TestEquivalence:
         self, make_config: MakeConfig, connectivity: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         accelerate = pytest.importorskip("accelerate")
-        monkeypatch.setattr(LCMAttention, "_folding_pays", lambda *_: True)
+        monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_: True)
         model = LCMForMultitaskPretraining(make_config()).eval()
         expected = model(connectivity).logits
         accelerate.cpu_offload(model, execution_device="cpu")
@@ -348,7 +349,7 @@ class TestLora:
     @pytest.fixture
     def base(self, model: LCMForMultitaskPretraining, monkeypatch: pytest.MonkeyPatch) -> LCMForMultitaskPretraining:
         """Model whose cross-attention is folded wherever that is allowed."""
-        monkeypatch.setattr(LCMAttention, "_folding_pays", lambda *_: True)
+        monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_: True)
         return model
 
     def test_changes_the_output_and_merges(self, base: LCMForMultitaskPretraining, connectivity: Tensor) -> None:
