@@ -322,8 +322,8 @@ class Prior:
 def fit(edges: Edges, target: Target, prior: Prior | None = None, values: Array | None = None) -> Fit:
     """Fit a read-out; where that helps, with a pretrained one as prior.
 
-    The result is the sum of three scores weighted by their skills: ridge alone, ridge on what the prior leaves over, and
-    the prior. The prior's skill is drawn from what it was worth in pretraining towards what these labels say, and
+    The result is the sum of three scores weighted by their skills: ridge alone, ridge on what the prior leaves over,
+    and the prior. The prior's skill is drawn from what it was worth in pretraining towards what these labels say, and
     0 where they say that it is worth nothing; then the result is ridge alone.
 
     Args:
