@@ -1,0 +1,389 @@
+"""An edge read-out fitted in closed form: ridge regression on log FC, with exact leave-one-out and a pretrained prior.
+
+For cohorts of ten to a few thousand scans: seconds on a CPU, nothing drawn at random. All that is fitted is a linear
+function of edges, so that it is saved as the edge read-out of an ordinary checkpoint. How each rule was chosen, and
+what did not pay, is in docs/results.md.
+
+Shapes: scans n, shrinkages S, edges E of an atlas.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+Array = NDArray[np.float64]
+
+PENALTIES = 10.0 ** np.arange(-3, 2.01, 0.5)  # in units of the kernel's mean diagonal
+STRENGTHS = (0.0, 0.5, 1.0, 1.5)  # of a prior's score, in units of what it was worth where it was learnt
+SOFT_BELOW = 100  # labelled scans below which settings are averaged by their left-out skill instead of chosen
+SKILL_SCALE = 8  # scans times skill that change a setting's weight by a factor e, then
+HANDICAP = 0.2  # skill, divided by sqrt(n), by which another channel has to beat the default one
+FEW_PER_CLASS = 60  # up to so many, left-out pairs: the AUC of single left-out scans is biased downwards
+PSEUDO_SCANS = 20  # of mean variance, in an edge's deviation
+PRIOR_SCANS = 30  # that a prior's reputation counts for
+KEPT_REPUTATION = 0.7  # of a prior in another cohort
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One form of the edges: after which shrinkage, and whether divided by their deviation.
+
+    Args:
+        shrinkage (`int`): position among the shrinkages.
+        standardised (`bool`): divided by the deviation over training scans.
+    """
+
+    shrinkage: int
+    standardised: bool
+
+
+@dataclass
+class Edges:
+    """Log FC of training scans, centred, and its kernels.
+
+    Args:
+        values (`dict[str, np.ndarray]`): per atlas `(n, S, E)`; centred in place.
+        default (`int`): position of the shrinkage that needs no reason to be chosen.
+
+    Attributes:
+        means (`dict[str, np.ndarray]`): per atlas `(S, E)`.
+    """
+
+    values: dict[str, NDArray[np.float32]]
+    default: int
+    means: dict[str, Array] = field(init=False)
+    _scales: dict[tuple[str, Channel], Array | float] = field(default_factory=dict, init=False, repr=False)
+    _kernels: dict[Channel, Array] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.means = {atlas: each.mean(0, dtype=np.float64) for atlas, each in self.values.items()}
+        for atlas, each in self.values.items():
+            each -= self.means[atlas].astype(each.dtype)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    @property
+    def channels(self) -> list[Channel]:
+        """All forms of the edges, the default one first."""
+        shrinkages = next(iter(self.values.values())).shape[1]
+        every = [Channel(index, scaled) for index in range(shrinkages) for scaled in (False, True)]
+        return sorted(every, key=lambda channel: channel != self.default_channel)
+
+    @property
+    def default_channel(self) -> Channel:
+        """The form that is taken unless another one is clearly better."""
+        return Channel(self.default, False)
+
+    def kernel(self, channel: Channel) -> Array:
+        """Inner products of scans `(n, n)`: the mean over atlases, each with mean diagonal 1."""
+        if channel not in self._kernels:
+            parts = []
+            for atlas, every in self.values.items():
+                edges = every[:, channel.shrinkage]
+                scale: Array | float = 1.0
+                if channel.standardised:
+                    variance = edges.var(0, dtype=np.float64)
+                    pooled = (len(edges) * variance + PSEUDO_SCANS * variance.mean()) / (len(edges) + PSEUDO_SCANS)
+                    scale = np.sqrt(pooled + 1e-6)
+                scaled = edges / np.asarray(scale, dtype=edges.dtype)
+                products = (scaled @ scaled.T).astype(np.float64)
+                norm = max(float(np.trace(products)) / len(edges), 1e-12)
+                self._scales[atlas, channel] = scale**2 * norm * len(self.values)
+                parts.append(products / norm)
+            self._kernels[channel] = np.mean(parts, axis=0)
+        return self._kernels[channel]
+
+    def weights(self, duals: Mapping[Channel, Array]) -> dict[str, Array]:
+        """Weights on the edges, per atlas `(S, E)`, of a function that is `kernel @ dual` on the training scans."""
+        found = {atlas: np.zeros(each.shape[1:]) for atlas, each in self.values.items()}
+        for channel, dual in duals.items():
+            for atlas, every in self.values.items():
+                product = dual.astype(np.float32) @ every[:, channel.shrinkage]
+                found[atlas][channel.shrinkage] += product / self._scales[atlas, channel]
+        return found
+
+
+@dataclass(frozen=True)
+class LinearScore:
+    """A linear function of log FC: the sum over atlases of weights * (edges - mean), and an offset.
+
+    Args:
+        weights (`dict[str, np.ndarray]`): per atlas `(S, E)`.
+        offset (`float`): what it is for the mean scan.
+        means (`dict[str, np.ndarray]`): per atlas `(S, E)`.
+    """
+
+    weights: dict[str, Array]
+    offset: float
+    means: dict[str, Array]
+
+    def __call__(self, edges: Mapping[str, NDArray]) -> Array:
+        """Values `(n,)` for edges per atlas `(n, S, E)`."""
+        total = np.full(len(next(iter(edges.values()))), self.offset)
+        for atlas, weights in self.weights.items():
+            total += np.einsum("nse,se->n", edges[atlas] - self.means[atlas], weights)
+        return total
+
+    def around(self, means: Mapping[str, Array]) -> "LinearScore":
+        """The same function, written around other means."""
+        moved = sum(
+            float((weights * (means[atlas] - self.means[atlas])).sum()) for atlas, weights in self.weights.items()
+        )
+        return LinearScore(self.weights, self.offset + moved, dict(means))
+
+    def combined(self, factor: float, other: "LinearScore", other_factor: float) -> "LinearScore":
+        """`factor * self + other_factor * other`; both written around this one's means."""
+        other = other.around(self.means)
+        weights = {
+            atlas: factor * self.weights.get(atlas, none) + other_factor * other.weights.get(atlas, none)
+            for atlas, none in ((atlas, np.zeros_like(mean)) for atlas, mean in self.means.items())
+            if atlas in self.weights or atlas in other.weights
+        }
+        return LinearScore(weights, factor * self.offset + other_factor * other.offset, self.means)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted, of every training scan.
+
+    Args:
+        values (`np.ndarray` of shape `(n,)`): +1 and -1 for two classes, standardised numbers else.
+        is_class (`bool`): whether they are classes.
+        groups (`np.ndarray` of shape `(n,)`): subject of every scan, a whole number; its scans are left out together.
+    """
+
+    values: Array
+    is_class: bool
+    groups: NDArray[np.int64]
+
+    @classmethod
+    def make(cls, values: Iterable[float], is_class: bool, subjects: Sequence[Hashable]) -> "Target":
+        """The target of values (class 0 or 1, or standardised numbers) and subject ids."""
+        values = np.asarray(list(values), dtype=np.float64)
+        groups = np.unique(np.asarray([str(subject) for subject in subjects]), return_inverse=True)[1]
+        return cls(2 * values - 1 if is_class else values, is_class, groups)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def case_weights(self) -> Array:
+        """Weight of every scan: classes count alike, whatever their size."""
+        if not self.is_class:
+            return np.ones(len(self))
+        share = (self.values > 0).mean()
+        return np.where(self.values > 0, 0.5 / share, 0.5 / (1 - share))
+
+    def standardised(self, left_out: Array) -> tuple[float, float]:
+        """Weighted mean and deviation of scores."""
+        mean = np.average(left_out, weights=self.case_weights)
+        return float(mean), float(np.sqrt(np.average((left_out - mean) ** 2, weights=self.case_weights))) + 1e-12
+
+
+class _Ridge:
+    """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
+
+    def __init__(self, kernel: Array, target: Target) -> None:
+        root = np.sqrt(target.case_weights)
+        values, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+        self.values = values.clip(0)
+        self.vectors = vectors * root[:, None]
+
+    def solve(self, wanted: Array, penalty: float) -> tuple[Array, float, Array]:
+        """Dual coefficients `(n,)`, intercept, and the matrix `(n, n)` that makes the former of the target."""
+        shrunk = 1 / (self.values + penalty)
+        ones = self.vectors @ (shrunk * self.vectors.sum(0))
+        inverse = (self.vectors * shrunk) @ self.vectors.T - np.outer(ones, ones) / ones.sum()
+        return inverse @ wanted, float(ones @ wanted / ones.sum()), inverse
+
+
+def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Array:
+    """What the fit without a scan's subject gives for the scan, `(n,)`; exact."""
+    values = wanted - dual / np.diag(inverse)
+    several = np.flatnonzero(np.bincount(target.groups) > 1)
+    for group in several:
+        scans = np.flatnonzero(target.groups == group)
+        values[scans] = wanted[scans] - np.linalg.solve(inverse[np.ix_(scans, scans)], dual[scans])
+    return values
+
+
+def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse: Array) -> float:
+    """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance."""
+    if not target.is_class:
+        values = target.values
+        mean_of_others = (values.sum() - values) / (len(values) - 1)
+        share = 1 - ((values - left_out) ** 2).mean() / ((values - mean_of_others) ** 2).mean()
+        return float(np.sign(share) * np.sqrt(abs(share)))
+    first, second = np.flatnonzero(target.values > 0), np.flatnonzero(target.values < 0)
+    has_repeats = len(np.unique(target.groups)) < len(target)
+    if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
+        return _concordance(left_out[first][:, None] - left_out[second])
+    # Both scans of a pair are left out of the fit that compares them.
+    diagonal = np.diag(inverse)
+    cross, ours, theirs = inverse[np.ix_(first, second)], diagonal[first][:, None], diagonal[second]
+    determinant = ours * theirs - cross**2
+    errors = (theirs * dual[first][:, None] - cross * dual[second]) / determinant
+    others = (ours * dual[second] - cross * dual[first][:, None]) / determinant
+    values = target.values
+    scores = values[first][:, None] - errors - (values[second] - others)
+    return _concordance(scores)
+
+
+def _concordance(differences: Array) -> float:
+    ties = np.abs(differences) <= 1e-12
+    return float(2 * np.mean((differences > 1e-12) + 0.5 * ties) - 1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A score and what leave-one-out says of it.
+
+    Args:
+        score (`LinearScore`): a function of edges.
+        left_out (`np.ndarray` of shape `(n,)`): its values for training scans, each by the fit without its subject.
+        skill (`float`): 2 AUC - 1 of these, or a signed root of their R2.
+        settings (`dict`): what was chosen, for the record.
+    """
+
+    score: LinearScore
+    left_out: Array
+    skill: float
+    settings: dict[str, float | int | bool]
+
+
+def fit_ridge(edges: Edges, target: Target, offset: Array | None = None, base: LinearScore | None = None) -> Fit:
+    """Fit channel and penalty, and with a prior how much of it is subtracted first.
+
+    With fewer than 100 scans, settings are averaged with weights that grow with their left-out skill; their average is
+    a linear function as well.
+
+    Args:
+        edges (`Edges`): of the training scans.
+        target (`Target`): what is predicted.
+        offset (`np.ndarray` of shape `(n,)`, *optional*): a prior's values for these scans.
+        base (`LinearScore`, *optional*): the function that gives them.
+    """
+    prior = np.zeros(len(target)) if offset is None else offset
+    # For numbers, choosing a channel costs more than it brings.
+    channels = edges.channels if target.is_class else [edges.default_channel]
+    tried = []
+    for channel in channels:
+        ridge = _Ridge(edges.kernel(channel), target)
+        for strength in STRENGTHS if offset is not None else (0.0,):
+            subtracted = strength * prior
+            wanted = target.values - subtracted
+            for penalty in PENALTIES:
+                dual, intercept, inverse = ridge.solve(wanted, penalty)
+                rest = _left_out(target, wanted, dual, inverse)
+                skill = _skill(target, rest + subtracted, wanted, dual, inverse)
+                tried.append((skill, channel, strength, penalty, dual, intercept, rest + subtracted))
+    skills = np.array([each[0] for each in tried])
+    handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])
+    best = int(np.argmax(skills - handicap))
+    if len(target) >= SOFT_BELOW:
+        shares = np.eye(len(tried))[best]
+    else:
+        shares = np.exp(len(target) * (skills - skills.max()) / SKILL_SCALE)
+        shares /= shares.sum()
+    duals: dict[Channel, Array] = {}
+    for share, (_, channel, _, _, dual, _, _) in zip(shares, tried, strict=True):
+        if share > 0:
+            duals[channel] = duals.get(channel, 0.0) + share * dual
+    intercept = float(sum(share * each[5] for share, each in zip(shares, tried, strict=True)))
+    score = LinearScore(edges.weights(duals), intercept, edges.means)
+    strength = float(sum(share * each[2] for share, each in zip(shares, tried, strict=True)))
+    if base is not None:
+        score = score.combined(1.0, base, strength)
+    left_out = np.sum([share * each[6] for share, each in zip(shares, tried, strict=True)], axis=0)
+    _, channel, _, penalty, *_ = tried[best]
+    settings = {"shrinkage": channel.shrinkage, "standardised": channel.standardised, "penalty": float(penalty)}
+    return Fit(score, left_out, float(shares @ skills), settings | {"strength": strength})
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A pretrained read-out of the same variable.
+
+    Args:
+        score (`LinearScore`): its value in units of its own left-out deviation.
+        reputation (`float`): correlation of its left-out values with the label in pretraining, within sites.
+        label_range (`tuple[float, float]`, *optional*): of a number's labels in pretraining, in the target's units.
+    """
+
+    score: LinearScore
+    reputation: float
+    label_range: tuple[float, float] | None = None
+
+
+def fit(edges: Edges, target: Target, prior: Prior | None = None, values: Array | None = None) -> Fit:
+    """Fit a read-out; where that helps, with a pretrained one as prior.
+
+    The result is the sum of three scores weighted by their skills: ridge alone, ridge on what the prior leaves over,
+    and the prior. The prior's skill is drawn from what it was worth in pretraining towards what these labels say, and
+    0 where they say that it is worth nothing; then the result is ridge alone.
+
+    Args:
+        edges (`Edges`): log FC of the training scans.
+        target (`Target`): what is predicted.
+        prior (`Prior`, *optional*): a pretrained read-out.
+        values (`np.ndarray` of shape `(n,)`, *optional*): the prior's score for these scans.
+    """
+    alone = fit_ridge(edges, target)
+    if prior is None or values is None or not _applies(prior, target):
+        return Fit(alone.score, alone.left_out, alone.skill, alone.settings | {"prior": 0.0, "ridge": alone.skill})
+    worth = prior.reputation
+    rest = fit_ridge(edges, target, worth * values, _scaled(prior.score, worth))
+    scans = len(target)
+    reputation = KEPT_REPUTATION * worth * (1.2 if target.is_class else 1.0)
+    trust = max(0.0, (scans * _agreement(target, values) + PRIOR_SCANS * reputation) / (scans + PRIOR_SCANS))
+    expected = 0.5 * np.sqrt(scans / (scans + 100))
+    own = max(0.0, (scans * alone.skill + PRIOR_SCANS * expected) / (scans + PRIOR_SCANS))
+    centre = np.average(values, weights=target.case_weights)
+    (mean, deviation), (rest_mean, rest_deviation) = (target.standardised(each.left_out) for each in (alone, rest))
+    score = alone.score.combined(own / deviation, rest.score, trust / 2 / rest_deviation)
+    score = score.combined(1.0, prior.score, trust / 2)
+    shift = own * mean / deviation + trust / 2 * (rest_mean / rest_deviation + centre)
+    left_out = own * (alone.left_out - mean) / deviation
+    left_out += trust / 2 * ((rest.left_out - rest_mean) / rest_deviation + values - centre)
+    score = LinearScore(score.weights, score.offset - shift, score.means)
+    if not target.is_class:
+        score, left_out = _in_units(score, left_out, target, max(own, trust))
+    settings = alone.settings | {"prior": trust, "ridge": own, "strength": rest.settings["strength"]}
+    return Fit(score, left_out, _agreement(target, left_out), settings)
+
+
+def _applies(prior: Prior, target: Target) -> bool:
+    """Whether a prior has anything to say: a read-out of children's ages says nothing about those of adults."""
+    if prior.label_range is None:
+        return prior.reputation > 0
+    low, high = prior.label_range
+    return prior.reputation > 0 and bool(np.mean((target.values >= low) & (target.values <= high)) >= 0.5)
+
+
+def _scaled(score: LinearScore, factor: float) -> LinearScore:
+    return LinearScore({a: factor * each for a, each in score.weights.items()}, factor * score.offset, score.means)
+
+
+def _agreement(target: Target, values: Array) -> float:
+    """2 AUC - 1, or correlation, of values with the target; 0 where it is not defined."""
+    if target.is_class:
+        return _concordance(values[target.values > 0][:, None] - values[target.values < 0])
+    if values.std() == 0 or target.values.std() == 0:
+        return 0.0
+    return float(np.corrcoef(target.values, values)[0, 1])
+
+
+def _in_units(score: LinearScore, left_out: Array, target: Target, skill: float) -> tuple[LinearScore, Array]:
+    """A score of numbers turned back into theirs: its slope is drawn towards the skill that was expected of it."""
+    mean, deviation, scans = left_out.mean(), left_out.std() + 1e-12, len(target)
+    covariance = float(((left_out - mean) * target.values).mean() / deviation)
+    slope = max((scans * covariance + PRIOR_SCANS * skill) / (scans + PRIOR_SCANS), 0.05) / deviation
+    centre = float(target.values.mean())
+    scaled = _scaled(score, slope)
+    return LinearScore(scaled.weights, scaled.offset - slope * mean + centre, score.means), slope * (
+        left_out - mean
+    ) + centre
