@@ -8,6 +8,9 @@ from modeling_lcm.configuration_lcm import SUPERVISIONS
 from ..cli import setting
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
+
+
 @dataclass
 class DataArguments:
     """Which scans are used, and how they are split."""
@@ -78,6 +81,11 @@ class LoopArguments:
         0.0, "Instead: windows of a random length between this part of a scan and the whole scan; 0: not."
     )
     seed: int = setting(0, "Seed of weights, order, dropout, noise and windows.")
+    log_with: str = setting(
+        "tensorboard",
+        'Experiment tracker that follows losses and learning rate: "tensorboard" (files in OUTPUT/run/logs), "wandb", '
+        '"trackio", "all" that are installed, or "none".',
+    )
     progress: bool = setting(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
@@ -98,6 +106,7 @@ class LoopArguments:
             raise ValueError("Give window_volumes or window_fraction, not both.")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
         _require(self, "adaptive", self.adaptive in SUPERVISIONS, f"must be one of {', '.join(SUPERVISIONS)}")
+        _require(self, "log_with", self.log_with in TRACKERS, f"must be one of {', '.join(TRACKERS)}")
         precisions = ("no", "bf16", "fp16")
         _require(
             self, "mixed_precision", self.mixed_precision in precisions, f"must be one of {', '.join(precisions)}"

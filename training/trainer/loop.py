@@ -16,8 +16,8 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    ProjectConfiguration,
     gather_object,
-    is_tensorboard_available,
     send_to_device,
     set_seed,
 )
@@ -36,6 +36,7 @@ from .arguments import LoopArguments
 from .batches import SharedBatches, batch_shares
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
 from .resume import RunCheckpoints
+from .tracking import LOGS, chosen_trackers, start_trackers
 from .trainable import make_optimizer, set_training_mode
 
 
@@ -147,7 +148,7 @@ class Trainer:
         }
 
     def _make_accelerator(self) -> Accelerator:
-        logging_possible = self.folder is not None and is_tensorboard_available()
+        trackers = [] if self.folder is None else chosen_trackers(self.arguments.log_with)
         # Otherwise a second training in this process could not have another precision.
         AcceleratorState._reset_state()
         accelerator = Accelerator(
@@ -157,13 +158,13 @@ class Trainer:
                 DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=self.arguments.process_timeout)),
             ],
-            log_with="tensorboard" if logging_possible else None,
-            project_dir=str(self.folder) if self.folder else None,
+            log_with=trackers,
+            project_config=self.folder and ProjectConfiguration(str(self.folder), str(self.folder / LOGS)),
         )
         if accelerator.distributed_type != DistributedType.FSDP:
             refuse_sharding_without_gpu(accelerator.device)
-        if logging_possible:
-            accelerator.init_trackers("logs")
+        if self.folder is not None:
+            start_trackers(accelerator, self.folder / LOGS, self.arguments)
         return accelerator
 
     def train(self, after_epoch: Callable[[nn.Module], None] | None = None) -> list[dict[str, Any]]:

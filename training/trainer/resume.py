@@ -31,6 +31,7 @@ _FREE_TO_CHANGE = {
     "checkpoint_every_steps",
     "keep_checkpoints",
     "process_timeout",
+    "log_with",
 }
 # Parts of a model's configuration that training changes, or that say nothing about its tensors.
 _NOT_ARCHITECTURE = {"supervision", "transformers_version", "_name_or_path", "architectures", "auto_map", "dtype"}

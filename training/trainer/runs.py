@@ -16,6 +16,7 @@ from .arguments import DataArguments, LoopArguments
 from .batches import batch_shares
 from .checkpoints import read_record
 from .distributed import start_processes
+from .tracking import chosen_trackers
 
 
 def output_folder(arguments: LoopArguments) -> Path:
@@ -26,10 +27,12 @@ def output_folder(arguments: LoopArguments) -> Path:
             divide the batch.
         FileExistsError: the folder holds results, and the run does not resume.
         OSError: the folder cannot be written to.
+        ImportError: the experiment tracker is not installed.
     """
     state = start_processes(arguments.process_timeout)
     batch_shares(arguments, state.num_processes)
     folder = require_new(arguments.output, arguments.resume)
+    chosen_trackers(arguments.log_with)
     state.wait_for_everyone()
     require_writable(folder)
     if state.is_main_process:
