@@ -62,7 +62,9 @@ def clients(tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(CLIENT)
         (folder / f"{name}-1.0.dist-info").mkdir()
-        (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0")
+        (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0"
+        )
     return folder
 
 
@@ -110,7 +112,9 @@ def test_all_trackers_are_told_settings_and_losses(pretraining: Callable, tmp_pa
 def test_a_tracker_that_does_not_start_is_told_without_its_words(pretraining: Callable, tmp_path: Path) -> None:
     done = pretraining("wandb", REFUSE="wandb")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: The tracker of log_with=wandb does not start (RuntimeError)")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: The tracker of log_with=wandb does not start (RuntimeError)"
+    )
     assert SECRETS["WANDB_API_KEY"] not in done.stdout + done.stderr
     assert not (tmp_path / "output" / "checkpoint").exists()
 
@@ -141,5 +145,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_choice_is_known() -> None:
     assert {*tracking.INSTALLED, "all", "none"} == set(TRACKERS)
     assert PretrainArguments(log_with="trackio").log_with == "trackio"
-    with pytest.raises(ValueError, match="log_with must be one of tensorboard, wandb, trackio, all, none, got 'mlflow'"):
+    with pytest.raises(
+        ValueError, match="log_with must be one of tensorboard, wandb, trackio, all, none, got 'mlflow'"
+    ):
         LoopArguments(log_with="mlflow")

@@ -61,6 +61,6 @@ def start_trackers(accelerator: Accelerator, folder: Path, arguments: LoopArgume
     except Exception as error:  # every tracker has exceptions of its own
         # Not the tracker's own words: they may hold an address with a token in it.
         raise ValueError(
-            f"The tracker of log_with={arguments.log_with} does not start ({type(error).__name__}). Log in to it first "
-            "(`wandb login`, `hf auth login`), let it work offline (WANDB_MODE=offline), or set log_with to none."
+            f"The tracker of log_with={arguments.log_with} does not start ({type(error).__name__}). Log in to it "
+            "first (`wandb login`, `hf auth login`), let it work offline (WANDB_MODE=offline), or set log_with: none."
         ) from error
