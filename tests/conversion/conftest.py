@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
 
 from conversion import convert_official
+from tests.conftest import REPOSITORY
 
 
 SMALL = REPOSITORY / "tests" / "fixtures" / "official_small"

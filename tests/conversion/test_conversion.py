@@ -13,10 +13,7 @@ from transformers import AutoModelForPreTraining, AutoProcessor
 from conversion import export_official, verify_parity
 from conversion.official import infer_groups
 from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMForSequenceClassification
-from tests.conversion_fixtures import RUN, SMALL, TEMPLATE, convert, refused
-
-
-pytest_plugins = ["tests.conversion_fixtures"]
+from tests.conversion.conftest import RUN, SMALL, TEMPLATE, convert, refused
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,8 @@ from safetensors import SafetensorError
 
 from conversion import convert_official
 from conversion.official import find_run, load_state
-from tests.conversion_fixtures import RUN, TEMPLATE, convert, refused
+from tests.conversion.conftest import RUN, TEMPLATE, convert, refused
 
-
-pytest_plugins = ["tests.conversion_fixtures"]
 
 # What the library raises on a file system without space.
 FULL_DISK = "Error while serializing: I/O error: No space left on device (os error 28)"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file
 from torch import Tensor
 
 from conversion.key_mapping import map_tensor
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import TargetLayout, labelled, read_out, supervised_losses
+from tests.conftest import REPOSITORY
 
 
 TOLERANCE = 1e-5  # of the array's largest value

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
 from peft import LoraConfig, get_peft_model
 
 from conversion.convert_official import Options, convert
@@ -27,7 +26,8 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
-from tests.hub_server import HubServer, running_hub
+from tests.conftest import REPOSITORY
+from tests.hub_cards.hub_server import HubServer, running_hub
 from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
 from training.trainer.arguments import FinetuneArguments
@@ -75,7 +75,7 @@ class Client:
         self.folder = folder
         self.home = folder / "home"
         self.process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests" / "hub_worker.py")],
+            [sys.executable, str(REPOSITORY / "tests" / "hub_cards" / "hub_worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_state import Blob, Fault, Repository, card_problems
+from tests.hub_cards.hub_state import Blob, Fault, Repository, card_problems
 
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".npz")

@@ -1,7 +1,8 @@
 """The published sizes for real, random weights in the research code's files: converted, pushed, pulled and loaded.
 
-Slow: minutes, gigabytes of disk, and about as much memory as the weights. `pytest -m slow -s tests/test_full_size.py`
-prints the seconds and the peak memory of every step; docs/conversion.md has those of one machine.
+Slow: minutes, gigabytes of disk, and about as much memory as the weights.
+`pytest -m slow -s tests/hub_cards/test_full_size.py` prints the seconds and the peak memory of every step;
+docs/conversion.md has those of one machine.
 """
 
 import json
@@ -12,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors import safe_open
 
 from modeling_lcm.configuration_lcm import SIZES
-from tests.hub_fixtures import TOKEN, client_environment
-from tests.hub_server import running_hub
-from tests.official_files import make_official_run
+from tests.conftest import REPOSITORY
+from tests.hub_cards.conftest import TOKEN, client_environment
+from tests.hub_cards.hub_server import running_hub
+from tests.hub_cards.official_files import make_official_run
 
 
 LAYERS = {size: SIZES[size]["num_hidden_layers"] for size in ("147m", "735m", "1.2b")}

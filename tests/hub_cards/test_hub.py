@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.hub_fixtures import TOKEN, Answer, Client, Finetuned, client_environment
-from tests.hub_server import HubServer
-from tests.hub_state import Fault
+from tests.hub_cards.conftest import TOKEN, Answer, Client, Finetuned, client_environment
+from tests.hub_cards.hub_server import HubServer
+from tests.hub_cards.hub_state import Fault
 
-
-pytest_plugins = ["tests.hub_fixtures"]
 
 COMPARE = """
 import torch

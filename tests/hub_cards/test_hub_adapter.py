@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modeling_lcm import FCFeatureExtractor, save_adapter
 from modeling_lcm.atlases import region_names
-from tests.hub_fixtures import TASK_LABELS, Client
+from tests.hub_cards.conftest import TASK_LABELS, Client
 from training.data.cohort import Cohort
 from training.data.triangles import to_matrices
 from training.demo import DEMO_DATA
@@ -20,8 +20,6 @@ from training.trainer.finetuning import finetune
 from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
 
-
-pytest_plugins = ["tests.hub_fixtures"]
 
 PEOPLE, HELD_OUT = 60, 20
 BASE, ADAPTER = "me/lemon-base", "me/lemon-adapter"

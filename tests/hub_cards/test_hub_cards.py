@@ -18,11 +18,9 @@ from hub_cards.results import load_results
 from hub_cards.validate import check_card, check_model
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor
 from modeling_lcm.configuration_lcm import SIZES
-from tests.hub_fixtures import Finetuned, make_metrics, own_facts
-from tests.hub_state import card_problems
+from tests.hub_cards.conftest import Finetuned, make_metrics, own_facts
+from tests.hub_cards.hub_state import card_problems
 
-
-pytest_plugins = ["tests.hub_fixtures"]
 
 PUBLISHED = {"lcm-147m": "147m", "lcm-735m": "735m", "lcm-1.2b": "1.2b"}
 

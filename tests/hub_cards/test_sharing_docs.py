@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
-from tests.hub_fixtures import Client, Finetuned, make_metrics, own_facts
-from tests.official_files import make_official_run
-
-
-pytest_plugins = ["tests.hub_fixtures"]
+from tests.conftest import REPOSITORY
+from tests.hub_cards.conftest import Client, Finetuned, make_metrics, own_facts
+from tests.hub_cards.official_files import make_official_run
 
 
 def blocks(name: str) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_REGIONS, REPOSITORY
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -33,6 +32,7 @@ from modeling_lcm import (
     LCMModel,
     LCMProcessor,
 )
+from tests.conftest import NUM_REGIONS, REPOSITORY
 
 
 CODE_FILES = {

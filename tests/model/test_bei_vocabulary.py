@@ -9,10 +9,7 @@ import pytest
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 from modeling_lcm.tokenization_bei import BEITokenizer
-from tests.bei_fixtures import age, diagnosis, sex
-
-
-pytest_plugins = ["tests.bei_fixtures"]
+from tests.model.bei_variables import age, diagnosis, sex
 
 
 # Vocabulary ------------------------------------------------------------------------------------------------------

@@ -11,10 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from modeling_lcm.connectivity import SCANS_PER_BLOCK, compute_connectivity, connectivity_from_triangle
 from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
-from tests.scan_fixtures import NAMES, make_scan, pearson
-
-
-pytest_plugins = ["tests.scan_fixtures"]
+from tests.model.scans import NAMES, make_scan, pearson
 
 
 # Numbers ---------------------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
 from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
 from modeling_lcm.edges_lcm import matrix_logarithm
 from modeling_lcm.logarithm_lcm import logarithm_by_products
+from tests.conftest import randomise
 
 
 MakeConfig = Callable[..., LCMConfig]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, attention_lcm, fast_paths_lcm, stem_lcm
 from modeling_lcm import modeling_lcm as modeling
 from modeling_lcm.fast_paths_lcm import FoldedAttention, once
+from tests.conftest import randomise
 
 
 SHAPES = st.fixed_dictionaries(

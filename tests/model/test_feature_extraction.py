@@ -14,10 +14,7 @@ from modeling_lcm import connectivity as connectivity_module
 from modeling_lcm import feature_extraction_lcm
 from modeling_lcm.connectivity import compute_connectivity
 from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
-from tests.scan_fixtures import NAMES, make_scan, pearson
-
-
-pytest_plugins = ["tests.scan_fixtures"]
+from tests.model.scans import NAMES, make_scan, pearson
 
 
 # Bad input -------------------------------------------------------------------------------------------------------

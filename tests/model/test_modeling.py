@@ -5,12 +5,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import NUM_REGIONS, randomise
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, fast_paths_lcm
 from modeling_lcm.attention_lcm import LCMAttention
+from tests.conftest import NUM_REGIONS, randomise
 
 
 MakeConfig = Callable[..., LCMConfig]

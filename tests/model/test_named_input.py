@@ -15,11 +15,8 @@ from transformers import pipeline
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor, LCMForSequenceClassification, LCMProcessor
 from modeling_lcm.atlases import region_labels, region_names
-from tests.scan_fixtures import NAMES, make_scan, pearson
+from tests.model.scans import NAMES, make_scan, pearson
 from training.estimator import LCMClassifier
-
-
-pytest_plugins = ["tests.scan_fixtures"]
 
 
 def table(scan: np.ndarray, order: Any = range(6), names: list[str] = NAMES) -> pd.DataFrame:

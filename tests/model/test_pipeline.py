@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_REGIONS
 from transformers import pipeline
 
 from modeling_lcm import (
@@ -20,6 +19,7 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
+from tests.conftest import NUM_REGIONS
 
 
 TASK = "connectome-classification"

@@ -19,10 +19,8 @@ from transformers.dynamic_module_utils import get_imports
 from modeling_lcm import tokenization_bei
 from modeling_lcm.bei_vocabulary import BEIVariable
 from modeling_lcm.tokenization_bei import BEITokenizer
-from tests.bei_fixtures import age, diagnosis, sex
+from tests.model.bei_variables import age, diagnosis, sex
 
-
-pytest_plugins = ["tests.bei_fixtures"]
 
 MISSING = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, "", "  ", "n/a", "N/A", "nan", "NaN"]
 

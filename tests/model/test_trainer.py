@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VARIABLES
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
@@ -29,6 +28,7 @@ from modeling_lcm import (
     SupervisionCallback,
 )
 from modeling_lcm.callback import supervision_at
+from tests.conftest import VARIABLES
 
 
 MakeConfig = Callable[..., LCMConfig]

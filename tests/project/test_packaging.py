@@ -4,10 +4,11 @@ import sys
 import tomllib
 
 import pytest
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+
+from tests.conftest import REPOSITORY
 
 
 def required() -> dict[str, SpecifierSet]:

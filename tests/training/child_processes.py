@@ -1,7 +1,4 @@
-"""Test functions in processes of their own, forked from one server that has imported everything already.
-
-Test modules both import from this file and load it as a plugin, so pytest must not rewrite it: PYTEST_DONT_REWRITE.
-"""
+"""Test functions in processes of their own, forked from one server that has imported everything already."""
 
 import faulthandler
 import multiprocessing
@@ -19,7 +16,7 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tests.training_fixtures", "training.trainer.loop", "training.pretrain", "torch.distributed"]
+    ["tests.training.conftest", "training.trainer.loop", "training.pretrain", "torch.distributed"]
 )
 
 

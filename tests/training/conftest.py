@@ -1,7 +1,4 @@
-"""Fixtures of the training tests: a small generated cohort with a planted effect, prepared once, and a tiny model.
-
-Test modules both import from this file and load it as a plugin, so pytest must not rewrite it: PYTEST_DONT_REWRITE.
-"""
+"""Fixtures of the training tests: a small generated cohort with a planted effect, prepared once, and a tiny model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

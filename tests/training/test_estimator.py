@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from nilearn.connectome import sym_matrix_to_vec
 from peft import PeftModel
 from sklearn.base import clone
@@ -18,11 +17,10 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 from modeling_lcm.connectivity import connectivity_from_triangle
-from tests.training_fixtures import REGIONS, Study
+from tests.conftest import REPOSITORY
+from tests.training.conftest import REGIONS, Study
 from training.estimator import LCMClassifier, LCMRegressor, as_matrices
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 LEMON = REPOSITORY / "training" / "demo_data" / "lemon-schaefer200"
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

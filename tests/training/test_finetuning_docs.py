@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from peft import PeftModel
 
 from modeling_lcm import LCMForSequenceClassification, load_adapter
-from tests.training_fixtures import ATLAS, PEOPLE, Study
+from tests.conftest import REPOSITORY
+from tests.training.conftest import ATLAS, PEOPLE, Study
 from training.data.cohort import Cohort
 from training.estimator import LCMClassifier
 from training.preparation.arguments import PrepareArguments
@@ -25,8 +25,6 @@ from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import load_processor, read_record
 from training.trainer.finetuning import finetune
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 PAGE = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
 

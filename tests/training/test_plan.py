@@ -9,14 +9,11 @@ import torch
 
 from benchmarks import data as data_benchmark
 from benchmarks import memory
-from tests.test_engine import arguments, make_data, make_model
+from tests.training.trainer.test_engine import arguments, make_data, make_model
 from training.data.cohort import Cohort
 from training.plan import HEADROOM, PlanArguments, Setup, _make, footprint, parse_gpus, plan
 from training.trainer.loop import Trainer
 from training.trainer.trainable import make_optimizer
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 def kept_by_a_real_forward(setup: Setup) -> int:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from modeling_lcm import LCMForSequenceClassification
 from tests.conftest import REPOSITORY
-from tests.training_fixtures import ATLAS, PEOPLE, SHORT, TINY, Study
+from tests.training.conftest import ATLAS, PEOPLE, SHORT, TINY, Study
 from training import evaluate, finetune, predict, prepare, pretrain
 from training.cli import command_line, parse_arguments
 from training.data.cohort import Cohort, load_cohort
@@ -26,8 +26,6 @@ from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import read_record
 from training.trainer.prediction import predict_table
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 SCRIPTS = ("prepare", "pretrain", "finetune", "predict", "evaluate")
 

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
+from tests.training.conftest import PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, join_scans, load_cohort
 from training.data.harmonise import harmonise
 from training.preparation.arguments import MergeArguments, PrepareArguments
@@ -16,8 +16,6 @@ from training.preparation.build import prepare
 from training.preparation.merging import merge
 from training.preparation.workers import standardise
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 HALF_PRECISION = 1e-3
 

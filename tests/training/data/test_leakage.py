@@ -16,9 +16,6 @@ from training.trainer.checkpoints import read_record
 from training.trainer.runs import record_of
 
 
-pytest_plugins = ["tests.training_fixtures"]
-
-
 def people(**columns: list) -> pd.DataFrame:
     """A table of six people."""
     return pd.DataFrame({"subject_id": list("abcdef"), "session": 1, **columns})

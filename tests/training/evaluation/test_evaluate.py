@@ -13,7 +13,7 @@ import pytest
 import training.evaluation.cross_validation
 import training.evaluation.design
 import training.evaluation.fold
-from tests.training_fixtures import PEOPLE, SHORT
+from tests.training.conftest import PEOPLE, SHORT
 from training import evaluate
 from training.data.cohort import Cohort
 from training.data.folds import Folds
@@ -25,9 +25,6 @@ from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import read_record, save_checkpoint
 from training.trainer.finetuning import finetune
 from training.trainer.runs import record_of
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 def test_evaluate_end_to_end(

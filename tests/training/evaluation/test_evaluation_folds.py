@@ -12,7 +12,7 @@ import pytest
 import training.evaluate
 import training.evaluation.cross_validation
 import training.evaluation.design
-from tests.training_fixtures import PEOPLE, Study
+from tests.training.conftest import PEOPLE, Study
 from training.data.cohort import Cohort
 from training.data.combine import pool
 from training.data.folds import Folds, make_folds
@@ -22,9 +22,6 @@ from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
 from training.reporting.results import by_task
 from training.trainer.checkpoints import read_record
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 def test_repeats_and_ensembles(pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path) -> None:

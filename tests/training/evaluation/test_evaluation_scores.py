@@ -14,15 +14,12 @@ import training.evaluate
 import training.evaluation.cross_validation
 from hub_cards.results import eval_results, load_results, results_table
 from modeling_lcm import BEIVariable
-from tests.training_fixtures import PEOPLE
+from tests.training.conftest import PEOPLE
 from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.design import Task
 from training.evaluation.fold import as_predictions
 from training.reporting.results import OPTIMISTIC, SCRATCH, by_task
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(

@@ -12,14 +12,13 @@ from torch import nn
 import training.evaluate
 import training.evaluation.design
 import training.evaluation.fold
-from tests.training_fixtures import PEOPLE, SHORT, TINY
+from tests.training.conftest import PEOPLE, SHORT, TINY
 from training.data.cohort import Cohort
 from training.data.folds import Folds
 from training.data.harmonise import harmonise
 
 
 pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
-pytest_plugins = ["tests.training_fixtures"]
 
 
 @pytest.fixture

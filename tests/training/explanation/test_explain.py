@@ -11,7 +11,7 @@ import torch
 
 from modeling_lcm import LCMForMultitaskPretraining
 from modeling_lcm.atlases import ATLASES, region_names
-from tests.training_fixtures import PEOPLE, REGIONS, SHORT, TINY
+from tests.training.conftest import PEOPLE, REGIONS, SHORT, TINY
 from training import explain
 from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
@@ -21,9 +21,6 @@ from training.explanation.association import Maps, permutation_test, stability
 from training.explanation.attention import attention_by_scan, best_layer, rollout
 from training.explanation.report import _connections_caption
 from training.reporting.networks import network_of, networks_of
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 def test_rollout_carries_what_other_tokens_read() -> None:

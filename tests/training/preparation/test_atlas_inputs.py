@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.cohort_layouts import SHAPE, brain_affine
+from tests.conftest import REPOSITORY
+from tests.training.preparation.layouts import SHAPE, brain_affine
 from training.data.cohort import load_cohort
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.assemble import summary_of
@@ -79,7 +80,7 @@ def test_harvard_oxford_as_the_data_guide_gets_it(tmp_path: Path, monkeypatch: p
     (folder / "HarvardOxford-Cortical-Lateralized.xml").write_text(f"<atlas><data>{lines}</data></atlas>")
     monkeypatch.setenv("NILEARN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    guide = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    guide = (REPOSITORY / "docs" / "data.md").read_text()
     (code,) = re.findall(
         r"```python\n(from nilearn.datasets import fetch_atlas_harvard_oxford.*?)```", guide, re.DOTALL
     )

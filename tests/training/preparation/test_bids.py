@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cohort_layouts import brain_affine, signals_of, write_image, write_label_image, write_xcpd
+from tests.training.preparation.layouts import brain_affine, signals_of, write_image, write_label_image, write_xcpd
 from training.data.cohort import Cohort, load_cohort
 from training.preparation.arguments import PrepareArguments
 from training.preparation.assemble import summary_of

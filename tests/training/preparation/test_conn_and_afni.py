@@ -8,13 +8,11 @@ import pytest
 import scipy.io
 
 from modeling_lcm.atlases import region_names
-from tests.cohort_layouts import signals_of
-from tests.file_fixtures import cells, check, conn, fc, names_of_cells
+from tests.training.preparation.conftest import cells, check, conn, fc, names_of_cells
+from tests.training.preparation.layouts import signals_of
 from training.preparation.sources.arrays import read_array
 from training.preparation.sources.netcc import read_netcc
 
-
-pytest_plugins = ["tests.file_fixtures"]
 
 AAL = region_names("aal-116")
 

@@ -15,7 +15,7 @@ import pytest
 import training.preparation.workers
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_names
-from tests.cohort_layouts import signals_of
+from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
 from training.data.folds import Folds, leave_site_out, official_folds
 from training.preparation.arguments import MergeArguments, PrepareArguments
@@ -27,8 +27,6 @@ from training.preparation.sources.base import Scan, Source
 from training.preparation.workers import Job, run
 from training.splits import main
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 COHORTS = Path(__file__).parent / "cohorts"
 REGIONS = 116

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import zscore
 
 from modeling_lcm.atlases import region_labels, region_names
-from tests.cohort_layouts import signals_of
-from tests.file_fixtures import cells, check, conn, fc, frame, lower, names_of_cells, quality_of
+from tests.training.preparation.conftest import cells, check, conn, fc, frame, lower, names_of_cells, quality_of
+from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
 from training.preparation.arguments import MergeArguments
 from training.preparation.assemble import summary_of
@@ -24,8 +24,6 @@ from training.preparation.sources.regions import Regions
 from training.preparation.workers import standardise
 from training.prepare import main
 
-
-pytest_plugins = ["tests.file_fixtures"]
 
 AAL = region_names("aal-116")
 MINE = [

@@ -9,7 +9,7 @@ import scipy.io
 
 from modeling_lcm.atlases import region_labels
 from modeling_lcm.bei_vocabulary import BEIVariable
-from tests.cohort_layouts import signals_of, write_image, write_label_image
+from tests.training.preparation.layouts import signals_of, write_image, write_label_image
 from training.data.cohort import load_cohort
 from training.preparation.arguments import PrepareArguments
 from training.preparation.assemble import summary_of

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import training.preparation.assemble
 import training.preparation.workers
-from tests.training_fixtures import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
+from tests.training.conftest import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import to_matrices, to_triangles
@@ -25,8 +25,6 @@ from training.preparation.build import prepare
 from training.preparation.sources import arrays
 from training.prepare import main
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 HALF_PRECISION = 5e-4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.cohort_layouts import write_fmriprep, write_label_image
+from tests.training.preparation.layouts import write_fmriprep, write_label_image
 from training.data.cohort import load_cohort
 from training.data.folds import leave_site_out
 from training.preparation.arguments import MergeArguments, PrepareArguments

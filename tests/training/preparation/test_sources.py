@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 
 from modeling_lcm.atlases import region_labels, region_names
-from tests.cohort_layouts import (
+from tests.training.preparation.layouts import (
     brain_affine,
     signals_of,
     write_fmriprep,

@@ -10,12 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeling_lcm import LCMForSequenceClassification
-from tests.test_adapters import KINDS, connectivity, make_adapter
+from tests.training.trainer.test_adapters import KINDS, connectivity, make_adapter
 
 
 __all__ = ["connectivity"]  # a fixture
-pytest_plugins = ["tests.training_fixtures"]
-
 TARGETS = ["q_proj", "v_proj", "fc1"]
 
 

@@ -30,7 +30,7 @@ from modeling_lcm import (
     stack_adapter,
     use_adapter,
 )
-from tests.training_fixtures import ATLAS, PEOPLE, REGIONS
+from tests.training.conftest import ATLAS, PEOPLE, REGIONS
 from training.data.cohort import Cohort
 from training.explanation.arguments import ExplainArguments
 from training.explanation.explain import explain
@@ -40,8 +40,6 @@ from training.trainer.checkpoints import is_adapter, load_processor, read_record
 from training.trainer.prediction import predict_table
 from training.trainer.trainable import adapted_modules, with_adapter
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 KINDS = ("lora", "dora", "rslora")
 TASKS = {"group": ["A", "B"], "state": ["rest", "heat", "pain"]}

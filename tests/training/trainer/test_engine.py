@@ -11,14 +11,12 @@ import pytest
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from tests.training_fixtures import REGIONS, SHORT
+from tests.training.conftest import REGIONS, SHORT
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import LoopArguments
 from training.trainer.loop import Trainer
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 VARIABLES = [
     {"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0},

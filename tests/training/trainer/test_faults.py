@@ -21,16 +21,14 @@ from safetensors.torch import load_file, save_file
 
 import training.trainer.checkpoint_store
 import training.trainer.loop
-from tests.child_processes import run_one
-from tests.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
+from tests.training.child_processes import run_one
+from tests.training.trainer.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
 from training import predict, pretrain
 from training.data.cohort import Cohort, load_cohort
 from training.files import require_writable, write_folder
 from training.trainer.checkpoint_store import CheckpointStore, find_damage, read_manifest
 from training.trainer.loop import Trainer
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 # Everything that has to be restored takes part: dropout, noise, mixup, stages, validation.
 LIVELY: dict[str, Any] = {

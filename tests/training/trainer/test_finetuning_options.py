@@ -13,7 +13,7 @@ import torch
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import TargetLayout, balanced_class_weights, multitask_loss, supervised_losses
-from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
+from tests.training.conftest import PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset, WindowDataset
 from training.data.triangles import SERIES_FEATURES, StoredSeries
@@ -25,8 +25,6 @@ from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
 from training.trainer.trainable import freeze, parameter_groups, set_training_mode, with_adapter
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 EVERYBODY = np.arange(PEOPLE)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from modeling_lcm import BEITokenizer, BEIVariable, LCMForSequenceClassification
 from modeling_lcm.bei_vocabulary import comparison_first
-from tests.training_fixtures import SHORT, Study
+from tests.training.conftest import SHORT, Study
 from training import finetune, predict, pretrain
 from training.data.cohort import Cohort, load_cohort
 from training.data.labels import data_set_labels, label_lines, read_positive, with_positive
@@ -27,9 +27,6 @@ from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import load_processor
 from training.trainer.finetuning import finetune as finetune_stage
 from training.trainer.vocabulary import task_tokenizer, task_variable
-
-
-pytest_plugins = ["tests.training_fixtures"]
 
 
 # --- which one it is ---

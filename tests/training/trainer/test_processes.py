@@ -20,8 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_lcm import LCMForMultitaskPretraining
-from tests.child_processes import finish, start_ranks
-from tests.test_engine import arguments, assert_same_weights, make_data, make_model
+from tests.conftest import REPOSITORY
+from tests.training.child_processes import finish, start_ranks
+from tests.training.trainer.test_engine import arguments, assert_same_weights, make_data, make_model
 from training import pretrain
 from training.cli import load_yaml
 from training.data.cohort import Cohort, load_cohort
@@ -31,9 +32,7 @@ from training.trainer.distributed import SharedBatchNorm1d, is_lost_process, sha
 from training.trainer.loop import Trainer
 
 
-pytest_plugins = ["tests.training_fixtures"]
-
-CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
+CONFIGS = REPOSITORY / "training" / "configs" / "accelerate"
 # 17 scans in batches of 6: the last one is 5, shared as 3 and 2.
 SCANS = 17
 SETTINGS: dict[str, Any] = {"epochs": 3, "momentum_epochs": 1, "adaptive": "adaptive", "total_batch_size": 6}

@@ -18,7 +18,7 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
-from tests.training_fixtures import PEOPLE, REGIONS
+from tests.training.conftest import PEOPLE, REGIONS
 from training.data.cohort import Cohort
 from training.data.combine import check_same_regions
 from training.data.torch_datasets import ConnectomeDataset
@@ -29,8 +29,6 @@ from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
 from training.trainer.runs import record_of
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 EVERYBODY = np.arange(PEOPLE)
 

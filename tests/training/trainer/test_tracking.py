@@ -11,14 +11,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import REPOSITORY
-from tests.training_fixtures import SHORT, TINY
+from tests.training.conftest import SHORT, TINY
 from training import pretrain
 from training.trainer import tracking
 from training.trainer.arguments import TRACKERS, LoopArguments, PretrainArguments
 from training.trainer.tracking import PROJECT, chosen_trackers
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 # What W&B and Trackio have in common; what they are told goes to a file, a line each. Trackio keeps `config` apart.
 CLIENT = """

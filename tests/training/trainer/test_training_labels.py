@@ -11,7 +11,7 @@ import torch
 
 import training.trainer.finetuning
 from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMProcessor
-from tests.training_fixtures import PEOPLE
+from tests.training.conftest import PEOPLE
 from training.data.cohort import Cohort
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import load_processor
@@ -19,8 +19,6 @@ from training.trainer.finetuning import finetune
 from training.trainer.prediction import predict_logits
 from training.trainer.targets import model_pseudo_labels
 
-
-pytest_plugins = ["tests.training_fixtures"]
 
 EVERYBODY = np.arange(PEOPLE)
 MISSING = -100

@@ -1,9 +1,6 @@
-"""Fixtures of the FC tests: made-up scans of six regions, NumPy's correlations, a processor."""
+"""The scans of the FC tests: made-up signals of six regions, and NumPy's correlations."""
 
 import numpy as np
-import pytest
-
-from modeling_lcm.feature_extraction_lcm import FCFeatureExtractor
 
 
 NAMES = ["V1", "M1", "A1", "S1", "Insula", "Precuneus"]
@@ -17,15 +14,3 @@ def make_scan(rng, volumes=60, regions=6, mean=0.0):
 def pearson(scan):
     """NumPy's correlations `(regions, regions)` of a scan `(volumes, regions)`."""
     return np.corrcoef(np.asarray(scan, dtype=np.float64).T)
-
-
-@pytest.fixture
-def extractor():
-    """FC processor of the six regions."""
-    return FCFeatureExtractor(region_names=NAMES)
-
-
-@pytest.fixture
-def scan(rng):
-    """One scan, `(60, 6)`."""
-    return make_scan(rng)

@@ -1,9 +1,6 @@
-"""Fixtures of the tokenizer tests: sex, age and diagnosis, and their tokenizer."""
-
-import pytest
+"""The variables of the tokenizer tests: sex, age and diagnosis."""
 
 from modeling_lcm.bei_vocabulary import BEIVariable
-from modeling_lcm.tokenization_bei import BEITokenizer
 
 
 def sex(**changes):
@@ -21,9 +18,3 @@ def diagnosis(**changes):
     """A categorical variable with a default."""
     fields = {"labels": ["CN", "MCI", "AD"], "default": "CN"}
     return BEIVariable(**{"name": "diagnosis", "kind": "categorical", **fields, **changes})
-
-
-@pytest.fixture
-def tokenizer():
-    """Tokenizer of sex, age and diagnosis: six tokens."""
-    return BEITokenizer(variables=[sex(), age(), diagnosis()])
