@@ -53,4 +53,4 @@ peers: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy modeling_lcm
+	$(BIN)/python -m mypy

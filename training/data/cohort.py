@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 
 from .identity import SAME_PERSON
-from .triangles import StoredSeries, StoredTriangles, to_matrices
+from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
 
 PREFIX = "qc_"
@@ -62,11 +63,11 @@ class Cohort:
         Args:
             scans (`np.ndarray`): their positions in this cohort, in the order wanted, or a boolean mask.
         """
-        stored = isinstance(self.triangles, StoredTriangles)
+        kept = self.triangles
         return replace(
             self,
             table=self.table.iloc[scans],
-            triangles=self.triangles.select(scans) if stored else self.triangles[scans],
+            triangles=kept.select(scans) if isinstance(kept, StoredTriangles) else kept[scans],
             series=None if self.series is None else self.series.select(scans),
         )
 
@@ -78,9 +79,9 @@ class Cohort:
     @property
     def num_regions(self) -> int:
         """Regions of the atlas."""
-        return self.feature_extractor.num_regions
+        return cast(int, self.feature_extractor.num_regions)  # prepared scans always have a number of regions
 
-    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> np.ndarray:
+    def connectivity(self, scans: np.ndarray | Sequence[int] | slice = slice(None)) -> np.ndarray:
         """FC matrices `(scans, regions, regions)`, float32, of some scans (by position) or of all."""
         return to_matrices(torch.from_numpy(self.triangles[scans]), self.num_regions).numpy()
 
@@ -178,7 +179,7 @@ def load_cohort(folder: str | Path) -> Cohort:
         raise ValueError(
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
-    edges = extractor.num_regions * (extractor.num_regions - 1) // 2
+    edges = count_edges(extractor)
     stored = data.features["connectivity"].length
     if stored != edges:
         raise ValueError(

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -53,7 +54,9 @@ def join_people(cohort: Cohort, column: str) -> Cohort:
     """
     table = cohort.table.copy()
     if column not in table:
-        raise ValueError(f"same_person names the column {column!r}, which is not in the data: {', '.join(table)}.")
+        raise ValueError(
+            f"same_person names the column {column!r}, which is not in the data: {', '.join(table.columns)}."
+        )
     ids = table["subject_id"].astype(str)
     people = _People()
     for subject, shared in zip(ids, table[column], strict=True):
@@ -91,7 +94,8 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
     cohorts = [tested, *(load_cohort(other) for other in others)]
     people = _People()
     keys: list[str] = []
-    tables, shown = [], []
+    tables: list[pd.DataFrame] = []
+    shown: list[Any] = []
     for index, (cohort, path) in enumerate(zip(cohorts, [folder, *others], strict=True)):
         _check_fits(tested, folder, cohort, path)
         names, ids = scan_names(cohort.table, _cohort_name(path)), cohort.table["subject_id"].astype(str)

@@ -187,7 +187,8 @@ def _by_group(
     if column not in design.cohort.table:
         return {}
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
-    values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
+    column_values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string")
+    values = column_values.astype(object).where(column_values.notna(), None).to_numpy()
     people = next(iter(pooled.values())).people
     found: dict[str, Any] = {}
     for value in sorted(set(values) - {None}):
@@ -218,7 +219,7 @@ def _weighted_mean(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     """How the numbers came about, in words."""
-    arguments, stage = design.recipe.arguments, design.recipe.tuning or design.recipe.pretraining
+    arguments, stage, tuning = design.recipe.arguments, design.recipe.last_stage, design.recipe.tuning
     by = folds[0].stratified_by
     split = "by subject"
     if arguments.splits is not None:
@@ -226,9 +227,7 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     elif arguments.split == "leave_site_out":
         split = f"one {arguments.site_column} left out at a time"
     elif by is not None:
-        split = (
-            f"by subject, balanced by {'the task' if design.recipe.tuning and by == design.recipe.tuning.task else by}"
-        )
+        split = f"by subject, balanced by {'the task' if tuning is not None and by == tuning.task else by}"
     protocol = {
         "folds": len(folds[0].test_subjects),
         "split": split,
@@ -236,12 +235,12 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
         "pretraining": (
             "in every fold, on its training subjects only"
-            if design.recipe.pretraining
-            else design.recipe.tuning.checkpoint
+            if tuning is None or design.recipe.pretraining is not None
+            else tuning.checkpoint
         ),
     }
-    if design.recipe.tuning is not None:
-        few = design.recipe.tuning.labels_per_class
+    if tuning is not None:
+        few = tuning.labels_per_class
         protocol["labelled_training_scans"] = "all of the training fold" if few is None else f"{few} per class"
     if len(folds) > 1:
         protocol["repeats"] = f"{len(folds)}, each with its own fold seed and training seed"

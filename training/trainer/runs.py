@@ -46,10 +46,10 @@ def training_scans(cohort: Cohort, arguments: DataArguments) -> Cohort:
     Raises:
         ValueError: only one of `splits` and `fold` was given.
     """
-    if (arguments.splits is None) != (arguments.fold is None):
-        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
-    if arguments.splits is None:
+    if arguments.splits is None and arguments.fold is None:
         return cohort
+    if arguments.splits is None or arguments.fold is None:
+        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
     return Folds.load(arguments.splits).split(cohort, arguments.fold)[0]
 
 
