@@ -56,7 +56,7 @@ def require_new(path: str | Path, resume: bool = False) -> Path:
     if not str(path):
         raise ValueError("No output was given: add --output PATH.")
     path = Path(path)
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not resume:
         raise FileExistsError(f"{path} already holds results, and they are never overwritten. Choose another output.")
     return path
@@ -133,22 +133,16 @@ def write_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
         fill (`Callable`): writes the content into the path it is given.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _hidden(path, "partial")
-    temporary.mkdir()
-    try:
+    with scratch_folder(path) as temporary:
         fill(temporary)
         follow_umask(temporary)
         sync_folder(temporary)
         replace_folder(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return path
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all files in a folder the permissions of new ones; safetensors, for one, writes files for the owner alone."""
+    """Give files in a folder the permissions of new ones; safetensors writes its own for the owner alone."""
     probe = _hidden(folder / "probe", "partial")
     probe.touch(exist_ok=False)
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -164,18 +158,37 @@ def _hidden(path: Path, kind: str) -> Path:
     return path.parent / f".{path.name}.{secrets.token_hex(4)}.{kind}"
 
 
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old)")
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed runs have left of writing `path`; a folder that was about to be replaced is put back."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(partial|old)")
-    for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
-        if not ours.fullmatch(leftover.name):
+    """Remove what killed runs have left of writing `path` and what is in it; a folder being replaced is put back.
+
+    Nobody else may be writing there: see [`claim`].
+    """
+    beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    for leftover in [*beside, *(path.rglob(".*") if path.is_dir() else ())]:
+        found = _HIDDEN.fullmatch(leftover.name)
+        if found is None or (leftover in beside and found["name"] != path.name):
             continue
-        if leftover.suffix == ".old" and not path.exists():
-            os.replace(leftover, path)
+        original = leftover.with_name(found["name"])
+        if found["kind"] == "old" and not original.exists():
+            os.replace(leftover, original)
         elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `path`, which need not exist; removed at the end of the `with`."""
+    temporary = _hidden(path, "partial")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(complete: Path, path: Path) -> None:
