@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
-from httpx import HTTPError  # the Hub client's; its own errors are some of these
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import safe_open
 
@@ -20,6 +19,8 @@ from .bundle import Bundle
 ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled for every further one
 HUB_FILES = (".gitattributes",)  # made by the Hub itself
+# The base error of the Hub client's HTTP library, which is httpx or httpx2, according to the client's release.
+HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 Result = TypeVar("Result")
 

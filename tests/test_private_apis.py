@@ -6,12 +6,14 @@ Each has no public way yet. A test that fails after an upgrade says which use to
 import logging
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
+from hub_cards.upload import HTTPError
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.loading_lcm import without_load_report
 
@@ -66,3 +68,10 @@ def test_transformers_knows_of_injected_adapters() -> None:
     model = LCMForMultitaskPretraining(small())
     model.add_adapter(peft.LoraConfig(target_modules=["fc1"], r=2))
     assert model._hf_peft_config_loaded is True
+
+
+def test_a_lost_connection_is_an_error_of_the_hub_clients_library() -> None:
+    """`HfHubHTTPError.__mro__`, huggingface_hub 1.23 and later: its HTTP library has another name in each."""
+    session = huggingface_hub.utils.get_session()
+    with pytest.raises(HTTPError):
+        session.get("http://127.0.0.1:9/", timeout=2)  # nothing listens there
