@@ -1,6 +1,7 @@
 """The training loop on Accelerate, the same for pretraining and fine-tuning: stages, best epoch, resume, records."""
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from transformers import get_scheduler
 
 from modeling_lcm.callback import supervision_at
 
+from ..cli import Terminated
 from ..data.torch_datasets import ConnectomeDataset
 from ..files import write_json
 from .arguments import LoopArguments
@@ -263,7 +265,8 @@ class Trainer:
 
     def _stop(self) -> None:
         self.checkpoints.save(self._best)
-        raise KeyboardInterrupt(
+        kind = Terminated if self._signals.number == signal.SIGTERM else KeyboardInterrupt
+        raise kind(
             f"Interrupted in epoch {self.state.epoch} after {self.state.step} steps of it; everything is saved"
             f"{self.checkpoints.way_back()}."
         )
