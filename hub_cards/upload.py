@@ -20,7 +20,7 @@ ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled for every further one
 HUB_FILES = (".gitattributes",)  # made by the Hub itself
 # The base error of the Hub client's HTTP library, which is httpx or httpx2, according to the client's release.
-HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+HTTPError: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 Result = TypeVar("Result")
 

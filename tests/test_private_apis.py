@@ -3,10 +3,10 @@
 Each has no public way yet. A test that fails after an upgrade says which use to look at, and what it was checked with.
 """
 
+import importlib
 import logging
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
@@ -72,6 +72,6 @@ def test_transformers_knows_of_injected_adapters() -> None:
 
 def test_a_lost_connection_is_an_error_of_the_hub_clients_library() -> None:
     """`HfHubHTTPError.__mro__`, huggingface_hub 1.23 and later: its HTTP library has another name in each."""
-    session = huggingface_hub.utils.get_session()
-    with pytest.raises(HTTPError):
-        session.get("http://127.0.0.1:9/", timeout=2)  # nothing listens there
+    library = importlib.import_module(HTTPError.__module__.split(".")[0])
+    assert library.__name__ in ("httpx", "httpx2")
+    assert issubclass(library.ConnectError, HTTPError)
