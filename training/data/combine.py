@@ -167,8 +167,8 @@ def in_atlas_of(wanted: FCFeatureExtractor, cohort: Cohort) -> Cohort:
     fitting = [name for name, given in cohort.atlases.items() if not _REGIONS & set(_differences(wanted, given))]
     if len(fitting) != 1:
         raise ValueError(
-            f"The data have the atlases {', '.join(cohort.atlases)}; {len(fitting)} of them fit the {wanted.num_regions} "
-            f"regions of {wanted.atlas} that are wanted. Prepare the data with that atlas."
+            f"The data have the atlases {', '.join(cohort.atlases)}; {len(fitting)} of them fit the "
+            f"{wanted.num_regions} regions of {wanted.atlas} that are wanted. Prepare the data with that atlas."
         )
     return cohort.with_atlas(fitting[0])
 
