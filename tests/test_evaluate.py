@@ -60,7 +60,7 @@ def test_evaluate_end_to_end(
     assert set(metrics.models) == {"LCM", "linear", "linear, all labels", "majority"}
     for scores in metrics.models.values():
         assert {"accuracy", "balanced_accuracy", "f1", "roc_auc"} <= set(scores)
-        assert all(len(score["per_fold"]) == 2 for score in scores.values())
+        assert all(len(score.per_fold) == 2 for score in scores.values())
     assert metrics.models["majority"]["roc_auc"].mean == 0.5
     assert metrics.models["LCM"]["roc_auc"].mean > 0.8  # the planted effect is large
     protocol = metrics.protocol
@@ -271,8 +271,8 @@ def test_shuffled_labels_score_at_chance(
     (metrics,) = results.tasks.values()
     for name in ("LCM", "linear"):
         auc = metrics.models[name]["roc_auc"]
-        assert auc["p_value"] > 0.05, name
-        assert auc["interval"][0] < 0.55 and auc["pooled"] < 0.7, name
+        assert auc.p_value > 0.05, name
+        assert auc.interval[0] < 0.55 and auc.pooled < 0.7, name
 
 
 def test_seen_subjects_may_be_allowed_and_are_reported(

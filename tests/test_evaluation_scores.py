@@ -44,8 +44,8 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
     result = json.loads((tmp_path / "folds" / "fold_0" / "result.json").read_text())
     assert set(result["histories"]) == {"pretraining", "fine-tuning", f"fine-tuning, {SCRATCH}"}
     auc = models["linear"]["roc_auc"]
-    assert auc["interval"][0] <= auc["pooled"] <= auc["interval"][1]
-    assert auc["p_value"] < 0.1
+    assert auc.interval[0] <= auc.pooled <= auc.interval[1]
+    assert auc.p_value < 0.1
     assert metrics.chance == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
     assert list(metrics.groups["site"]) == ["x", "y", "(mean, weighted by people)"]
     assert metrics.groups["sex"]["F"].n_subjects == PEOPLE // 2
