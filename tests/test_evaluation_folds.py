@@ -94,8 +94,7 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
     assert (len(design.tested), len(design.cohort.table)) == (PEOPLE, 2 * PEOPLE)
     ids = design.cohort.table["subject_id"].tolist()
     assert (ids[PEOPLE], ids[PEOPLE + 1], ids[PEOPLE + 2]) == ("0003", "other/p1", "0007")
-    results = training.evaluation.cross_validation.evaluate(arguments)
-    (metrics,) = results.tasks.values()
+    metrics = training.evaluation.cross_validation.evaluate(arguments)
     assert metrics.tasks["sex"].n_subjects == PEOPLE
     assert metrics.protocol["other_cohorts"].startswith("24 scans of")
     folds = Folds.load(tmp_path / "folds" / "splits.json")

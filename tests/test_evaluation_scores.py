@@ -37,8 +37,8 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
     models = metrics.models
     assert list(models) == ["LCM", SCRATCH, "linear", "linear SVM", "majority", OPTIMISTIC]
     for name in ("linear", "linear SVM"):
-        assert models[name]["roc_auc"]["mean"] > 0.8
-    best, honest = models[OPTIMISTIC]["accuracy"]["per_fold"], models["LCM"]["accuracy"]["per_fold"]
+        assert models[name]["roc_auc"].mean > 0.8
+    best, honest = models[OPTIMISTIC]["accuracy"].per_fold, models["LCM"]["accuracy"].per_fold
     assert all(optimistic >= last for optimistic, last in zip(best, honest, strict=True))
     # A model from random weights has no adapter and has learnt from nothing but the fold's labels.
     result = json.loads((tmp_path / "folds" / "fold_0" / "result.json").read_text())
@@ -81,7 +81,7 @@ def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
         assert OPTIMISTIC not in honest[task].models
         assert len(watched[task].models[OPTIMISTIC][metric].per_fold) == 2
     best = watched["age"].models
-    assert best[OPTIMISTIC]["mae"]["mean"] <= best["LCM"]["mae"]["mean"]
+    assert best[OPTIMISTIC]["mae"].mean <= best["LCM"]["mae"].mean
     assert "no estimate for new people" in watched["age"].protocol["optimistic"]
 
 

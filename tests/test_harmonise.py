@@ -73,7 +73,7 @@ def test_every_fold_is_harmonised_by_its_training_scans(
         np.testing.assert_array_equal(shown.triangles, corrected.triangles[is_test])
         assert site_gap(corrected, ~is_test) < 0.2 * site_gap(raw, ~is_test)
         assert site_gap(corrected, is_test) < 0.5 * site_gap(raw, is_test)
-    (metrics,) = Results.load(tmp_path / "folds" / "metrics.json").tasks.values()
+    metrics = Results.load(tmp_path / "folds" / "metrics.json")
     assert metrics.protocol["harmonised"] == "across site, fitted on training scans"
 
 
