@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
 
 from ..data.cohort import Cohort
-from ..data.combine import check_same_regions
+from ..data.combine import for_checkpoint
 from .checkpoints import is_adapter, load_model, load_processor
 
 
@@ -62,7 +62,7 @@ def predict_table(
     else:
         processor, model = load_processor(checkpoint), load_model(checkpoint)
         finetuned = isinstance(model, LCMForSequenceClassification)
-    check_same_regions(processor, cohort)
+    cohort = for_checkpoint(processor, cohort)
     logits = predict_logits(model, cohort, batch_size)["logits"]
     tokenizer = processor.tokenizer
     variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]
