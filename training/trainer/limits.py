@@ -1,0 +1,65 @@
+"""What a checkpoint keeps of its training scans, and what predictions say by it."""
+
+import numpy as np
+import pandas as pd
+
+from modeling_lcm.limits_lcm import NOT_KNOWN, ScanCheck, TrainingLimits, most_scans
+
+from ..data.cohort import Cohort
+
+
+LIMIT_COLUMNS = ("out_of_distribution", "limits", "in_training_data", "distance", "beyond", "profile", "mean_fc")
+
+
+def training_limits(cohort: Cohort) -> TrainingLimits | None:
+    """Statistics of a cohort's scans, evenly chosen where there are very many; None with fewer than 10 subjects."""
+    chosen = np.unique(np.linspace(0, len(cohort) - 1, min(len(cohort), most_scans(cohort.num_regions)), dtype=int))
+    some = cohort.select(chosen)
+    limits = TrainingLimits.of(some.connectivity(), list(some.subjects))
+    ages = _ages(cohort.table)
+    if limits is not None and ages.notna().any():
+        limits.facts["age"] = [float(ages.min()), float(ages.max())]
+    return limits
+
+
+def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], batch_size: int) -> pd.DataFrame:
+    """What is to be said beside the predictions, one row per scan.
+
+    Args:
+        limits (`TrainingLimits`, *optional*): of the checkpoint.
+        cohort (`Cohort`): the scans.
+        seen (`set[str]`): subjects that the checkpoint was trained on.
+        batch_size (`int`): scans that are in memory together.
+
+    Returns:
+        `out_of_distribution` (empty where no limits are known), `limits` (a sentence, or nothing), `in_training_data`,
+        and the measures of [`ScanCheck`].
+    """
+    ages, checks = _ages(cohort.table).to_numpy(), list[ScanCheck]()
+    if limits is not None:
+        for start, batch in zip(range(0, len(cohort), batch_size), cohort.batches(batch_size), strict=True):
+            checks += limits.check(batch, ages[start : start + len(batch)])
+    rows = []
+    for number, subject in enumerate(cohort.subjects):
+        known = checks[number] if checks else None
+        reasons = [NOT_KNOWN] if known is None else list(known.reasons)
+        if subject in seen:
+            reasons.append("This subject was in the training data: the prediction is no test of the model.")
+        measures = {name: getattr(known, name, None) for name in ("distance", "beyond", "profile", "mean_fc")}
+        rows.append(
+            {
+                "out_of_distribution": None if known is None else known.out_of_distribution,
+                "limits": " ".join(reasons),
+                "in_training_data": subject in seen,
+                **measures,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
+
+
+def _ages(table: pd.DataFrame) -> pd.Series:
+    """Age of every scan's subject, NaN where it is not known: the first column that is called so."""
+    for column in table:
+        if str(column).lower() in ("age", "age_at_scan", "age_years"):
+            return pd.to_numeric(table[column], errors="coerce").astype(float)
+    return pd.Series(np.nan, index=table.index)
