@@ -82,7 +82,7 @@ def test_every_block_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_defaults_on_the_page() -> None:
     defaults = FinetuneArguments()
-    assert (defaults.new_tokens, defaults.pseudo_labels, defaults.pseudo_label_threshold) == ("related", "none", 0.9)
+    assert (defaults.new_tokens, defaults.pseudo_labels, defaults.pseudo_label_threshold) == ("random", "none", 0.9)
     assert (defaults.mixup, defaults.validation_fraction, defaults.trainable) == (0.0, 0.0, "all")
     assert FinetuneArguments(lora_rank=8).adapter == "lora"
     assert FinetuneArguments(adapter="dora").lora_rank == 8

@@ -171,9 +171,9 @@ class FinetuneArguments(DataArguments, LoopArguments):
     )
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
     new_tokens: str = setting(
-        "related",
-        'Start of a new task\'s tokens: "related" (pretrained tokens whose predictions follow the training labels, '
-        'where there are such) or "random" (as in the paper).',
+        "random",
+        'Start of a new task\'s tokens: "random" (as in the paper) or "related" (pretrained tokens whose predictions '
+        "follow the training labels; only where the task is known to be a matter of a pretrained variable).",
     )
     trainable: str = setting(
         "all",
