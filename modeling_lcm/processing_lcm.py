@@ -47,7 +47,7 @@ class LCMProcessor(ProcessorMixin):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override] - its named arguments are passed on
+    def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> Any:
         """Load as in Transformers, with the limits, if there are some."""

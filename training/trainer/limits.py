@@ -57,6 +57,23 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
     return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
 
 
+def summarise_limits(table: pd.DataFrame) -> list[str]:
+    """Sentences about a table of predictions: how many scans are out of distribution, and how many were trained on."""
+    if table["out_of_distribution"].isna().all():
+        return [NOT_KNOWN]
+    outside = table[table["out_of_distribution"].fillna(False).astype(bool)]
+    lines = []
+    if len(outside):
+        first = outside.iloc[0]
+        lines.append(
+            f"Out of distribution: {len(outside)} of {len(table)} scans, such as {first['subject_id']}. {first['limits']}"
+        )
+    if table["in_training_data"].any():
+        seen = int(table["in_training_data"].sum())
+        lines.append(f"In the training data: the subjects of {seen} of {len(table)} scans.")
+    return lines
+
+
 def _ages(table: pd.DataFrame) -> pd.Series:
     """Age of every scan's subject, NaN where it is not known: the first column that is called so."""
     for column in table:

@@ -12,7 +12,7 @@ from modeling_lcm.limits_lcm import TrainingLimits
 
 from ..data.cohort import Cohort
 from ..data.combine import check_same_regions
-from ..data.identity import seen_people
+from ..data.identity import seen_subjects
 from .checkpoints import is_adapter, load_model, load_processor, read_record
 from .limits import limits_table
 
@@ -80,7 +80,7 @@ def predict_table(
         entries = [record[variable.name] for record in records]
         columns |= _columns(variable, entries) | _uncertainty(variable.name, entries, processor.limits)
     table = cohort.table[["subject_id", "session"]].reset_index(drop=True)
-    seen = set(seen_people(_record_of(checkpoint, adapter), cohort.table))
+    seen = set(seen_subjects(_record_of(checkpoint, adapter), cohort.table))
     limits = limits_table(processor.limits, cohort, seen, batch_size)
     return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
 
