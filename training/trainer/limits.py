@@ -66,7 +66,7 @@ def summarise_limits(table: pd.DataFrame) -> list[str]:
     if len(outside):
         first = outside.iloc[0]
         lines.append(
-            f"Out of distribution: {len(outside)} of {len(table)} scans, such as {first['subject_id']}. {first['limits']}"
+            f"Out of distribution: {len(outside)} of {len(table)} scans, as {first['subject_id']}. {first['limits']}"
         )
     if table["in_training_data"].any():
         seen = int(table["in_training_data"].sum())
