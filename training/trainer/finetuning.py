@@ -23,7 +23,7 @@ from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loading_lcm import without_weights
 
 from ..data.cohort import Cohort
-from ..data.combine import check_same_regions
+from ..data.combine import for_checkpoint
 from ..data.leakage import leaking_columns
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
@@ -72,7 +72,7 @@ def finetune(
     """
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
-    check_same_regions(processor, cohort)
+    cohort = for_checkpoint(processor, cohort)
     if not cohort.table[arguments.task].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, arguments)

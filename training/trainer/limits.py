@@ -12,7 +12,11 @@ LIMIT_COLUMNS = ("out_of_distribution", "limits", "in_training_data", "distance"
 
 
 def training_limits(cohort: Cohort) -> TrainingLimits | None:
-    """Statistics of a cohort's scans, evenly chosen where there are very many; None with fewer than 10 subjects."""
+    """Statistics of a cohort's scans, evenly chosen where there are very many; None with fewer than 10 subjects.
+
+    Of several atlases, they are those of the first one.
+    """
+    cohort = cohort.with_atlas(next(iter(cohort.atlases)))
     chosen = np.unique(np.linspace(0, len(cohort) - 1, min(len(cohort), most_scans(cohort.num_regions)), dtype=int))
     some = cohort.select(chosen)
     limits = TrainingLimits.of(some.connectivity(), list(some.subjects))
@@ -35,13 +39,15 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
         `out_of_distribution` (empty where no limits are known), `limits` (a sentence, or nothing), `in_training_data`,
         and the measures of [`ScanCheck`].
     """
-    ages, checks = _ages(cohort.table).to_numpy(), list[ScanCheck]()
+    checks: dict[int, ScanCheck] = {}
     if limits is not None:
-        for start, batch in zip(range(0, len(cohort), batch_size), cohort.batches(batch_size), strict=True):
-            checks += limits.check(batch, ages[start : start + len(batch)])
+        first, ages = cohort.by_atlas[0], _ages(cohort.table).to_numpy()
+        scans = np.flatnonzero(first.are_there())
+        for some in np.array_split(scans, range(batch_size, len(scans), batch_size)):
+            checks |= dict(zip(some.tolist(), limits.check(first.matrices(some), ages[some]), strict=True))
     rows = []
     for number, subject in enumerate(cohort.subjects):
-        known = checks[number] if checks else None
+        known = checks.get(number)
         reasons = [NOT_KNOWN] if known is None else list(known.reasons)
         if subject in seen:
             reasons.append("This subject was in the training data: the prediction is no test of the model.")

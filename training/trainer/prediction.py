@@ -11,7 +11,7 @@ from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
 from modeling_lcm.limits_lcm import TrainingLimits
 
 from ..data.cohort import Cohort
-from ..data.combine import check_same_regions
+from ..data.combine import for_checkpoint
 from ..data.identity import seen_subjects
 from .checkpoints import is_adapter, load_model, load_processor, read_record
 from .limits import limits_table
@@ -70,7 +70,7 @@ def predict_table(
     else:
         processor, model = load_processor(checkpoint), load_model(checkpoint)
         finetuned = isinstance(model, LCMForSequenceClassification)
-    check_same_regions(processor, cohort)
+    cohort = for_checkpoint(processor, cohort)
     logits = predict_logits(model, cohort, batch_size)["logits"]
     tokenizer = processor.tokenizer
     variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]

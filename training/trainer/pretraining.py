@@ -40,8 +40,10 @@ def pretrain(
         The trained model, its processor, and one record per epoch.
 
     Raises:
-        ValueError: a variable that the data does not have, or with a single value in the training scans.
+        ValueError: a variable that the data does not have, or with a single value in the training scans; or the data
+            have several atlases, and none of them was chosen.
     """
+    cohort = cohort.with_atlas(arguments.atlas)
     training, held_out = (
         cohort.select(part) for part in hold_out(cohort.table, arguments.validation_fraction, arguments.seed, None)
     )
