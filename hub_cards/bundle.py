@@ -17,6 +17,7 @@ from transformers import AutoProcessor
 
 import modeling_lcm
 from modeling_lcm import LCMConfig
+from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.data.card import describe_dataset
 from training.data.cohort import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
 from training.files import without_nan
@@ -34,7 +35,7 @@ MODEL_FILES = (
     "official_unused.safetensors",
     "conversion_report.json",
 )
-PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", LIMITS_FILE)
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
 # Settings that hold paths on the machine of whoever trained.
 LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")

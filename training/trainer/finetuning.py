@@ -29,6 +29,7 @@ from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .batches import training_dataset
 from .checkpoints import load_processor
+from .limits import training_limits
 from .loop import Trainer
 from .prediction import predict_logits
 from .targets import split_scans, task_class_weights, task_scans
@@ -94,7 +95,9 @@ def finetune(
     held_out = scans.select(validation) if len(validation) else None
     trainer = Trainer(trainable, training_dataset(training, arguments), held_out, arguments, folder)
     history = trainer.train(after_epoch)
-    return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
+    made = LCMProcessor(processor.feature_extractor, tokenizer)
+    made.limits = training_limits(training.cohort)
+    return trainer.trained, made, history
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
