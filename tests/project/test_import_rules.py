@@ -4,8 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-
-REPOSITORY = Path(__file__).parent.parent
+from tests.conftest import REPOSITORY
 
 
 def test_imports_keep_the_rules() -> None:
