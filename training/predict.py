@@ -1,11 +1,12 @@
 """Predictions as a table: `python -m training.predict --checkpoint DIR --data DIR --output table.tsv`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .cli import command_line, parse_arguments, setting
 from .data.cohort import load_cohort
 from .data.folds import Folds
-from .files import require_new, require_writable, write_text
+from .files import claim, write_text
 from .trainer.prediction import predict_table
 
 
@@ -26,7 +27,11 @@ class PredictArguments:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PredictArguments, argv)
-    output = require_new(arguments.output)
+    with claim(arguments.output) as output:
+        _predict(arguments, output)
+
+
+def _predict(arguments: PredictArguments, output: Path) -> None:
     if output.is_dir():
         raise ValueError(f"{output} is a folder; the output is one table: give a file name such as predictions.tsv.")
     cohort = load_cohort(arguments.data)
@@ -34,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
     if arguments.splits is not None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
-    require_writable(output.parent)
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")

@@ -1,6 +1,7 @@
 """Stage one: `python -m training.pretrain --config FILE.yaml` (or `accelerate launch -m training.pretrain ...`)."""
 
 from functools import partial
+from pathlib import Path
 
 from accelerate import PartialState
 
@@ -16,7 +17,11 @@ from .trainer.runs import output_folder, record_of, training_scans
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(PretrainArguments, argv)
-    folder = output_folder(arguments)
+    with output_folder(arguments) as folder:
+        _run(arguments, folder)
+
+
+def _run(arguments: PretrainArguments, folder: Path) -> None:
     cohort = training_scans(load_cohort(arguments.data), arguments)
     is_first = PartialState().is_main_process
     model, processor, history = pretrain(

@@ -1,11 +1,12 @@
 """Splits by subject: folds, validation subjects, few-label subsets, and the file that records them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .cli import command_line, parse_arguments, setting
 from .data.cohort import load_cohort
 from .data.folds import leave_site_out, make_folds, official_folds
-from .files import require_new
+from .files import claim
 
 
 @dataclass
@@ -26,7 +27,11 @@ class SplitArguments:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     arguments = parse_arguments(SplitArguments, argv)
-    output = require_new(arguments.output)
+    with claim(arguments.output) as output:
+        _split(arguments, output)
+
+
+def _split(arguments: SplitArguments, output: Path) -> None:
     table = load_cohort(arguments.data).table
     if arguments.kind == "random":
         folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
