@@ -25,18 +25,7 @@ from .settings_lcm import refuse_misspelt
 logger = logging.get_logger("transformers.models.lcm")  # so that Transformers' verbosity rules it
 
 # Widths and depths of the published models (paper, section 4.1), and a CPU size for demos, tests and small cohorts.
-# In "linear" the decoder is there in name only: its variables are fitted in closed form, or by their edges alone.
 SIZES: dict[str, dict[str, Any]] = {
-    "linear": {
-        "hidden_size": 4,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 4,
-        "normalize_rows": True,
-        "edge_readout": True,
-        "edge_bias": True,
-        "edge_shrinkages": [0.05, 0.2, 0.6],
-    },
     "nano": {
         "hidden_size": 64,
         "num_hidden_layers": 8,
@@ -51,6 +40,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
     "735m": {"hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 768},
     "1.2b": {"hidden_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 8, "intermediate_size": 768},
+    # The decoder is there in name only: variables are fitted in closed form, or learnt from their edges alone.
+    "linear": {
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+        "normalize_rows": True,
+        "edge_readout": True,
+        "edge_bias": True,
+        "edge_shrinkages": [0.05, 0.2, 0.6],
+    },
 }
 
 SUPERVISIONS = ("momentum", "adaptive", "adaptive_per_sample", "last_layer")
@@ -259,8 +259,8 @@ class LCMConfig(PreTrainedConfig):
         """Build the configuration of a named size.
 
         Args:
-            size (`str`): `"linear"` (edges alone), `"nano"` (CPU), `"147m"`, `"735m"` or `"1.2b"` (the published ones,
-                paper section 4.1).
+            size (`str`): `"nano"` (CPU), `"147m"`, `"735m"` or `"1.2b"` (the published ones, paper section 4.1), or
+                `"linear"` (edges alone).
             **overrides: Any other setting of the configuration.
 
         Raises:
