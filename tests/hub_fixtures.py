@@ -171,7 +171,7 @@ def own_facts(**changes: Any) -> dict[str, Any]:
 
 
 def make_metrics(folds: int = 3) -> dict[str, Any]:
-    """Metrics in the form of training.evaluate; the numbers are invented, and say so."""
+    """Results of one task as earlier versions wrote them, which stay readable; the numbers are invented."""
 
     def summary(value: float) -> dict[str, Any]:
         return {"mean": value, "std": 0.01, "per_fold": [value] * folds}

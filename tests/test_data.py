@@ -8,8 +8,10 @@ import datasets
 import numpy as np
 import pytest
 
+from modeling_lcm import FCFeatureExtractor
 from tests.training_fixtures import PEOPLE, REGIONS, VOLUMES, Study
-from training.data.cohort import Cohort, join_scans, load_cohort
+from training.data.cohort import AtlasScans, Cohort, join_scans, load_cohort
+from training.data.combine import in_atlas_of
 from training.data.harmonise import harmonise
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
@@ -110,3 +112,36 @@ def test_stored_rows_are_indexed_like_an_array(cohort: Cohort) -> None:
     np.testing.assert_array_equal(np.asarray(cohort.triangles), array)
     with pytest.raises(IndexError):
         cohort.triangles[PEOPLE]
+
+
+def test_a_cohort_of_two_atlases_reads_as_one_of_either(cohort: Cohort, tmp_path: Path) -> None:
+    scans, small = len(cohort), 4
+    other = FCFeatureExtractor(atlas="harvard-oxford-111", num_regions=111)
+    edges = 111 * 110 // 2
+    triangles = np.random.default_rng(0).uniform(-0.5, 0.5, (scans, edges)).astype(np.float16)
+    triangles[small:] = np.nan  # most scans lack the second atlas
+    both = replace(cohort, others=(AtlasScans(other, triangles),))
+    assert list(both.atlases) == [cohort.feature_extractor.atlas, "harvard-oxford-111"]
+    found = both.connectivity(np.arange(small + 1))
+    np.testing.assert_array_equal(found[cohort.feature_extractor.atlas], cohort.connectivity(np.arange(small + 1)))
+    assert found["harvard-oxford-111"].shape == (small + 1, 111, 111)
+    assert (
+        np.isnan(found["harvard-oxford-111"][small]).all() and not np.isnan(found["harvard-oxford-111"][:small]).any()
+    )
+    one = both.with_atlas("HO")
+    assert one.table.index.tolist() == list(range(small)) and not one.others
+    np.testing.assert_array_equal(one.connectivity(), found["harvard-oxford-111"][:small])
+    assert len(both.with_atlas(cohort.feature_extractor.atlas)) == scans
+    assert both.has_atlas("harvard-oxford-111").sum() == small
+    assert {name: len(part) for name, part in next(both.select(np.arange(3, 9)).batches(4)).items()} == dict.fromkeys(
+        both.atlases, 4
+    )
+    assert both.checksum() != cohort.checksum()
+    with pytest.raises(ValueError, match="one of them has to be chosen with atlas"):
+        both.with_atlas()
+    with pytest.raises(ValueError, match="harvard-oxford-111: not schaefer"):
+        both.with_atlas("schaefer-100")
+    assert in_atlas_of(other, both).feature_extractor is other
+    assert in_atlas_of(other, cohort) is cohort  # refused elsewhere, with what the user can do
+    with pytest.raises(ValueError, match="0 of them fit the 100 regions of schaefer-100"):
+        in_atlas_of(FCFeatureExtractor(atlas="schaefer-100"), both)

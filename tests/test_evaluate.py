@@ -1,6 +1,5 @@
 """Evaluation of both stages: who trains, who is tested, few labels, resuming, checkpoints that have seen people."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.comparison import FITTED
 from training.evaluation.design import Parts, Recipe, make_task
 from training.evaluation.fold import few_labelled
+from training.reporting.results import Results
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import read_record, save_checkpoint
 from training.trainer.finetuning import finetune
@@ -56,16 +56,16 @@ def test_evaluate_end_to_end(
     evaluate.main(flags)
     assert "LCM" in capsys.readouterr().out
     folder = tmp_path / "folds"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics["models"]) == {"LCM", "linear", "linear, all labels", "majority"}
-    for scores in metrics["models"].values():
+    (metrics,) = Results.load(folder / "metrics.json").tasks.values()
+    assert set(metrics.models) == {"LCM", "linear", "linear, all labels", "majority"}
+    for scores in metrics.models.values():
         assert {"accuracy", "balanced_accuracy", "f1", "roc_auc"} <= set(scores)
-        assert all(len(score["per_fold"]) == 2 for score in scores.values())
-    assert metrics["models"]["majority"]["roc_auc"]["mean"] == 0.5
-    assert metrics["models"]["LCM"]["roc_auc"]["mean"] > 0.8  # the planted effect is large
-    protocol = metrics["protocol"]
+        assert all(len(score.per_fold) == 2 for score in scores.values())
+    assert metrics.models["majority"]["roc_auc"].mean == 0.5
+    assert metrics.models["LCM"]["roc_auc"].mean > 0.8  # the planted effect is large
+    protocol = metrics.protocol
     assert (protocol["task"], protocol["labels"], protocol["folds"]) == ("group", ["A", "B"], 2)
-    assert (metrics["n_subjects"], metrics["n_scans"]) == (PEOPLE, PEOPLE)
+    assert (metrics.n_subjects, metrics.n_scans) == (PEOPLE, PEOPLE)
     folds = Folds.load(folder / "splits.json")
     assert protocol["split_checksum"] == folds.checksum
     table = pd.read_csv(folder / "predictions.tsv", sep="\t", dtype={"subject_id": str})
@@ -114,9 +114,10 @@ def test_pretrained_task_is_scored_in_the_order_of_the_task(
         pretraining={"categorical": ["group"], "continuous": [], "epochs": 15, "learning_rate": 5e-3},
         finetuning={"labels": ["B", "A"], "labels_per_class": None, "learning_rate": 1e-3},
     )
-    metrics = training.evaluation.cross_validation.evaluate(arguments)
-    assert metrics["protocol"]["labels"] == ["B", "A"]
-    assert metrics["models"]["LCM"]["roc_auc"]["mean"] > 0.8
+    results = training.evaluation.cross_validation.evaluate(arguments)
+    (metrics,) = results.tasks.values()
+    assert metrics.protocol["labels"] == ["B", "A"]
+    assert metrics.models["LCM"]["roc_auc"].mean > 0.8
 
 
 def test_evaluate_regression_with_missing_values(
@@ -126,10 +127,11 @@ def test_evaluate_regression_with_missing_values(
     arguments = evaluate_arguments(
         finetuning={"task": "score", "kind": "continuous", "epochs": 20, "learning_rate": 5e-3}
     )
-    metrics = training.evaluation.cross_validation.evaluate(arguments)
-    assert set(metrics["models"]) == {"LCM", "linear", "mean"}
-    assert metrics["n_scans"] == PEOPLE - 2
-    assert metrics["models"]["LCM"]["mae"]["mean"] < metrics["models"]["mean"]["mae"]["mean"]
+    results = training.evaluation.cross_validation.evaluate(arguments)
+    (metrics,) = results.tasks.values()
+    assert set(metrics.models) == {"LCM", "linear", "mean"}
+    assert metrics.n_scans == PEOPLE - 2
+    assert metrics.models["LCM"]["mae"].mean < metrics.models["mean"]["mae"].mean
 
 
 def test_evaluate_resume_keeps_finished_folds(
@@ -149,9 +151,10 @@ def test_evaluate_resume_keeps_finished_folds(
     assert not (tmp_path / "folds" / "metrics.json").exists()
     with pytest.raises(FileExistsError, match="already holds results"):
         training.evaluation.cross_validation.evaluate(arguments)
-    metrics = training.evaluation.cross_validation.evaluate(replace(arguments, resume=True))
+    results = training.evaluation.cross_validation.evaluate(replace(arguments, resume=True))
+    (metrics,) = results.tasks.values()
     assert started == [0, 1, 1]
-    assert len(metrics["models"]["LCM"]["accuracy"]["per_fold"]) == 2
+    assert len(metrics.models["LCM"]["accuracy"].per_fold) == 2
     changed = evaluate_arguments(finetuning={"epochs": 3}, resume=True)
     with pytest.raises(ValueError, match=r"made with other settings of fine-tuning .*settings\.json"):
         training.evaluation.cross_validation.evaluate(changed)
@@ -237,19 +240,21 @@ def test_evaluate_with_a_checkpoint_of_other_people(
     use_table: Callable[..., Cohort],
 ) -> None:
     use_table(subject_id="new-" + cohort.table["subject_id"])
-    metrics = training.evaluation.cross_validation.evaluate(
+    results = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(finetuning={"checkpoint": str(pretrained)}, pretrain=None)
     )
-    assert metrics["protocol"]["pretraining"] == str(pretrained)
+    (metrics,) = results.tasks.values()
+    assert metrics.protocol["pretraining"] == str(pretrained)
     with pytest.raises(ValueError, match="No checkpoint was given"):
         training.evaluation.cross_validation.evaluate(evaluate_arguments(pretrain=None, output="unused"))
 
 
 def test_evaluate_with_two_precisions(evaluate_arguments: Callable[..., EvaluateArguments]) -> None:
-    metrics = training.evaluation.cross_validation.evaluate(
+    results = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(pretraining={"mixed_precision": "bf16", "epochs": 1}, finetuning={"epochs": 1})
     )
-    assert np.isfinite(metrics["models"]["LCM"]["roc_auc"]["mean"])
+    (metrics,) = results.tasks.values()
+    assert np.isfinite(metrics.models["LCM"]["roc_auc"].mean)
 
 
 def test_shuffled_labels_score_at_chance(
@@ -258,25 +263,25 @@ def test_shuffled_labels_score_at_chance(
     """No path from test labels to training: with labels that mean nothing, no model is better than chance."""
     rng = np.random.default_rng(0)
     use_table(noise=rng.permutation(["p", "q"] * (PEOPLE // 2)), group=rng.permutation(cohort.table["group"]))
-    metrics = training.evaluation.cross_validation.evaluate(
+    results = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(
             {"task": "noise", "epochs": 8, "learning_rate": 5e-3, "labels_per_class": None}, repeats=3, resamples=100
         )
     )
+    (metrics,) = results.tasks.values()
     for name in ("LCM", "linear"):
-        auc = metrics["models"][name]["roc_auc"]
-        assert auc["p_value"] > 0.05, name
-        assert auc["interval"][0] < 0.55 and auc["pooled"] < 0.7, name
+        auc = metrics.models[name]["roc_auc"]
+        assert auc.p_value > 0.05, name
+        assert auc.interval[0] < 0.55 and auc.pooled < 0.7, name
 
 
 def test_seen_subjects_may_be_allowed_and_are_reported(
     pretrained: Path, evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path
 ) -> None:
-    metrics = training.evaluation.cross_validation.evaluate(
+    results = training.evaluation.cross_validation.evaluate(
         evaluate_arguments({"checkpoint": str(pretrained)}, pretrain=None, allow_seen_subjects=True)
     )
-    assert "The column 'score' alone tells 'group'" in metrics["notes"][0]
-    assert metrics["notes"][1:] == [
-        "The checkpoint was trained on 24 of the test subjects: these scores are optimistic."
-    ]
-    assert metrics["notes"][1] in (tmp_path / "folds" / "results.md").read_text()
+    (metrics,) = results.tasks.values()
+    assert "The column 'score' alone tells 'group'" in metrics.notes[0]
+    assert metrics.notes[1:] == ["The checkpoint was trained on 24 of the test subjects: these scores are optimistic."]
+    assert metrics.notes[1] in (tmp_path / "folds" / "results.md").read_text()

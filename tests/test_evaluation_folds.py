@@ -20,7 +20,6 @@ from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.metrics import classification_metrics
 from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
-from training.reporting.results import by_task
 from training.trainer.checkpoints import read_record
 
 
@@ -29,15 +28,15 @@ pytest_plugins = ["tests.training_fixtures"]
 
 def test_repeats_and_ensembles(pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path) -> None:
     metrics = training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["group"], repeats=2, ensemble=2))
-    result = by_task(metrics)["group"]
-    assert len(result["models"]["LCM"]["accuracy"]["per_fold"]) == 4
-    assert len(set(result["protocol"]["split_checksum"])) == 2
+    result = metrics.tasks["group"]
+    assert len(result.models["LCM"]["accuracy"].per_fold) == 4
+    assert len(set(result.protocol["split_checksum"])) == 2
     splits = [Folds.load(tmp_path / "folds" / f"splits_{repeat}.json") for repeat in range(2)]
     assert [each.seed for each in splits] == [0, 1]
     # The ensemble's probabilities are the mean of its members', and a member's own scores stay visible.
-    assert [len(members) for members in result["members"]] == [2] * 4
-    alone = [np.mean([member["roc_auc"] for member in members]) for members in result["members"]]
-    np.testing.assert_allclose(result["models"]["LCM, one seed"]["roc_auc"]["per_fold"], alone)
+    assert [len(members) for members in result.members] == [2] * 4
+    alone = [np.mean([member["roc_auc"] for member in members]) for members in result.members]
+    np.testing.assert_allclose(result.models["LCM, one seed"]["roc_auc"].per_fold, alone)
     seeds = [
         json.loads((tmp_path / "folds" / place / "pretrained" / "training_record.json").read_text())["arguments"][
             "seed"
@@ -49,12 +48,12 @@ def test_repeats_and_ensembles(pretraining_only: Callable[..., EvaluateArguments
     assert table.groupby("repeat").size().tolist() == [PEOPLE, PEOPLE]
     part = table[(table["repeat"] == 1) & (table["fold"] == 1)]
     score = classification_metrics(part["group"] == "B", part[["LCM: A", "LCM: B"]], ["A", "B"])
-    np.testing.assert_allclose(result["models"]["LCM"]["brier"]["per_fold"][3], score["brier"], atol=1e-4)
+    np.testing.assert_allclose(result.models["LCM"]["brier"].per_fold[3], score["brier"], atol=1e-4)
 
 
 def test_leave_site_out(pretraining_only: Callable[..., EvaluateArguments], tmp_path: Path, cohort: Cohort) -> None:
     metrics = training.evaluation.cross_validation.evaluate(pretraining_only(split="leave_site_out", tasks=["group"]))
-    assert by_task(metrics)["group"]["protocol"]["split"] == "one site left out at a time"
+    assert metrics.tasks["group"].protocol["split"] == "one site left out at a time"
     table = pd.read_csv(tmp_path / "folds" / "predictions_group.tsv", sep="\t", dtype={"subject_id": str})
     sites = cohort.table.set_index("subject_id")["site"]
     assert [set(sites.loc[part["subject_id"]]) for _, part in table.groupby("fold")] == [{"x"}, {"y"}]
@@ -96,8 +95,8 @@ def test_other_cohorts_join_the_pretraining_without_tested_people(
     ids = design.cohort.table["subject_id"].tolist()
     assert (ids[PEOPLE], ids[PEOPLE + 1], ids[PEOPLE + 2]) == ("0003", "other/p1", "0007")
     metrics = training.evaluation.cross_validation.evaluate(arguments)
-    assert by_task(metrics)["sex"]["n_subjects"] == PEOPLE
-    assert metrics["protocol"]["other_cohorts"].startswith("24 scans of")
+    assert metrics.tasks["sex"].n_subjects == PEOPLE
+    assert metrics.protocol["other_cohorts"].startswith("24 scans of")
     folds = Folds.load(tmp_path / "folds" / "splits.json")
     for fold, tested in enumerate(folds.test_subjects):
         record = read_record(tmp_path / "folds" / f"fold_{fold}" / "pretrained")
@@ -139,15 +138,16 @@ def test_external_data_are_predicted_by_models_of_the_whole_cohort(
     tmp_path: Path,
 ) -> None:
     use_table(same_person_in_other=[None, None, "p0", None, None, None, "p2", *[None] * (PEOPLE - 7)])
-    metrics = training.evaluation.cross_validation.evaluate(
+    results = training.evaluation.cross_validation.evaluate(
         evaluate_arguments(
             {"epochs": 15, "learning_rate": 5e-3, "labels_per_class": None}, external=[str(other_cohort)]
         )
     )
-    found = metrics["external"]["other"]
-    assert (found["n_subjects"], found["protocol"]["folds"]) == (PEOPLE, 1)
-    assert set(found["models"]) == {"LCM", "linear", "majority"}
-    assert found["models"]["linear"]["roc_auc"]["per_fold"][0] > 0.8
+    (metrics,) = results.tasks.values()
+    found = metrics.external["other"]
+    assert (found.n_subjects, found.protocol["folds"]) == (PEOPLE, 1)
+    assert set(found.models) == {"LCM", "linear", "majority"}
+    assert found.models["linear"]["roc_auc"].per_fold[0] > 0.8
     record = read_record(tmp_path / "folds" / "external_other_0" / "checkpoint")
     assert not {"0003", "0007"} & set(record["training_subjects"])
     assert len(record["training_subjects"]) == PEOPLE - 2

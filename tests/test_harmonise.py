@@ -1,6 +1,5 @@
 """Harmonisation inside a cross-validation: fitted on each fold's training scans, and what the models are given."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.training_fixtures import PEOPLE, SHORT, TINY
 from training.data.cohort import Cohort
 from training.data.folds import Folds
 from training.data.harmonise import harmonise
+from training.reporting.results import Results
 
 
 pytest.importorskip("combatlearn", reason="the extra [harmonise] is not installed")
@@ -73,8 +73,8 @@ def test_every_fold_is_harmonised_by_its_training_scans(
         np.testing.assert_array_equal(shown.triangles, corrected.triangles[is_test])
         assert site_gap(corrected, ~is_test) < 0.2 * site_gap(raw, ~is_test)
         assert site_gap(corrected, is_test) < 0.5 * site_gap(raw, is_test)
-    metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
-    assert metrics["protocol"]["harmonised"] == "across site, fitted on training scans"
+    metrics = Results.load(tmp_path / "folds" / "metrics.json")
+    assert metrics.protocol["harmonised"] == "across site, fitted on training scans"
 
 
 def test_other_test_scans_change_nothing_of_the_training_scans(two_scanners: Cohort) -> None:

@@ -20,6 +20,7 @@ from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceCl
 from modeling_lcm.configuration_lcm import SIZES
 from tests.hub_fixtures import Finetuned, make_metrics, own_facts
 from tests.hub_state import card_problems
+from training.reporting.results import Results
 
 
 pytest_plugins = ["tests.hub_fixtures"]
@@ -128,8 +129,9 @@ class TestDemoAdapterAndDataset:
         record = json.loads((finetuned.checkpoint / "training_record.json").read_text())
         assert record["training_subjects"] == ["sub-001", "sub-002"]
         metrics = make_metrics()
-        elsewhere = {"protocol": {**metrics["protocol"], "pretraining": "/home/somebody/checkpoint"}}
-        public = json.dumps([public_record(record), public_results({**metrics, "external": {"abide": elsewhere}})])
+        metrics["protocol"]["pretraining"] = "/home/somebody/checkpoint"
+        results = Results.from_json({**metrics, "external": {"abide": metrics}})
+        public = json.dumps([public_record(record), public_results(results).to_json()])
         assert "sub-001" not in public
         assert "/home/somebody" not in public
         assert json.loads(public)[0]["num_training_subjects"] == 2

@@ -15,6 +15,7 @@ from training.evaluation.metrics import (
     regression_metrics,
     summarise,
 )
+from training.reporting.results import Score
 
 
 NAMES = ["young", "elderly"]
@@ -138,26 +139,24 @@ def test_regression_metrics_bad_input_is_refused(targets, predictions, message):
 
 def test_summarise_folds_gives_mean_sample_deviation_and_values():
     summary = summarise([{"accuracy": 0.8}, {"accuracy": 0.9}, {"accuracy": 1.0}])
-    assert summary == {
-        "accuracy": {"mean": pytest.approx(0.9), "std": pytest.approx(0.1), "per_fold": [0.8, 0.9, 1.0]}
-    }
+    assert summary == {"accuracy": Score(pytest.approx(0.9), pytest.approx(0.1), [0.8, 0.9, 1.0])}
 
 
 def test_summarise_undefined_fold_stays_visible_and_is_counted():
     with pytest.warns(UndefinedMetricWarning, match="1 of 3 folds"):
         summary = summarise([{"roc_auc": 0.8}, {"roc_auc": math.nan}, {"roc_auc": 0.9}])
-    assert summary["roc_auc"]["mean"] == pytest.approx(0.85)
-    assert math.isnan(summary["roc_auc"]["per_fold"][1])
+    assert summary["roc_auc"].mean == pytest.approx(0.85)
+    assert math.isnan(summary["roc_auc"].per_fold[1])
 
 
 def test_summarise_nothing_defined_is_nan():
     with pytest.warns(UndefinedMetricWarning, match="2 of 2 folds"):
         summary = summarise([{"r2": math.nan}, {"r2": math.nan}])
-    assert math.isnan(summary["r2"]["mean"])
+    assert math.isnan(summary["r2"].mean)
 
 
 def test_summarise_one_fold_has_no_spread():
-    assert math.isnan(summarise([{"mae": 3.0}])["mae"]["std"])
+    assert math.isnan(summarise([{"mae": 3.0}])["mae"].std)
 
 
 def test_summarise_bad_folds_are_refused():

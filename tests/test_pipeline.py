@@ -20,6 +20,7 @@ from modeling_lcm import (
     LCMForSequenceClassification,
     LCMProcessor,
 )
+from modeling_lcm.limits_lcm import NOT_KNOWN
 
 
 TASK = "connectome-classification"
@@ -120,7 +121,8 @@ def test_regression_is_in_the_unit_of_the_task(
     processor = make_processor(BEIVariable("score", "continuous", unit="points", mean=100.0, std=15.0))
     pipe = pipeline(TASK, model=model, processor=processor)
     logit = model(**processor(time_series=series[0], return_tensors="pt")).logits.item()
-    assert pipe(series[0]) == {"value": pytest.approx(100 + 15 * logit, rel=1e-5), "unit": "points"}
+    unknown = {"out_of_distribution": None, "limits": NOT_KNOWN}
+    assert pipe(series[0]) == {"value": pytest.approx(100 + 15 * logit, rel=1e-5), "unit": "points", **unknown}
     assert [answer["unit"] for answer in pipe(series, batch_size=2)] == 5 * ["points"]
 
 
@@ -132,7 +134,7 @@ def test_regression_without_a_task_variable(
     two = make_model(num_labels=2, problem_type="regression")
     answer = pipeline(TASK, model=two, processor=make_processor())(series[0])
     assert [entry["label"] for entry in answer] == ["LABEL_0", "LABEL_1"]
-    assert [set(entry) for entry in answer] == 2 * [{"label", "value", "unit"}]
+    assert [set(entry) for entry in answer] == 2 * [{"label", "value", "unit", "out_of_distribution", "limits"}]
 
 
 def test_multi_label_scores_do_not_compete(

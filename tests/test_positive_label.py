@@ -193,19 +193,20 @@ def test_evaluation_scores_the_chosen_label(
     for positive in ("A", "B"):
         arguments = evaluate_arguments(positive=[positive])
         arguments.output += positive
-        metrics = evaluate(arguments)
+        results = evaluate(arguments)
+        (metrics,) = results.tasks.values()
         output, other = Path(arguments.output), "AB".replace(positive, "")
         first = capsys.readouterr().out.splitlines()[0]
         assert f"group, subjects: {other} 12, {positive} 12 (positive)" in first
-        assert metrics["protocol"]["labels"] == [other, positive]
-        assert metrics["protocol"]["positive"] == positive
+        assert metrics.protocol["labels"] == [other, positive]
+        assert metrics.protocol["positive"] == positive
         assert f"({positive} is positive)" in (output / "results.md").read_text()
         checkpoint = output / "fold_0" / "checkpoint"
         assert load_processor(str(checkpoint)).tokenizer.task_variable.positive == positive
         table = pd.read_csv(output / "predictions.tsv", sep="\t")
         is_found = table[f"LCM: {positive}"] > table[f"LCM: {other}"]
         for fold in range(2):
-            scores = {name: values["per_fold"][fold] for name, values in metrics["models"]["LCM"].items()}
+            scores = {name: values.per_fold[fold] for name, values in metrics.models["LCM"].items()}
             here = table["fold"] == fold
             assert scores["sensitivity"] == pytest.approx(is_found[here & (table["group"] == positive)].mean())
             assert scores["specificity"] == pytest.approx((~is_found)[here & (table["group"] == other)].mean())

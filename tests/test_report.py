@@ -16,6 +16,7 @@ from training.reporting.figures import (
     plot_roc,
     plot_training_curves,
 )
+from training.reporting.results import Score, TaskResults
 from training.reporting.tables import results_table_markdown, results_table_text, write_report
 
 
@@ -62,20 +63,19 @@ def read(path) -> Reader:
 
 
 @pytest.fixture
-def results() -> dict:
+def results() -> TaskResults:
     """Two models over three folds."""
-    return {
-        "title": "Young <b>vs</b> elderly & more",
-        "protocol": {"task": "cohort", "labels": ["young", "elderly"], "split_by": "<script>subject</script>"},
-        "n_subjects": 168,
-        "models": {
+    return TaskResults(
+        title="Young <b>vs</b> elderly & more",
+        protocol={"task": "cohort", "labels": ["young", "elderly"], "split_by": "<script>subject</script>"},
+        n_subjects=168,
+        models={
             "LCM": summarise([{"accuracy": 0.9, "roc_auc": 0.97}] * 2 + [{"accuracy": 0.96, "roc_auc": 0.94}]),
             "majority": summarise([{"accuracy": 0.68, "roc_auc": 0.5}] * 3),
         },
-        "chance": {"roc_auc": 0.5},
-        "settings": {"fine-tuning": {"learning_rate": 1e-4, "lora": False, "checkpoint": None}},
-        "notes": ["Age is known to 5 years <only>."],
-    }
+        chance={"roc_auc": 0.5},
+        notes=["Age is known to 5 years <only>."],
+    )
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def test_write_report_contains_every_picture_and_nothing_external(tmp_path, resu
 
 
 def test_write_report_says_what_it_is_and_what_was_found(tmp_path, results, figure):
-    text = " ".join(read(write_report(tmp_path / "report.html", results, {"a": figure})).text.split())
+    settings = {"fine-tuning": {"learning_rate": 1e-4, "lora": False, "checkpoint": None}}
+    page = read(write_report(tmp_path / "report.html", results, {"a": figure}, settings=settings))
+    text = " ".join(page.text.split())
     assert "Research use, not a diagnostic device" in text
     assert "168 people; ROC AUC" in text
     assert "over 3 folds" in text
@@ -118,8 +120,8 @@ def test_write_report_escapes_text_of_the_results(tmp_path, results, figure):
 
 
 def test_write_report_one_model_without_optional_parts(tmp_path, results):
-    minimal = {key: results[key] for key in ("title", "protocol", "n_subjects")}
-    minimal["models"] = {"LCM": summarise([{"mae": 4.123, "r2": 0.5}])}
+    models = {"LCM": summarise([{"mae": 4.123, "r2": 0.5}])}
+    minimal = TaskResults(results.title, results.protocol, results.n_subjects, models)
     text = read(write_report(tmp_path / "report.html", minimal, {})).text
     assert "168 people; mean absolute error: LCM 4.12." in text
     assert "Pictures" not in text
@@ -142,16 +144,14 @@ def test_write_report_failing_figure_keeps_the_previous_report(tmp_path, results
 
 @pytest.mark.parametrize("missing", ["title", "protocol", "n_subjects", "models"])
 def test_results_without_a_part_are_refused(tmp_path, results, missing):
-    del results[missing]
-    with pytest.raises(ValueError, match=f"lack {missing}"):
-        write_report(tmp_path / "report.html", results, {})
-    with pytest.raises(ValueError, match=f"lack {missing}"):
-        results_table_text(results)
-    assert not (tmp_path / "report.html").exists()
+    content = results.to_json()
+    del content[missing]
+    with pytest.raises(ValueError, match=f"lacks {missing}"):
+        TaskResults.from_json(content)
 
 
 def test_results_without_a_model_are_refused(results):
-    results["models"] = {}
+    results.models = {}
     with pytest.raises(ValueError, match="no model"):
         results_table_markdown(results)
 
@@ -166,7 +166,7 @@ def test_results_table_text_lines_up(results):
 
 
 def test_results_table_markdown_has_chosen_columns_and_escapes_bars(results):
-    results["models"]["a|b"] = results["models"].pop("majority")
+    results.models["a|b"] = results.models.pop("majority")
     lines = results_table_markdown(results, ["accuracy", "mae"]).splitlines()
     assert lines == [
         "| model | accuracy | mean absolute error |",
@@ -179,8 +179,10 @@ def test_results_table_markdown_has_chosen_columns_and_escapes_bars(results):
 
 @pytest.mark.parametrize("nothing", [math.nan, None])
 def test_results_table_undefined_values_are_named_not_zero(results, nothing):
-    results["models"]["LCM"]["roc_auc"] = {"mean": 0.9, "std": nothing, "per_fold": [0.9, nothing, nothing]}
-    results["models"]["majority"]["roc_auc"] = {"mean": nothing, "std": nothing, "per_fold": [nothing] * 3}
+    once = {"mean": 0.9, "std": nothing, "per_fold": [0.9, nothing, nothing]}
+    never = {"mean": nothing, "std": nothing, "per_fold": [nothing] * 3}
+    results.models["LCM"]["roc_auc"] = Score.from_json(once)
+    results.models["majority"]["roc_auc"] = Score.from_json(never)
     rows = results_table_markdown(results, ["roc_auc"]).splitlines()
     assert rows[2] == "| LCM | 0.900 (1 of 3 folds) |"
     assert rows[3] == "| majority | undefined |"

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.results import PAGE, RECORDS, REPOSITORY, STUDIES, between_marks, summary_table, tables
+from benchmarks.results import PAGE, RECORDS, REPOSITORY, STUDIES, between_marks, load_records, summary_table, tables
 from training.cli import parse_arguments
 from training.evaluation.arguments import EvaluateArguments
 
 
 def test_page_and_readme_show_what_the_records_hold() -> None:
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))}
+    records = load_records()
     page, summary = PAGE.read_text(encoding="utf-8"), summary_table(records)
     for name, content in tables(records).items():
         assert between_marks(page, name, content) == page

@@ -24,6 +24,7 @@ from training.explanation.attention import region_attention
 from training.preparation.arguments import PrepareArguments
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import read_record
+from training.trainer.limits import LIMIT_COLUMNS
 from training.trainer.prediction import predict_table
 
 
@@ -202,13 +203,13 @@ def test_prepare_pretrain_finetune_predict(
     with_fold = ["--data", output["data"], "--splits", common["splits"], "--fold", "1"]
     predict.main(["--checkpoint", str(tuned), "--output", output["table.tsv"], *with_fold])
     table = pd.read_csv(output["table.tsv"], sep="\t", dtype={"subject_id": str})
-    assert list(table.columns) == ["subject_id", "session", "group", "group=A", "group=B"]
+    assert list(table.columns) == ["subject_id", "session", "group", "group=A", "group=B", *LIMIT_COLUMNS]
     assert table["subject_id"].tolist() == test_subjects
     np.testing.assert_allclose(table["group=A"] + table["group=B"], 1, atol=2e-4)
     assert (table["group"] == np.where(table["group=A"] > table["group=B"], "A", "B")).all()
     predict.main(["--checkpoint", str(pretrained), "--output", output["bei.tsv"], "--data", output["data"]])
     table = pd.read_csv(output["bei.tsv"], sep="\t")
-    assert list(table.columns) == ["subject_id", "session", "sex", "sex=F", "sex=M", "age"]
+    assert list(table.columns) == ["subject_id", "session", "sex", "sex=F", "sex=M", "age", *LIMIT_COLUMNS]
     assert len(table) == PEOPLE
     assert table["age"].between(0, 120).all()  # in years again
     assert f"{PEOPLE} predictions written to {output['bei.tsv']}" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from modeling_lcm import (
 )
 from tests.training_fixtures import PEOPLE, REGIONS
 from training.data.cohort import Cohort
-from training.data.combine import check_same_regions
+from training.data.combine import for_checkpoint
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import load_processor, read_record, save_checkpoint
@@ -330,17 +330,17 @@ def test_region_names_decide_where_both_have_them(cohort: Cohort, pretrained: Pa
 
     tokenizer = load_processor(str(pretrained)).tokenizer
     named = LCMProcessor(extractor(names, "one"), tokenizer)
-    check_same_regions(named, Cohort(cohort.table, cohort.triangles, extractor(names, "same under another name")))
-    check_same_regions(named, Cohort(cohort.table, cohort.triangles, extractor(None, "one")))
+    for_checkpoint(named, Cohort(cohort.table, cohort.triangles, extractor(names, "same under another name")))
+    for_checkpoint(named, Cohort(cohort.table, cohort.triangles, extractor(None, "one")))
     with pytest.raises(ValueError, match="or in another order"):
-        check_same_regions(named, Cohort(cohort.table, cohort.triangles, extractor(names[::-1], "one")))
+        for_checkpoint(named, Cohort(cohort.table, cohort.triangles, extractor(names[::-1], "one")))
 
 
 def test_another_fc_definition_is_a_warning(
     cohort: Cohort, pretrained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shrunk = FCFeatureExtractor(atlas=cohort.feature_extractor.atlas, num_regions=REGIONS, estimator="ledoit_wolf")
-    check_same_regions(load_processor(str(pretrained)), Cohort(cohort.table, cohort.triangles, shrunk))
+    for_checkpoint(load_processor(str(pretrained)), Cohort(cohort.table, cohort.triangles, shrunk))
     assert "estimator is 'pearson' in the checkpoint, 'ledoit_wolf' in the data" in caplog.text
 
 

@@ -15,7 +15,7 @@ from modeling_lcm import BEITokenizer, BEIVariable
 
 from ..cli import parse_arguments
 from ..data.cohort import Cohort, load_cohort
-from ..data.combine import check_same_regions, join_subjects, pool
+from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
@@ -350,8 +350,9 @@ def make_design(arguments: EvaluateArguments) -> Design:
         tuning = parse_arguments(FinetuneArguments, ["--config", arguments.finetune])
     if arguments.pretrain is not None:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
+        cohort = cohort.with_atlas(pretraining.atlas)
     else:
-        check_same_regions(load_processor(tuning.checkpoint), cohort)
+        cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
     if arguments.same_person is not None:

@@ -23,12 +23,13 @@ from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loading_lcm import without_weights
 
 from ..data.cohort import Cohort
-from ..data.combine import check_same_regions
+from ..data.combine import for_checkpoint
 from ..data.leakage import leaking_columns
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .batches import training_dataset
 from .checkpoints import load_processor
+from .limits import training_limits
 from .loop import Trainer
 from .prediction import predict_logits
 from .targets import split_scans, task_class_weights, task_scans
@@ -71,7 +72,7 @@ def finetune(
     """
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
-    check_same_regions(processor, cohort)
+    cohort = for_checkpoint(processor, cohort)
     if not cohort.table[arguments.task].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, arguments)
@@ -95,7 +96,9 @@ def finetune(
     held_out = scans.select(validation) if len(validation) else None
     trainer = Trainer(model, training_dataset(training, arguments), held_out, arguments, folder)
     history = trainer.train(after_epoch)
-    return trainer.trained, LCMProcessor(processor.feature_extractor, tokenizer), history
+    made = LCMProcessor(processor.feature_extractor, tokenizer)
+    made.limits = training_limits(training.cohort)
+    return trainer.trained, made, history
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
