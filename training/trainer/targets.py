@@ -144,11 +144,9 @@ def model_pseudo_labels(checkpoint: str, cohort: Cohort, threshold: float) -> Te
     with expected_new_weights():
         model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
     logits = predict_logits(model, cohort)["logits"]
-    columns, start = [], 0
+    columns, slices = [], model.config.token_slices
     for variable in model.config.bei_variables:
-        size = max(1, len(variable["labels"]))
-        best = logits[:, start : start + size].softmax(-1).max(-1)
+        best = logits[:, slices[variable["name"]]].softmax(-1).max(-1)
         confident = (best.values >= threshold) & (variable["kind"] == "categorical")
         columns.append(torch.where(confident, best.indices.float(), torch.tensor(float(IGNORE_INDEX))))
-        start += size
     return torch.stack(columns, dim=1)
