@@ -312,6 +312,7 @@ class BEITokenizer(PreTrainedTokenizer):
             if variable.name in (continuous if names is None else names):
                 values = variable.parse(table.column(variable.name), table.where)
                 values = values[~np.isnan(values)]
+                values = np.log(values[values > 0]) if variable.log else values
                 if len(values):  # a variable that these people lack keeps its scaling
                     variable = replace(
                         variable, mean=float(values.mean()), std=float(values.std()) if np.ptp(values) else 1.0
