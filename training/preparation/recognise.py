@@ -1,5 +1,7 @@
 """What an input is: a folder of derivatives, scans with their table, one table of edges, a prepared data set."""
 
+import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from .patterns import SESSION_COLUMNS, find_pattern, find_table, kind_of_scan, s
 from .sources.bids import SESSION
 from .sources.edge_tables import find_edges
 from .sources.entities import BIDSFile
-from .sources.images import pipeline_version
+from .sources.images import IMAGE_FORMATS, pipeline_version
 from .sources.parcels import SUFFIXES
 from .sources.tables import read_table
 
@@ -76,19 +78,27 @@ def _pattern(pattern: str, participants: str) -> Recognised:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} for the pattern {pattern}.")
     table = participants or str(find_table(folder, [])[0])
-    if pattern.endswith((".nii", ".nii.gz")):
-        kind = IMAGES
-    else:
-        ending = pattern[pattern.rindex("}") + 1 :]
-        files = [file for file in scans_in(folder) if file.name.endswith(ending)]
-        if not files:
-            raise FileNotFoundError(f"No file in {folder} ends as the pattern {pattern} does.")
-        kind = kind_of_scan(files[0])
+    kind = _kind_of_pattern(pattern)
     return Recognised(
         kind,
         f"{pattern} is a pattern of {_NAMES[kind]}; the table is {table}.",
         {kind: pattern, "participants": table},
     )
+
+
+def _kind_of_pattern(pattern: str) -> str:
+    """What the files of a pattern hold.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if pattern.endswith(IMAGE_FORMATS):
+        return IMAGES
+    anything = re.sub(r"\{[^{}]*\}", "*", pattern.replace("{{", "[{]").replace("}}", "[}]"))
+    files = sorted(glob.glob(anything))
+    if not files:
+        raise FileNotFoundError(f"No file fits the pattern {pattern}, whatever the columns hold.")
+    return kind_of_scan(Path(files[0]))
 
 
 _NAMES = {TIME_SERIES: "ROI time series", CONNECTIVITY: "FC matrices", IMAGES: "4-D images in MNI space"}
@@ -220,8 +230,7 @@ def _folder_of_scans(folder: Path, participants: str) -> Recognised:
         )
     table = read_table(table_path)
     pattern, column, session = find_pattern(folder, files, table, table_path)
-    example = next((file for file in files if file.name.endswith(pattern[pattern.rindex("}") + 1 :])), files[0])
-    kind = IMAGES if example.name.endswith((".nii", ".nii.gz")) else kind_of_scan(example)
+    kind = _kind_of_pattern(pattern)
     settings = {kind: pattern, "participants": str(table_path), "subject_column": column}
     if session is None:
         repeated = table[column].duplicated().any()

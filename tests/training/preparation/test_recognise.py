@@ -1,4 +1,4 @@
-"""What an input is taken for, from the folder of a laboratory to a data set in one step, and the likeliest mistakes."""
+"""What an input is taken for, from a folder of a laboratory to a data set in one step; the likeliest mistakes."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.cohort_layouts import write_fmriprep, write_label_image, write_xcpd
+from tests.training.preparation.layouts import write_fmriprep, write_label_image, write_xcpd
 from training.data.cohort import Cohort, load_cohort
 from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
@@ -63,7 +63,7 @@ def test_xcpd_in_one_step_takes_one_of_its_atlases_and_says_so(
     np.testing.assert_allclose(cohort.connectivity(), fc_of(series), atol=5e-3)
     assert list(cohort.atlases) == ["Made10"]
     assert list(prepared(folder, atlas="other").atlases) == ["Other"]
-    with pytest.raises(ValueError, match=r"no tables of the atlas gordon: --atlas is one of Made10, Other"):
+    with pytest.raises(ValueError, match=r"no tables of the atlas gordon: choose with --atlas among Made10, Other"):
         recognise(folder, atlas=["gordon"])
 
 
@@ -89,7 +89,7 @@ def test_fmriprep_in_one_step(prepared: Callable[..., Cohort], tmp_path: Path) -
     with pytest.raises(ValueError, match="Run fMRIPrep on it"):
         recognise(tmp_path / "study")
     (labels_img.parent / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="put a participants.tsv there"):
+    with pytest.raises(FileNotFoundError, match=r"put a participants\.tsv there"):
         recognise(labels_img.parent / "empty")
 
 
@@ -196,7 +196,7 @@ def test_likely_mistakes_name_what_to_give(series: np.ndarray, tmp_path: Path) -
     with pytest.raises(ValueError, match="No input was given"):
         recognise("")
     only_table = write_table(tmp_path / "bare", IDS)
-    with pytest.raises(FileNotFoundError, match="holds no scans beside the table participants.tsv"):
+    with pytest.raises(FileNotFoundError, match=r"holds no scans beside the table participants\.tsv"):
         recognise(only_table)
     with pytest.raises(ValueError, match="input is recognised, and bids says where the scans are"):
         prepare(PrepareArguments(input=str(folder), bids=str(folder), output=str(tmp_path / "out")))
