@@ -200,7 +200,7 @@ def model_bundle(
     if conversion is not None:
         conversion = public_report(conversion)
         files["conversion_report.json"] = _as_bytes(conversion)
-    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md", CHECKSUMS})
     card = model_card(
         facts,
         repo_id,
@@ -285,7 +285,7 @@ def adapter_bundle(
         base_revision=base_revision,
     )
     files["README.md"] = card.encode()
-    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md", CHECKSUMS})
     return Bundle("adapter", files, left_out)
 
 
