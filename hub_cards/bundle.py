@@ -17,10 +17,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_lcm
 from modeling_lcm import LCMConfig
+from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.checked_files import load_own_processor
 from training.data.card import describe_dataset
 from training.data.cohort import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
+from training.files import without_nan
 from training.manifest import CHECKSUMS, FORMAT, checksum, is_inside
+from training.reporting.results import Results
 
 from .public import public_record, public_report, public_results
 from .render import dataset_card, model_card
@@ -33,7 +36,7 @@ MODEL_FILES = (
     SAFE_WEIGHTS_INDEX_NAME,
     "official_unused.safetensors",
 )
-PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", LIMITS_FILE)
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
 ROWS_PER_FILE = 20_000  # scans in a file of a published data set
 
@@ -218,7 +221,7 @@ def model_bundle(
 
 def _add_records(
     folder: Path, files: dict[str, Path | bytes], metrics: str | None, hashes: bool
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+) -> tuple[dict[str, Any] | None, Results | None]:
     """Put the public forms of the run's record and results among the files."""
     record = _read_json(folder / "training_record.json")
     if record is not None:
@@ -228,7 +231,7 @@ def _add_records(
     results = None
     if metrics is not None or path.is_file():
         results = public_results(load_results(path))
-        files["metrics.json"] = _as_bytes(results)
+        files["metrics.json"] = _as_bytes(without_nan(results.to_json()))
     return record, results
 
 

@@ -4,8 +4,11 @@ Names of subjects are never among them, because data use terms rarely allow it, 
 trained. A new setting or field stays at home until it is listed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from training.reporting.results import Results, TaskResults
 
 
 RECORD = ("num_training_scans", "training_subject_hashes", "history", "versions", "git_revision")
@@ -23,15 +26,10 @@ SETTINGS = (
     "task", "total_batch_size", "trainable", "validation_fraction", "warmup_fraction", "weight_decay",
     "window_fraction", "window_volumes",
 )  # fmt: skip
-RESULTS = (
-    "title", "protocol", "n_subjects", "n_scans", "models", "chance", "groups", "best_layers", "notes", "warnings",
-    "seconds",
-)  # fmt: skip
 PROTOCOL = (
     "task", "labels", "positive", "folds", "repeats", "split", "split_checksum", "epoch", "pretraining", "optimistic",
     "interval", "p_value", "ensemble", "harmonised", "labelled_training_scans", "other_cohorts", "same_person",
 )  # fmt: skip
-SUMMARY = ("mean", "std", "per_fold", "pooled", "interval", "p_value", "permuted_mean")
 REPORT = (
     "format", "version", "source", "architecture", "parameters", "dtype", "vocabulary", "fc_definition", "atlas",
     "region_fingerprint", "tensors", "unused", "notes", "parity",
@@ -62,26 +60,23 @@ def public_record(record: dict[str, Any], hashes: bool = True) -> dict[str, Any]
     return kept
 
 
-def public_results(results: dict[str, Any]) -> dict[str, Any]:
+def public_results(results: Results) -> Results:
     """What is published of a `metrics.json`."""
-    kept = listed(results, RESULTS)
-    kept["protocol"] = listed(results["protocol"], PROTOCOL)
-    checkpoint = Path(kept["protocol"].get("pretraining") or "")
+    settings = {name: None if stage is None else listed(stage, SETTINGS) for name, stage in results.settings.items()}
+    tasks = {name: _public_task(task) for name, task in results.tasks.items()}
+    return replace(results, protocol=_public_protocol(results.protocol), tasks=tasks, settings=settings)
+
+
+def _public_task(results: TaskResults) -> TaskResults:
+    external = {name: _public_task(each) for name, each in results.external.items()}
+    return replace(results, protocol=_public_protocol(results.protocol), external=external)
+
+
+def _public_protocol(protocol: dict[str, Any]) -> dict[str, Any]:
+    kept = listed(protocol, PROTOCOL)
+    checkpoint = Path(kept.get("pretraining") or "")
     if checkpoint.name and (checkpoint.is_absolute() or checkpoint.exists()):
-        kept["protocol"]["pretraining"] = f"an existing checkpoint ({checkpoint.name})"
-    if "models" in kept:
-        kept["models"] = {
-            model: {metric: listed(summary, SUMMARY) for metric, summary in summaries.items()}
-            for model, summaries in kept["models"].items()
-        }
-    kept["settings"] = {
-        name: None if results["settings"].get(name) is None else listed(results["settings"][name], SETTINGS)
-        for name in ("pretraining", "fine-tuning")
-        if name in (results.get("settings") or {})
-    }
-    for group in ("tasks", "external"):
-        if group in results:
-            kept[group] = {name: public_results(entry) for name, entry in results[group].items()}
+        kept["pretraining"] = f"an existing checkpoint ({checkpoint.name})"
     return kept
 
 

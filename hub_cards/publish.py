@@ -83,7 +83,7 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
     where, records = (facts, options.repo_id, revision), (options.metrics, options.subject_hashes)
     if kind == "adapter":
         check_adapter(folder)
-        bundle = adapter_bundle(folder, *where, options.base_model, options.base_revision, *records)
+        bundle = adapter_bundle(folder, *where, str(options.base_model), options.base_revision, *records)
     else:
         check_model(folder, facts.get("size"))
         bundle = model_bundle(folder, *where, *records)

@@ -7,16 +7,14 @@ simple models on the same subjects. Nothing is chosen on a test fold.
 from .cli import command_line, parse_arguments
 from .evaluation.arguments import EvaluateArguments
 from .evaluation.cross_validation import evaluate
-from .reporting.results import by_task
 from .reporting.tables import results_table_text
 
 
 @command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    metrics = evaluate(parse_arguments(EvaluateArguments, argv))
-    for results in by_task(metrics).values():
-        print(results["title"])
+    for results in evaluate(parse_arguments(EvaluateArguments, argv)).tasks.values():
+        print(results.title)
         print(results_table_text(results))
 
 

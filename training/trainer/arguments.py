@@ -128,6 +128,7 @@ class PretrainArguments(DataArguments, LoopArguments):
     continuous: list[str] = field(
         default_factory=lambda: ["age"], metadata={"help": "Phenotype columns with numbers to learn from."}
     )
+    atlas: str | None = setting(None, "Atlas to learn from, where the data have several.")
     vocabulary: str | None = setting(
         None, "Folder of a saved BEI tokenizer, instead of a vocabulary built from the training records."
     )

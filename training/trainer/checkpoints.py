@@ -24,6 +24,7 @@ from ..checked_files import check_files, load_own_processor, read_settings_file
 from ..files import write_folder, write_json
 from ..manifest import seal
 from .arguments import LoopArguments
+from .trainable import lcm_head
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def save_checkpoint(
             save_adapter(model, processor, path / "adapter")
             seal(path / "adapter")
             whole = model.merge_and_unload(safe_merge=True)
-        whole.save_pretrained(path)
+        lcm_head(whole).save_pretrained(path)
         processor.save_pretrained(path)
         write_json(path / RECORD, {"arguments": asdict(arguments), **record})
         seal(path)
