@@ -18,7 +18,6 @@ from training.manifest import CHECKSUMS, differences, read_checksums, require_in
 from training.trainer.checkpoints import load_model, load_processor, read_record
 
 
-
 def flip(path: Path, position: int = -1, bit: int = 6) -> None:
     """Change one bit, by default in the middle."""
     content = bytearray(path.read_bytes())
