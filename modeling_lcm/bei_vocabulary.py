@@ -215,15 +215,23 @@ class BEIVariable:
         unscaled = logits * self.std + self.mean
         return np.exp(unscaled) if self.log else unscaled
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Turn the variable's own logits `(batch, tokens of the variable)` into one readable entry per person."""
+    def decode(self, logits: np.ndarray, prevalence: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Turn the variable's own logits into one readable entry per scan.
+
+        Args:
+            logits: `(batch, tokens of the variable)`.
+            prevalence: Shares of the labels `(batch, labels)` where the logits speak of labels that are equally
+                frequent: the label is theirs, probabilities are those at these shares.
+        """
         if self.kind == "continuous":
             return [{"value": value, "unit": self.unit} for value in self.values(logits[:, 0]).tolist()]
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        best = odds.argmax(axis=1)
+        odds = odds if prevalence is None else odds * prevalence
         entries = []
-        for row in (odds / odds.sum(axis=1, keepdims=True)).tolist():
+        for row, first in zip((odds / odds.sum(axis=1, keepdims=True)).tolist(), best.tolist(), strict=True):
             probabilities = dict(zip(self.labels, row, strict=True))
-            label = max(probabilities, key=probabilities.__getitem__)
+            label = self.labels[first]
             entries.append({"label": label, "probability": probabilities[label], "probabilities": probabilities})
         return entries
 

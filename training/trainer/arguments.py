@@ -171,6 +171,11 @@ class FinetuneArguments(DataArguments, LoopArguments):
         "The positive one of two labels, of which sensitivity, F1 and ROC AUC speak. Default: the last of labels.",
     )
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
+    head: str = setting(
+        "decoder",
+        '"decoder": training by gradients; or "ridge": an edge read-out in closed form, for small cohorts. '
+        "A checkpoint with a closed-form read-out of the task is its prior; without a checkpoint there is none.",
+    )
     new_tokens: str = setting(
         "random",
         'Start of a new task\'s tokens: "random" (as in the paper) or "related" (pretrained tokens whose predictions '
@@ -227,5 +232,8 @@ class FinetuneArguments(DataArguments, LoopArguments):
             raise ValueError("default_labels are used with pseudo_labels set to defaults or model only: set it, too.")
         if self.positive is not None and self.kind != "categorical":
             raise ValueError(f"positive is {self.positive!r}, but {self.task!r} is continuous: leave it out.")
+        _require(self, "head", self.head in ("decoder", "ridge"), "must be decoder or ridge")
+        if self.head == "ridge" and (self.validation_fraction or self.adapter != "none"):
+            raise ValueError('head="ridge" is chosen by leaving scans out: leave out validation_fraction and adapter.')
         _require(self, "new_tokens", self.new_tokens in ("related", "random"), "must be related or random")
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
