@@ -31,9 +31,9 @@ from modeling_lcm import (
 )
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
 from training.data.cohort import Cohort
-from training.plan import GB, Setup, footprint
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.finetuning import finetune
+from training.trainer.memory import GB, Setup, footprint
 from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
 

@@ -18,7 +18,8 @@ from transformers import AutoProcessor
 import modeling_lcm
 from modeling_lcm import LCMConfig
 from training.data.card import describe_dataset
-from training.data.cohort import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
+from training.data.cohort import load_cohort
+from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
 
 from .render import dataset_card, model_card
 from .results import load_results

@@ -2,20 +2,25 @@
 
 from functools import partial
 
-from accelerate import PartialState
-
-from .cli import command_line, parse_arguments
-from .data.cohort import load_cohort
+from .cli import command, hide_bars_of_files
+from .data.dataset_folder import require_dataset
+from .files import require_new
 from .trainer.arguments import FinetuneArguments
-from .trainer.checkpoints import save_checkpoint
-from .trainer.finetuning import finetune
-from .trainer.runs import output_folder, record_of, training_scans
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+@command(FinetuneArguments)
+def main(arguments: FinetuneArguments) -> None:
     """Command line."""
-    arguments = parse_arguments(FinetuneArguments, argv)
+    require_new(arguments.output, arguments.resume)
+    require_dataset(arguments.data)
+    from accelerate import PartialState
+
+    from .data.cohort import load_cohort
+    from .trainer.checkpoints import save_checkpoint
+    from .trainer.finetuning import finetune
+    from .trainer.runs import output_folder, record_of, training_scans
+
+    hide_bars_of_files()
     folder = output_folder(arguments)
     cohort = training_scans(load_cohort(arguments.data), arguments)
     is_first = PartialState().is_main_process

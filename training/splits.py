@@ -1,10 +1,10 @@
-"""Splits by subject: folds, validation subjects, few-label subsets, and the file that records them."""
+"""A file of folds by subject: `python -m training.splits --data DIR --output splits.json`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from .cli import command_line, parse_arguments, setting
-from .data.cohort import load_cohort
-from .data.folds import leave_site_out, make_folds, official_folds
+from .cli import command, require_choices, setting
+from .data.dataset_folder import require_dataset
 from .files import require_new
 
 
@@ -12,30 +12,43 @@ from .files import require_new
 class SplitArguments:
     """Write a split file: which subjects every fold tests, with a checksum."""
 
-    data: str = setting("", "Folder made by training.prepare or training.merge.")
-    output: str = setting("", "Split file (JSON) to write.")
-    kind: str = setting("random", '"random", "leave_site_out", or "official" (a column says the fold).')
+    data: str = setting(
+        "", "Folder made by training.prepare or training.merge.", example="runs/dataset", required=True
+    )
+    output: str = setting("", "Split file (JSON) to write.", example="runs/splits.json", required=True)
+    kind: Literal["random", "leave_site_out", "official"] = setting(
+        "random", '"random", "leave_site_out", or "official" (a column says the fold).', group="folds"
+    )
     column: str | None = setting(
-        None, "random: phenotype to balance; leave_site_out: site, scanner or dataset; official: the fold."
+        None,
+        "random: phenotype to balance; leave_site_out: site, scanner or dataset; official: the fold.",
+        example="diagnosis",
     )
     n_folds: int = setting(5, "Folds of random splits.")
     seed: int = setting(0, "Seed of random splits.")
 
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit each other."""
+        require_choices(self)
+        if self.kind == "official" and self.column is None:
+            raise ValueError("kind official needs the column that says the fold: add --column NAME.")
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+
+@command(SplitArguments)
+def main(arguments: SplitArguments) -> None:
     """Command line."""
-    arguments = parse_arguments(SplitArguments, argv)
     output = require_new(arguments.output)
+    require_dataset(arguments.data)
+    from .data.cohort import load_cohort
+    from .data.folds import leave_site_out, make_folds, official_folds
+
     table = load_cohort(arguments.data).table
     if arguments.kind == "random":
         folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
     elif arguments.kind == "leave_site_out":
         folds = leave_site_out(table, arguments.column or "site")
-    elif arguments.kind == "official" and arguments.column is not None:
-        folds = official_folds(table, arguments.column)
     else:
-        raise ValueError(f"kind is random, leave_site_out, or official with --column; got {arguments.kind!r}.")
+        folds = official_folds(table, arguments.column)
     folds.save(output)
     sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
     print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")

@@ -13,6 +13,7 @@ import torch
 
 from modeling_lcm import FCFeatureExtractor
 
+from .dataset_folder import COHORTS_FILE, FC_DEFINITION, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, to_matrices
 
@@ -27,10 +28,6 @@ SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
 # Not phenotypes either: quality, and where a person comes from when cohorts were merged.
 RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = (PREFIX, SAME_PERSON)
-# Beside the Arrow data: the FC processor's settings, what was left out and why, and the cohorts with their terms.
-FC_DEFINITION = "fc_definition.json"
-QUALITY = "quality.json"
-COHORTS_FILE = "cohorts.json"
 
 
 @dataclass(frozen=True)
@@ -162,15 +159,10 @@ def load_cohort(folder: str | Path) -> Cohort:
         FileNotFoundError: it is not a prepared data set.
         ValueError: no folder was given, or its content is damaged.
     """
-    if not str(folder):
-        raise ValueError("No data was given: add --data FOLDER (made by python -m training.prepare).")
-    if not (Path(folder) / FC_DEFINITION).is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a data set made by training.prepare: it has no {FC_DEFINITION}, or does not exist."
-        )
+    folder = require_dataset(folder)
     try:
         data = datasets.load_from_disk(str(folder))
-        extractor = FCFeatureExtractor.from_json_file(Path(folder) / FC_DEFINITION)
+        extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
     missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
@@ -187,7 +179,7 @@ def load_cohort(folder: str | Path) -> Cohort:
         )
     table = data.select_columns([name for name in data.column_names if name not in SIGNAL_COLUMNS]).to_pandas()
     series = StoredSeries(data) if "time_series" in data.column_names else None
-    return Cohort(table, StoredTriangles(data, edges), extractor, series, _declared_positive(Path(folder)))
+    return Cohort(table, StoredTriangles(data, edges), extractor, series, _declared_positive(folder))
 
 
 def _declared_positive(folder: Path) -> dict[str, str]:

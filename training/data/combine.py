@@ -10,7 +10,8 @@ import pandas as pd
 
 from modeling_lcm import LCMProcessor
 
-from .cohort import COHORTS_FILE, Cohort, join_scans, load_cohort
+from .cohort import Cohort, join_scans, load_cohort
+from .dataset_folder import COHORTS_FILE
 from .identity import other_names, scan_names
 
 

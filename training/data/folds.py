@@ -5,13 +5,17 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ..files import write_json
-from .cohort import Cohort
+
+
+if TYPE_CHECKING:  # it imports torch
+    from .cohort import Cohort
 
 
 NOT_RECORDED = "(not recorded)"
@@ -77,7 +81,7 @@ class Folds:
             raise ValueError(f"{path} was changed: its checksum is {folds.checksum}, recorded is {checksum}.")
         return folds
 
-    def split(self, cohort: Cohort, fold: int) -> tuple[Cohort, Cohort]:
+    def split(self, cohort: "Cohort", fold: int) -> "tuple[Cohort, Cohort]":
         """Training and test scans of one fold; all scans of a subject are on one side. Raises as [`tests`] does."""
         is_test = self.tests(cohort.subjects, fold)
         return cohort.select(~is_test), cohort.select(is_test)

@@ -41,13 +41,7 @@ def output_folder(arguments: LoopArguments) -> Path:
 
 
 def training_scans(cohort: Cohort, arguments: DataArguments) -> Cohort:
-    """What a run may train on: all scans, or those outside the test subjects of the given fold.
-
-    Raises:
-        ValueError: only one of `splits` and `fold` was given.
-    """
-    if (arguments.splits is None) != (arguments.fold is None):
-        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
+    """What a run may train on: all scans, or those outside the test subjects of the given fold."""
     if arguments.splits is None:
         return cohort
     return Folds.load(arguments.splits).split(cohort, arguments.fold)[0]
