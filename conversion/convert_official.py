@@ -23,7 +23,7 @@ from modeling_lcm import (
 from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
 from modeling_lcm.loss_lcm import LayerChoice
 from training.cli import command_line, parse_arguments, setting
-from training.files import require_new, write_folder, write_json
+from training.files import claim, write_folder, write_json
 
 from .key_mapping import UNUSED, map_tensor
 from .official import (
@@ -110,8 +110,11 @@ def convert(run: OfficialRun, output: str | Path, options: Options | None = None
         ValueError: files, vocabulary or options do not fit each other.
         OSError, SafetensorError: the disk is full, for example; nothing is left behind.
     """
-    options = options or Options()
-    output = require_new(output)
+    with claim(output) as target:
+        return _convert(run, target, options or Options())
+
+
+def _convert(run: OfficialRun, output: Path, options: Options) -> dict[str, Any]:
     for name, known in (("fc_definition", FC_DEFINITIONS), ("dtype", DTYPES)):
         if getattr(options, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(options, name)!r}.")

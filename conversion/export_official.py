@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
 from training.cli import command_line, parse_arguments, setting
-from training.files import require_new, write_folder, write_json
+from training.files import claim, write_folder, write_json
 
 from .convert_official import REPORT, UNUSED_WEIGHTS
 from .key_mapping import FUSED_ATTENTION, HEAD, LAYER_MODULES, PROJECTIONS, STEM, UNUSED
@@ -98,7 +98,11 @@ def export(checkpoint: str | Path, output: str | Path, dataset: str | None = Non
         FileExistsError: the output holds something.
         ValueError: the network or its vocabulary does not exist in the research code.
     """
-    checkpoint, output = Path(checkpoint), require_new(output)
+    with claim(output) as target:
+        return _export(Path(checkpoint), target, dataset, fold)
+
+
+def _export(checkpoint: Path, output: Path, dataset: str | None, fold: int) -> Path:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is not a checkpoint folder: it has no config.json.")
     config = LCMConfig.from_pretrained(checkpoint)

@@ -21,20 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from .adapter_loading_lcm import ADAPTER_BASE, FINGERPRINTED, base_fingerprint, base_tensors, by_own_name, fingerprints
 from .adapters_lcm import IN_BASE, PROCESSOR_FOLDER, attach, own_names, some_of, without_repetitions
 from .configuration_lcm import LCMConfig
-from .loading_lcm import (
-    ADAPTER_BASE,
-    FINGERPRINTED,
-    base_fingerprint,
-    base_tensors,
-    by_own_name,
-    check_place,
-    file_of,
-    fingerprints,
-    new_name,
-    without_weights,
-)
+from .loading_lcm import check_place, file_of, new_name, without_weights
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 

@@ -23,19 +23,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .adapter_loading_lcm import ADAPTER_BASE, by_own_name, check_adapter, check_architecture, check_weights
 from .configuration_lcm import LCMConfig
-from .loading_lcm import (
-    ADAPTER_BASE,
-    by_own_name,
-    check_adapter,
-    check_architecture,
-    check_place,
-    check_weights,
-    file_of,
-    head_modules,
-    new_name,
-    without_weights,
-)
+from .loading_lcm import check_place, file_of, head_modules, new_name, without_weights
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 

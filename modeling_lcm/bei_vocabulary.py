@@ -4,7 +4,9 @@ A vocabulary is an ordered list of brain-environment-interaction (BEI) variables
 variable, one token per continuous variable. Everything here works on plain values and NumPy arrays.
 """
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -350,3 +352,22 @@ def _unambiguous(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
     for key, index in pairs:
         targets.setdefault(key, set()).add(index)
     return {key: min(indices) for key, indices in targets.items() if len(indices) == 1 and key is not None}
+
+
+def read_vocabulary(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Variables of a saved vocabulary, as dictionaries of their fields.
+
+    Args:
+        path (`str` or `os.PathLike`): a `bei_vocab.json`.
+
+    Raises:
+        ValueError: it is not a complete vocabulary of a known version.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a complete JSON file ({error}); fetch or save it again.") from error
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != ("bei-vocabulary", 1):
+        raise ValueError(f"{path} is not a BEI vocabulary of version 1; it may come from another or a newer package.")
+    return content["variables"]

@@ -12,20 +12,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .adapter_checks_lcm import refuse_inexact, refuse_mixed_batch, refuse_unmerged
+from .adapter_loading_lcm import check_adapter, put_adapter, refuse_adapter_alone
 from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
-from .loading_lcm import (
-    BUILT_IN,
-    RENAMED,
-    check_adapter,
-    check_loaded,
-    check_saveable,
-    hub_arguments,
-    new_names,
-    put_adapter,
-    refuse_adapter_alone,
-    without_load_report,
-)
+from .loading_lcm import BUILT_IN, RENAMED, check_loaded, check_saveable, hub_arguments, new_names, without_load_report
 from .loss_lcm import UNSEEN, LayerChoice
 
 

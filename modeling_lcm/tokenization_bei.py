@@ -15,7 +15,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizer, default_data_collator
 
 from .bei_records import RecordTable
-from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables
+from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables, read_vocabulary
 from .loss_lcm import IGNORE_INDEX
 from .settings_lcm import refuse_misspelt
 
@@ -64,7 +64,7 @@ class BEITokenizer(PreTrainedTokenizer):
             raise ValueError("BEITokenizer needs either vocab_file (a saved bei_vocab.json) or variables.")
         refuse_misspelt("BEITokenizer", kwargs, ("vocab_file", "variables", "task", "task_is_new"))
         if vocab_file is not None:
-            variables = _read_vocabulary(vocab_file)
+            variables = read_vocabulary(vocab_file)
         self._variables = as_variables(variables or [])
         names = [variable.name for variable in self._variables]
         if task is not None and task not in names:
@@ -396,14 +396,3 @@ def _as_array(logits: Any) -> np.ndarray:
     if isinstance(logits, torch.Tensor):
         return logits.detach().to("cpu", torch.float64).numpy()
     return np.asarray(logits, dtype=np.float64)
-
-
-def _read_vocabulary(path: str | os.PathLike) -> list[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a complete JSON file ({error}); fetch or save it again.") from error
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != ("bei-vocabulary", 1):
-        raise ValueError(f"{path} is not a BEI vocabulary of version 1; it may come from another or a newer package.")
-    return content["variables"]

@@ -16,6 +16,7 @@ from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import LoopArguments
 from training.trainer.loop import Trainer
+from training.trainer.losses import batch_loss, with_noise
 
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -94,10 +95,9 @@ def test_training_learns_and_leaves_evaluation_mode(cohort: Cohort) -> None:
     assert not model.training
 
 
-def test_input_noise_is_symmetric_and_of_the_stated_size(cohort: Cohort) -> None:
-    trainer = Trainer(make_model(), make_data(cohort), None, arguments(input_noise=0.2))
+def test_input_noise_is_symmetric_and_of_the_stated_size() -> None:
     clean = torch.zeros(200, REGIONS, REGIONS)
-    noise = trainer._augment(clean)
+    noise = with_noise(clean, 0.2)
     assert torch.equal(noise, noise.transpose(1, 2))
     off_diagonal = noise[:, ~torch.eye(REGIONS, dtype=torch.bool)]
     assert off_diagonal.std().item() == pytest.approx(0.2, rel=0.03)
@@ -309,9 +309,9 @@ def test_mixup_weighs_both_scans_and_their_labels(cohort: Cohort, monkeypatch: p
     counts = (batch["labels"] != -100).sum(0)
     trainer = Trainer(model, data, None, arguments(mixup=1.0))
     share, partner = torch.tensor(0.3), torch.arange(8).flip(0)
-    monkeypatch.setattr("training.trainer.loop.Beta.sample", lambda self: share)
-    monkeypatch.setattr("training.trainer.loop.torch.randperm", lambda *size, **options: partner)
-    found = trainer._loss(batch, counts)
+    monkeypatch.setattr("training.trainer.losses.Beta.sample", lambda self: share)
+    monkeypatch.setattr("training.trainer.losses.torch.randperm", lambda *size, **options: partner)
+    found = batch_loss(trainer.model, trainer.model, batch, counts, 0.0, trainer.arguments.mixup)
     mixed = 0.3 * batch["connectivity"] + 0.7 * batch["connectivity"][partner]
     own, other = (
         model(connectivity=mixed, labels=labels, target_counts=counts).loss

@@ -374,17 +374,20 @@ def test_ctrl_c_saves_and_can_go_on(cohort: Cohort, tmp_path: Path, number: int)
     assert_same_weights(whole.trained, resumed.trained)
 
 
-def test_interrupted_command_exits_with_130(
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_command_says_so_and_by_which_signal(
     dataset: Path,
     tmp_path: Path,
     pretrain_arguments: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     step = Trainer._step
 
     def step_and_signal(trainer: Trainer, *given: Any) -> float:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         return step(trainer, *given)
 
     monkeypatch.setattr(Trainer, "_step", step_and_signal)
@@ -392,7 +395,7 @@ def test_interrupted_command_exits_with_130(
     flags = [f"--{name}={value}" for name, value in {**config, "epochs": 3, "batch_size": 8}.items()]
     with pytest.raises(SystemExit) as caught:
         pretrain.main(["--output", str(tmp_path / "out"), "--data", str(dataset), "--no_progress", *flags])
-    assert caught.value.code == 130
+    assert caught.value.code == code
     assert "stopped: Interrupted in epoch 0 after 1 steps of it" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoint").exists()
 

@@ -6,9 +6,12 @@ settings that imports what it needs itself.
 
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from .doors import in_users_words, program
 from .settings import (
@@ -67,10 +70,11 @@ def command(kind: type[Settings], *positional: str) -> Callable[[Callable[[Setti
 def ending_in_words() -> Iterator[None]:
     """Turn a user's mistake, a full disk or an interruption into one line and an exit code."""
     try:
-        yield
+        with _taking_sigterm():
+            yield
     except KeyboardInterrupt as interrupt:
         print(f"stopped: {str(interrupt) or 'by the user.'}", file=sys.stderr)
-        raise SystemExit(130) from interrupt
+        raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from interrupt
     except Exception as error:
         # safetensors has an exception of its own for damaged files; it is not imported for its sake.
         is_known = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
@@ -86,6 +90,33 @@ def _sentence(error: Exception) -> str:
     if name is None or name.partition(".")[0] == __package__:
         return str(error)
     return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
+
+
+class Terminated(KeyboardInterrupt):
+    """The request to end that batch systems send (SIGTERM)."""
+
+
+@contextmanager
+def _taking_sigterm() -> Iterator[None]:
+    """Raise [`Terminated`] on SIGTERM, so that everything is closed and half results are removed."""
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals there alone
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork, which just ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        raise Terminated("by SIGTERM, as batch systems send it.")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def use_threads() -> None:

@@ -19,7 +19,7 @@ from .data.folds import Folds
 from .evaluation.arguments import EvaluateArguments
 from .evaluation.cross_validation import evaluate
 from .explanation.attention import region_attention
-from .files import require_new, write_folder, write_json
+from .files import claim, write_folder, write_json
 from .preparation.arguments import PrepareArguments
 from .preparation.build import prepare
 from .reporting.figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
@@ -54,7 +54,11 @@ def demo(output: Path) -> dict[str, Any]:
     Raises:
         FileExistsError: the folder holds results already.
     """
-    require_new(output)
+    with claim(output) as folder:
+        return _demo(folder)
+
+
+def _demo(output: Path) -> dict[str, Any]:
     preparing = parse_arguments(PrepareArguments, ["--config", str(CONFIGS / "prepare.yaml")])
     prepare(
         replace(

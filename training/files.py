@@ -1,12 +1,49 @@
-"""Writing results so that nothing is lost: atomic files and folders, never over existing results."""
+"""Writing results so that nothing is lost: one run per output, atomic files and folders, never over existing results.
+
+All that is written has the permissions that the user's umask says.
+"""
 
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .locks import lock_of
+
+
+@contextmanager
+def claim(path: str | Path, resume: bool = False) -> Iterator[Path]:
+    """The new output of a run, held for this run alone until the `with` ends or the process does.
+
+    What killed runs have left beside it is removed.
+
+    Args:
+        path (`str` or `Path`): folder or file; a link stands for what it leads to.
+        resume (`bool`): whether it may hold results already.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        ValueError: no path was given.
+        FileExistsError: something is there already and `resume` is false.
+        BlockingIOError: another run writes to it; says which.
+        OSError: nothing can be written there.
+    """
+    target = require_new(path, resume)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
+    require_writable(target.parent)
+    with lock_of(target):
+        require_new(target, resume)  # it may have been finished a moment ago
+        remove_leftovers(target)
+        yield target
 
 
 def require_new(path: str | Path, resume: bool = False) -> Path:
@@ -19,7 +56,7 @@ def require_new(path: str | Path, resume: bool = False) -> Path:
     if not str(path):
         raise ValueError("No output was given: add --output PATH.")
     path = Path(path)
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not resume:
         raise FileExistsError(f"{path} already holds results, and they are never overwritten. Choose another output.")
     return path
@@ -32,12 +69,16 @@ def require_writable(folder: str | Path) -> None:
         OSError: it is not; says why.
     """
     folder = Path(folder)
+    probe = _hidden(folder / "probe", "partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.") as file:
-            file.write(b"0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with probe.open("xb") as file:
+                file.write(b"0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"Nothing can be written to {folder} ({error.strerror}): choose another output.") from error
 
@@ -57,16 +98,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically: readers see the old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _hidden(path, "partial")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -93,24 +133,62 @@ def write_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
         fill (`Callable`): writes the content into the path it is given.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with scratch_folder(path) as temporary:
         fill(temporary)
-        os.chmod(temporary, 0o755)
+        follow_umask(temporary)
         sync_folder(temporary)
         replace_folder(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return path
 
 
+def follow_umask(folder: Path) -> None:
+    """Give files in a folder the permissions of new ones; safetensors writes its own for the owner alone."""
+    probe = _hidden(folder / "probe", "partial")
+    probe.touch(exist_ok=False)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            with suppress(OSError):  # file systems without permissions
+                path.chmod(mode)
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """A new name beside `path`, which [`remove_leftovers`] knows for `path`'s and nothing else's."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.{kind}"
+
+
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old)")
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed runs have left of writing the folder `path`, but nothing that `path` itself does not have."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        if path.exists() or not leftover.name.startswith(f".{path.name}.old."):
+    """Remove what killed runs have left of writing `path` and what is in it; a folder being replaced is put back.
+
+    Nobody else may be writing there: see [`claim`].
+    """
+    beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    for leftover in [*beside, *(path.rglob(".*") if path.is_dir() else ())]:
+        found = _HIDDEN.fullmatch(leftover.name)
+        if found is None or (leftover in beside and found["name"] != path.name):
+            continue
+        original = leftover.with_name(found["name"])
+        if found["kind"] == "old" and not original.exists():
+            os.replace(leftover, original)
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `path`, which need not exist; removed at the end of the `with`."""
+    temporary = _hidden(path, "partial")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(complete: Path, path: Path) -> None:
@@ -118,7 +196,7 @@ def replace_folder(complete: Path, path: Path) -> None:
     if not path.exists():
         os.replace(complete, path)
         return
-    previous = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    os.replace(path, previous / "replaced")
+    previous = _hidden(path, "old")
+    os.replace(path, previous)
     os.replace(complete, path)
     shutil.rmtree(previous)

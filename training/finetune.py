@@ -21,16 +21,15 @@ def main(arguments: FinetuneArguments) -> None:
     from .trainer.runs import output_folder, record_of, training_scans
 
     hide_bars_of_files()
-    folder = output_folder(arguments)
-    cohort = training_scans(load_cohort(arguments.data), arguments)
-    is_first = PartialState().is_main_process
-    model, processor, history = finetune(
-        cohort, arguments, folder / "run", announce=partial(print, flush=True) if is_first else None
-    )
-    if is_first:
-        record = record_of(cohort, history, arguments.checkpoint)
-        save_checkpoint(folder / "checkpoint", model, processor, arguments, record)
-        print(f"Fine-tuned checkpoint written to {folder / 'checkpoint'}")
+    with output_folder(arguments) as folder:
+        cohort = training_scans(load_cohort(arguments.data), arguments)
+        is_first = PartialState().is_main_process
+        announce = partial(print, flush=True) if is_first else None
+        model, processor, history = finetune(cohort, arguments, folder / "run", announce=announce)
+        if is_first:
+            record = record_of(cohort, history, arguments.checkpoint)
+            save_checkpoint(folder / "checkpoint", model, processor, arguments, record)
+            print(f"Fine-tuned checkpoint written to {folder / 'checkpoint'}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Predictions as a table: `python -m training.predict --checkpoint DIR --data DIR --output table.tsv`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .cli import command, hide_bars_of_files, setting
 from .data.dataset_folder import require_dataset
-from .files import require_new, require_writable, write_text
+from .files import claim, write_text
 
 
 @dataclass
@@ -32,11 +33,14 @@ class PredictArguments:
 @command(PredictArguments)
 def main(arguments: PredictArguments) -> None:
     """Command line."""
-    output = require_new(arguments.output)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; the output is one table: give a file name such as predictions.tsv.")
+    if Path(arguments.output).is_dir():
+        raise ValueError(f"{arguments.output} is a folder; the output is one table: give a file name, such as p.tsv.")
     require_dataset(arguments.data)
-    require_writable(output.parent)
+    with claim(arguments.output) as output:
+        _predict(arguments, output)
+
+
+def _predict(arguments: PredictArguments, output: Path) -> None:
     from .data.cohort import load_cohort
     from .data.folds import Folds
     from .trainer.prediction import predict_table

@@ -1,11 +1,12 @@
 """A file of folds by subject: `python -m training.splits --data DIR --output splits.json`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .cli import command, require_choices, setting
 from .data.dataset_folder import require_dataset
-from .files import require_new
+from .files import claim
 
 
 @dataclass
@@ -37,8 +38,12 @@ class SplitArguments:
 @command(SplitArguments)
 def main(arguments: SplitArguments) -> None:
     """Command line."""
-    output = require_new(arguments.output)
     require_dataset(arguments.data)
+    with claim(arguments.output) as output:
+        _split(arguments, output)
+
+
+def _split(arguments: SplitArguments, output: Path) -> None:
     from .data.cohort import load_cohort
     from .data.folds import leave_site_out, make_folds, official_folds
 

@@ -16,7 +16,7 @@ from ..data.folds import Folds
 from ..data.identity import seen_people
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
-from ..files import require_new, require_writable, write_json, write_text
+from ..files import claim, require_writable, write_json, write_text
 from ..reporting.results import LCM, METRIC_TITLES, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
@@ -69,8 +69,12 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         ValueError: folds that cannot be made, or a checkpoint that has seen test subjects.
         FileExistsError: the output holds results and `resume` is false.
     """
+    with claim(arguments.output, arguments.resume) as output:
+        return _evaluate(arguments, output)
+
+
+def _evaluate(arguments: EvaluateArguments, output: Path) -> dict[str, Any]:
     started = time.monotonic()
-    output = require_new(arguments.output, arguments.resume)
     design = make_design(arguments)
     settings = _settings(design)
     _require_same(output / "settings.json", settings)

@@ -1,6 +1,5 @@
 """One fold of an evaluation: train on its training subjects, predict its test subjects once, beside baselines."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort
 from ..data.folds import few_labels
+from ..files import scratch_folder
 from ..reporting.results import LCM, OPTIMISTIC, SCRATCH, SINGLE
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
@@ -91,11 +91,8 @@ def _place(folder: Path, member: int, arguments: EvaluateArguments) -> Iterator[
     if arguments.keep_checkpoints:
         yield folder / f"member_{member}" if arguments.ensemble > 1 else folder
         return
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".training."))
-    try:
+    with scratch_folder(folder / "training") as temporary:
         yield temporary
-    finally:
-        shutil.rmtree(temporary)
 
 
 def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_shift: int, place: Path) -> Member:

@@ -11,7 +11,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import check_same_regions
 from ..data.folds import Folds
-from ..files import require_new, require_writable
+from ..files import claim
 from ..trainer.checkpoints import load_model, load_processor
 from .arguments import ExplainArguments
 from .association import Explained, explain_token
@@ -32,12 +32,15 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
         ValueError: no such checkpoint or variable, another atlas, or a variable that nobody has a value of.
         FileExistsError: the output holds results.
     """
-    output = require_new(arguments.output)
+    with claim(arguments.output) as output:
+        return _explain(arguments, output)
+
+
+def _explain(arguments: ExplainArguments, output: Path) -> list[Explained]:
     cohort = load_cohort(arguments.data)
     models = _models(arguments, cohort)
     tokenizer = load_processor(models[0][0]).tokenizer
     variables = _variables(arguments, tokenizer)
-    require_writable(output.parent)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
     reads_edges = False
     for checkpoint, shown in models:

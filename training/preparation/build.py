@@ -10,7 +10,7 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 
 from ..data.labels import infer_variable, label_columns, read_positive
-from ..files import require_new
+from ..files import claim, require_new
 from .arguments import PATHS, PrepareArguments
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
@@ -43,9 +43,15 @@ def prepare(arguments: PrepareArguments) -> Path:
         FileNotFoundError: a table or folder, or every scan, is missing.
         FileExistsError: the output folder holds something already.
     """
+    if arguments.shard is not None:  # other shards of this output run at the same time; each has a lock of its own
+        return _prepare(arguments, require_new(arguments.output))
+    with claim(arguments.output) as output:
+        return _prepare(arguments, output)
+
+
+def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     recipe = load_recipe(arguments.recipe)
     arguments = recipe.complete(arguments, PATHS)
-    output = require_new(arguments.output)
     rules = Rules(
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )

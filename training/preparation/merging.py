@@ -18,7 +18,7 @@ from ..data.cohort import PREFIX, Cohort, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
 from ..data.identity import SAME_PERSON
 from ..data.labels import data_set_labels
-from ..files import require_new, write_folder
+from ..files import claim, write_folder
 from .arguments import MergeArguments
 from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
 from .dataset_files import Scans
@@ -80,7 +80,11 @@ def merge(arguments: MergeArguments) -> list[Path]:
     Raises:
         ValueError: fewer than two inputs, two of one name, FC that does not fit together, or contradicting labels.
     """
-    output = require_new(arguments.output)
+    with claim(arguments.output) as output:
+        return _merge(arguments, output)
+
+
+def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
     if len(arguments.inputs) < 2:
         raise ValueError("Give at least two data sets: --inputs FOLDER FOLDER.")
     parts = [_open(Path(folder), arguments.prefix_sites) for folder in arguments.inputs]

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..files import write_json
+from ..locks import try_lock
 
 
 CHUNK = 512  # scans that are read at once
@@ -149,14 +150,8 @@ class ShardWriter:
 
 
 def _lock(file: IO[bytes], shard: Shard) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows; there two runs of one shard are the user's care
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"Another process works on shard {shard.index}/{shard.count} of this output.") from error
+    if not try_lock(file.fileno()):
+        raise ValueError(f"Another process works on shard {shard.index}/{shard.count} of this output.")
 
 
 def _complete_lines(journal: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:

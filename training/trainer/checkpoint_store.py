@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import sync_folder, write_json
+from ..files import follow_umask, sync_folder, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class CheckpointStore:
             ValueError: a file cannot be read back.
         """
         partial, final = self.partial, self.folder / name
+        follow_umask(partial)
         sync_folder(partial)
         files = {
             str(path.relative_to(partial)): _checksum(path) for path in sorted(partial.rglob("*")) if path.is_file()

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.utils import cached_file, find_adapter_config_file
 
 from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor, save_adapter
-from modeling_lcm.loading_lcm import ADAPTER_CONFIG, check_place
+from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
+from modeling_lcm.loading_lcm import check_place
 
 from ..files import write_folder, write_json
 from .arguments import LoopArguments

@@ -132,6 +132,7 @@ class StopSignals:
         self.enabled = enabled and threading.current_thread() is threading.main_thread()
         self.patient = patient
         self.requested = False
+        self.number: int | None = None  # of the signal, in the process that got it
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -142,7 +143,7 @@ class StopSignals:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self.number = True, number
         if not self.patient:
             self._restore()
 

@@ -130,9 +130,9 @@ def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
 def start_from_related_tokens(model: LCMForSequenceClassification, scans: ConnectomeDataset) -> list[str]:
     """Start a new token at the pretrained token whose logit follows its label most closely, if one does.
 
-    Beyond the paper, whose new tokens start at random: where the task is a pretrained variable in another form (age, for
-    young or elderly), that token asks nearly the right question already. With few labels some token follows them by
-    chance, and the start does harm: not the default.
+    Beyond the paper, whose new tokens start at random: where the task is a pretrained variable in another form (age,
+    for young or elderly), that token asks nearly the right question already. With few labels some token follows them
+    by chance, and the start does harm: not the default.
 
     Args:
         model (`LCMForSequenceClassification`): as loaded from the pretrained checkpoint; its `task_embeddings` are

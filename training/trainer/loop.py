@@ -1,6 +1,7 @@
 """The training loop on Accelerate, the same for pretraining and fine-tuning: stages, best epoch, resume, records."""
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -22,25 +23,22 @@ from accelerate.utils import (
     set_seed,
 )
 from torch import Tensor, nn
-from torch.distributions import Beta
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from modeling_lcm.callback import supervision_at
-from modeling_lcm.loss_lcm import TargetLayout, labelled, layerwise_losses, multitask_loss
 
+from ..cli import Terminated
 from ..data.torch_datasets import ConnectomeDataset
 from ..files import write_json
 from .arguments import LoopArguments
 from .batches import SharedBatches, batch_shares
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
+from .losses import batch_loss, readout_loss, target_counts
 from .resume import RunCheckpoints
 from .tracking import LOGS, chosen_trackers, start_trackers
 from .trainable import make_optimizer, set_training_mode
-
-
-LABELS = ("labels", "bei_targets")  # label tensors of a batch; the second only where pretrained variables train too
 
 
 @dataclass
@@ -158,7 +156,7 @@ class Trainer:
                 DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=self.arguments.process_timeout)),
             ],
-            log_with=trackers,
+            log_with=trackers or None,  # an empty list makes Accelerate warn
             project_config=self.folder and ProjectConfiguration(str(self.folder), str(self.folder / LOGS)),
         )
         if accelerator.distributed_type != DistributedType.FSDP:
@@ -260,27 +258,29 @@ class Trainer:
 
     def _agree(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, bool]:
         """Recorded labels per target in this step, over all processes, and whether one of these was told to stop."""
-        counts = sum(_target_counts(batch) for batch in batches)
+        counts = sum(target_counts(batch) for batch in batches)
         stop = torch.full((1,), self._signals.requested, dtype=counts.dtype, device=counts.device)
         totals = self.accelerator.reduce(torch.cat([counts, stop]), reduction="sum")
         return totals[:-1], bool(totals[-1])
 
     def _stop(self) -> None:
         self.checkpoints.save(self._best)
-        raise KeyboardInterrupt(
+        kind = Terminated if self._signals.number == signal.SIGTERM else KeyboardInterrupt
+        raise kind(
             f"Interrupted in epoch {self.state.epoch} after {self.state.step} steps of it; everything is saved"
             f"{self.checkpoints.way_back()}."
         )
 
     def _step(self, batches: list[dict[str, Tensor]], counts: Tensor) -> float:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
-        accelerator = self.accelerator
+        accelerator, arguments = self.accelerator, self.arguments
+        head = accelerator.unwrap_model(self.model)
         step_loss = 0.0
         positions = [batch.pop("positions") for batch in batches]
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self._loss(batch, counts)
+                loss = batch_loss(self.model, head, batch, counts, arguments.input_noise, arguments.mixup)
                 total = accelerator.reduce(loss.detach(), reduction="sum")
                 if not torch.isfinite(total):
                     raise FloatingPointError(self._describe_failure("loss", positions[number], loss))
@@ -295,26 +295,6 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         return step_loss
-
-    def _loss(self, batch: dict[str, Tensor], counts: Tensor) -> Tensor:
-        """Loss of one batch; with mixup, of pairs of its scans, weighing both scans' labels by their shares."""
-        connectivity = self._augment(batch["connectivity"])
-        labels = {name: batch[name] for name in LABELS if name in batch}
-        if not self.arguments.mixup:
-            return self.model(connectivity=connectivity, **labels, target_counts=counts).loss
-        share = Beta(self.arguments.mixup, self.arguments.mixup).sample().item()
-        partner = torch.randperm(len(connectivity), device=connectivity.device)
-        outputs = self.model(connectivity=share * connectivity + (1 - share) * connectivity[partner])
-        compute_loss = self.accelerator.unwrap_model(self.model).compute_loss
-        own = compute_loss(outputs.layer_logits, **labels, target_counts=counts)
-        others = {name: values[partner] for name, values in labels.items()}
-        return share * own + (1 - share) * compute_loss(outputs.layer_logits, **others, target_counts=counts)
-
-    def _augment(self, connectivity: Tensor) -> Tensor:
-        if not self.arguments.input_noise:
-            return connectivity
-        noise = torch.randn_like(connectivity) * (self.arguments.input_noise / math.sqrt(2))
-        return connectivity + noise + noise.transpose(1, 2)
 
     def _describe_failure(self, what: str, positions: Tensor, value: Tensor) -> str:
         """The subjects of the batch, of all processes whose own value is not finite."""
@@ -387,12 +367,6 @@ def _best_layers(model: nn.Module) -> dict[str, int]:
     return dict(zip(names, model.bei_layer_choice.best_layer.tolist(), strict=True))
 
 
-def readout_loss(logits: Tensor, labels: Tensor, layout: TargetLayout) -> Tensor:
-    """Multitask loss of read-out logits `(scans, tokens)` against labels `(scans, targets)`; a scalar."""
-    losses, _ = layerwise_losses(logits[:, None], labels, layout)
-    return multitask_loss(losses[:, 0], labels, layout)
-
-
 def _same(batch: Any) -> Any:
     return batch
 
@@ -401,9 +375,3 @@ def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
     batches = iter(loader)
     while window := list(islice(batches, size)):
         yield window
-
-
-def _target_counts(batch: dict[str, Tensor]) -> Tensor:
-    """Recorded labels per target: the task's (or all variables') first, then those of `bei_targets`."""
-    columns = [batch[name].float().reshape(len(batch["positions"]), -1) for name in LABELS if name in batch]
-    return torch.cat([labelled(column).sum(0) for column in columns])

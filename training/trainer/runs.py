@@ -2,16 +2,19 @@
 
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
 from ..data.identity import hash_names, scan_names
-from ..files import remove_leftovers, require_new, require_writable
+from ..files import claim, remove_leftovers, require_writable
 from .arguments import DataArguments, LoopArguments
 from .batches import batch_shares
 from .checkpoints import read_record
@@ -19,24 +22,39 @@ from .distributed import start_processes
 from .tracking import chosen_trackers
 
 
-def output_folder(arguments: LoopArguments) -> Path:
-    """The run's new output folder, checked by every process before the first one writes into it.
+@contextmanager
+def output_folder(arguments: LoopArguments) -> Iterator[Path]:
+    """The run's new output folder, claimed by the first process for all of them.
 
     Raises:
         ValueError: no output was given, an FSDP configuration without GPUs, or a number of processes that does not
             divide the batch.
         FileExistsError: the folder holds results, and the run does not resume.
+        BlockingIOError: another run writes to it.
         OSError: the folder cannot be written to.
         ImportError: the experiment tracker is not installed.
     """
     state = start_processes(arguments.process_timeout)
     batch_shares(arguments, state.num_processes)
-    folder = require_new(arguments.output, arguments.resume)
     chosen_trackers(arguments.log_with)
-    state.wait_for_everyone()
+    with ExitStack() as stack:
+        answer: list[Path | Exception | None] = [None]
+        if state.is_main_process:
+            try:
+                answer[0] = _claimed(arguments, stack)
+            except (ValueError, OSError) as error:
+                answer[0] = error
+        if state.num_processes > 1:
+            broadcast_object_list(answer)
+        if not isinstance(answer[0], Path):
+            raise answer[0]
+        yield answer[0]
+
+
+def _claimed(arguments: LoopArguments, stack: ExitStack) -> Path:
+    folder = stack.enter_context(claim(arguments.output, arguments.resume))
     require_writable(folder)
-    if state.is_main_process:
-        remove_leftovers(folder / "checkpoint")
+    remove_leftovers(folder / "checkpoint")
     return folder
 
 
