@@ -23,8 +23,9 @@ SCANS_PER_BLOCK = 8
 _SQUARES = (1e-25, 1e25)
 # A region counts as constant when its deviation is within the rounding of its mean (in multiples of the epsilon).
 _CONSTANT_TOLERANCE = 8
-# atanh(1) is infinite; perfectly correlated regions get atanh of this, 7.25, instead.
-_LARGEST_FISHER_R = 1 - 1e-6
+# atanh(1) is infinite: perfectly correlated regions get atanh of these instead, 7.25 and 3.80. Storage in float16
+# rounds correlations above 0.9998 up to 1, so that those of stored scans are cut earlier.
+LARGEST_R, LARGEST_STORED_R = 1 - 1e-6, 0.999
 
 
 def compute_connectivity(
@@ -148,9 +149,14 @@ def _ledoit_wolf_shrinkage(matrices: Tensor, unit_series: Tensor) -> Tensor:
     return torch.where(distance > 0, (noise / distance).clamp(0, 1), 0.0).float()
 
 
+def fisher_z(correlations: np.ndarray, largest: float = LARGEST_STORED_R) -> np.ndarray:
+    """Fisher's z, `atanh(r)`, of correlations of any shape; those beyond `largest` count as `largest`."""
+    return np.arctanh(np.clip(correlations, -largest, largest))
+
+
 def to_fisher_z(matrices: np.ndarray) -> np.ndarray:
     """Fisher's z, `atanh(r)`, of correlations `(batch, regions, regions)`; the diagonal stays 1."""
-    z = np.arctanh(np.clip(matrices, -_LARGEST_FISHER_R, _LARGEST_FISHER_R))
+    z = fisher_z(matrices, LARGEST_R)
     diagonal = np.arange(z.shape[-1])
     z[:, diagonal, diagonal] = 1
     return z

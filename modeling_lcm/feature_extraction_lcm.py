@@ -30,6 +30,8 @@ from .settings_lcm import refuse_misspelt
 __all__ = ["FCFeatureExtractor", "compute_connectivity"]
 
 PADDINGS = ("none", "zeros_at_end")
+# Settings that change what a connectome's numbers are; the others say what is refused.
+_DEFINES_FC = ("num_regions", "atlas", "region_names", "estimator", "fisher_z", "window", "padding")
 
 
 class FCFeatureExtractor(FeatureExtractionMixin):
@@ -165,6 +167,25 @@ class FCFeatureExtractor(FeatureExtractionMixin):
     def region_fingerprint(self) -> str | None:
         """Hash of the ordered region names, to compare two processors; `None` without names."""
         return None if self.region_names is None else fingerprint(self.region_names)
+
+    def differences(self, other: "FCFeatureExtractor") -> dict[str, tuple[Any, Any]]:
+        """In what two definitions of FC differ: the one home of "do these connectomes fit together".
+
+        Args:
+            other (`FCFeatureExtractor`): the other definition.
+
+        Returns:
+            `{setting: (own value, the other's)}`, empty if connectomes of both are of the same regions in the same
+            order, computed the same way. Region names stand there as fingerprints. Another name for an atlas whose
+            region names are the same is no difference.
+        """
+        mine, theirs = self.to_dict(), other.to_dict()
+        found = {name: (mine[name], theirs[name]) for name in _DEFINES_FC if mine[name] != theirs[name]}
+        if "region_names" in found:
+            found["region_names"] = (self.region_fingerprint, other.region_fingerprint)
+        elif self.region_names is not None:
+            found.pop("atlas", None)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as saved."""

@@ -78,7 +78,7 @@ def test_a_person_with_two_ids_stays_on_one_side(
     with pytest.raises(ValueError, match="same_person names the column 'twin', which is not in the data"):
         training.evaluation.design.make_design(pretraining_only(same_person="twin"))
     use_table(all="one")
-    with pytest.raises(ValueError, match="all scans are one person"):
+    with pytest.raises(ValueError, match="all scans are of one subject"):
         training.evaluation.design.make_design(pretraining_only(same_person="all"))
 
 

@@ -296,3 +296,20 @@ def test_every_field_survives_saving(tmp_path, scan):
 def test_examples_in_the_documentation_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_differences_of_two_definitions_are_named() -> None:
+    names = [f"region {number}" for number in range(6)]
+    ours = FCFeatureExtractor(atlas="mine", region_names=names)
+    assert ours.differences(FCFeatureExtractor(atlas="mine", region_names=names)) == {}
+    # The regions' names say more than the name of the whole; limits of what is refused are no part of the definition.
+    assert ours.differences(FCFeatureExtractor(atlas="other", region_names=names, min_volumes=50)) == {}
+    turned = FCFeatureExtractor(atlas="mine", region_names=names[::-1], estimator="ledoit_wolf")
+    assert ours.differences(turned) == {
+        "region_names": (ours.region_fingerprint, turned.region_fingerprint),
+        "estimator": ("pearson", "ledoit_wolf"),
+    }
+    unnamed = FCFeatureExtractor(atlas="other", num_regions=6)
+    assert ours.differences(unnamed) == {"atlas": ("mine", "other"), "region_names": (ours.region_fingerprint, None)}
+    assert unnamed.differences(FCFeatureExtractor(atlas="third", num_regions=6)) == {"atlas": ("other", "third")}
+    assert ours.differences(FCFeatureExtractor(window=50, atlas="mine", region_names=names))["window"] == (None, 50)

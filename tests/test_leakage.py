@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub_cards.bundle import public_record
 from training.data.cohort import Cohort
-from training.data.identity import hash_names, scan_names, seen_people
+from training.data.identity import bare_ids, first_of_each, hash_names, same_subject, scan_names, seen_subjects
 from training.data.leakage import leaking_columns
 from training.evaluation.cross_validation import refuse_seen_subjects
 from training.trainer.checkpoints import read_record
@@ -76,15 +78,48 @@ def test_names_hold_across_merging_pooling_and_joining() -> None:
     assert scan_names(people()).tolist()[0] == "a"
 
 
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=8))
+def test_scans_with_a_name_in_common_are_of_one_subject(names: list[list[str]]) -> None:
+    subjects = same_subject([(scan, name) for scan, each in enumerate(names) for name in each], len(names))
+    sets = [{scan} for scan in range(len(names))]  # the slow way: join sets until nothing changes
+    for name in "abcdef":
+        one = set().union(*(each for each in sets if any(name in names[scan] for scan in each)))
+        sets = [each for each in sets if not each & one] + ([one] if one else [])
+    groups = {frozenset(np.flatnonzero(subjects == number).tolist()) for number in set(subjects)}
+    assert groups == set(map(frozenset, sets))
+    firsts = first_of_each(map(str, range(len(names))), subjects)
+    assert firsts == [str(min(next(each for each in sets if scan in each))) for scan in range(len(names))]
+
+
+def test_spellings_of_an_id_are_one() -> None:
+    assert set(bare_ids(["sub-001", "SUB-001", "sub-1", " 1 ", "0001", "1.0", "Sub_01", "sub01"], False)) == {"1"}
+    ids = ["001", "1", "02", "sub-A7", "a7", "subtle", "sub-"]
+    assert bare_ids(ids) == ["001", "1", "2", "a7", "a7", "subtle", "sub-"]
+
+
+@pytest.mark.parametrize("before", ["sub-{:03d}", "{:03d}", "SUB-{:03d}", "{}", "{}.0"])
+@pytest.mark.parametrize("after", ["sub-{:03d}", "{:03d}", "{}", "sub-{:04d}"])
+def test_a_subject_is_known_in_every_spelling(before: str, after: str) -> None:
+    ids = [before.format(number) for number in range(3, 13)]
+    trained = pd.DataFrame({"subject_id": ids, "session": "1"})
+    tested = pd.DataFrame({"subject_id": [after.format(number) for number in range(10, 20)], "session": "1"})
+    new = {"training_subject_hashes": [hash_names(scan_names(trained))]}
+    assert len(seen_subjects(new, tested)) == 3
+    assert len(seen_subjects({"training_subjects": ids}, tested)) == 3  # a record of an older version
+    named = {"training_subject_hashes": [hash_names(scan_names(trained.assign(dataset="abide")))]}
+    assert len(seen_subjects(named, tested.assign(dataset="abide"))) == 3
+    assert seen_subjects(named, tested.assign(dataset="adhd")) == []
+
+
 def test_hashes_find_people_and_do_not_name_them() -> None:
     record = {"training_subject_hashes": [hash_names(["abide/a", "abide/c"]), hash_names(["other/77"])]}
     table = people(dataset=["abide"] * 6, same_person_in_other=[None, "77", None, "78", None, None])
-    assert seen_people(record, table) == ["a", "b", "c"]
-    assert seen_people(record, table.assign(dataset="elsewhere").drop(columns="same_person_in_other")) == []
+    assert seen_subjects(record, table) == ["a", "b", "c"]
+    assert seen_subjects(record, table.assign(dataset="elsewhere").drop(columns="same_person_in_other")) == []
     assert "abide" not in json.dumps(record)
     assert hash_names(["x"])["hashes"] != hash_names(["x"])["hashes"]  # every record has its own salt
-    assert seen_people({"training_subjects": ["b", "z"]}, table) == ["b"]  # a record of an older version
-    assert seen_people({}, table) == []
+    assert seen_subjects({"training_subjects": ["b", "z"]}, table) == ["b"]  # a record of an older version
+    assert seen_subjects({}, table) == []
 
 
 def test_a_shared_checkpoint_still_knows_whom_it_saw(cohort: Cohort, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from modeling_lcm.connectivity import fisher_z
+
 from .cohort import Cohort
 
 
-# atanh(1) is infinite; stored correlations of identical signals are 1.
-_LARGEST_R = 0.999
 _FEWEST_SCANS = 3
 
 
@@ -51,7 +51,7 @@ def harmonise(cohort: Cohort, training: Cohort, column: str = "site") -> Cohort:
         raise ValueError(f"Harmonisation needs two sites with {_FEWEST_SCANS} training scans each, in {column!r}.")
     has_known_site = sites.isin(known).to_numpy()
     fitted, corrected = np.flatnonzero(may_fit & has_known_site), np.flatnonzero(has_known_site)
-    z = pd.DataFrame(np.arctanh(np.clip(cohort.triangles[:].astype(np.float64), -_LARGEST_R, _LARGEST_R)))
+    z = pd.DataFrame(fisher_z(cohort.triangles[:].astype(np.float64)))
     combat = ComBat(sites.reset_index(drop=True), method="fortin")
     # Edges that do not vary (regions without signal throughout) have no scale to estimate.
     varying = np.flatnonzero(z.iloc[fitted].to_numpy().std(axis=0) > 0)

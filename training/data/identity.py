@@ -1,84 +1,176 @@
-"""Who has been trained on: names of people that hold across data sets, and what a checkpoint keeps of them.
+"""Who is one subject: names that hold across data sets and spellings, and what a checkpoint keeps of them.
 
-A checkpoint must tell whether it has seen a person, after it was shared as well, and must not publish who that is. Its
-record therefore holds salted, slow hashes. They answer "was this id trained on?" for whoever already has the id; ids
-that can be guessed can also be tried, so they are no protection against somebody who lists all possible ids.
+A checkpoint must tell whether it has seen a subject, after it was shared as well, and must not publish who that is.
+Its record therefore holds salted, slow hashes. They answer "was this id trained on?" for whoever already has the id;
+ids that can be guessed can also be tried, so they are no protection against an attacker who lists all possible ids.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
-SAME_PERSON = "same_person_in_"  # a prepared table's columns with a person's id in another cohort
+SAME_PERSON = "same_person_in_"  # a prepared table's columns with a subject's id in another cohort
 HASH_ROUNDS = 1000  # 0.3 ms an id
 HASH_LENGTH = 16  # hexadecimal digits: 64 bits, no accidental equality among millions
+BARE = "bare"  # how the ids of a record are spelt before they are hashed: as by `bare_ids`
+_PREFIX = re.compile(r"sub(?:ject)?[-_ ](?=.)|sub(?=\d)")  # of BIDS, in lower case
+_NUMBER = re.compile(r"0*(\d+)(?:\.0+)?")  # 007, and what spreadsheets make of it
 
 
-def scan_names(table: pd.DataFrame, cohort: str | None = None) -> pd.Series:
-    """`COHORT/ID` of every scan: the id within its own cohort, however data sets were merged, pooled or joined.
+def same_subject(names: Iterable[tuple[int, str]], scans: int) -> np.ndarray:
+    """Which scans are of one subject: those that have a name in common, directly or through other scans.
+
+    Args:
+        names (`Iterable[tuple[int, str]]`): scan (its position) and a name of its subject; a scan may have several.
+        scans (`int`): number of scans.
+
+    Returns:
+        Number of the subject of every scan, int `(scans,)`, in the order of their first scans.
+    """
+    pairs = list(names)
+    which = np.array([scan for scan, _ in pairs], dtype=int)
+    codes, distinct = pd.factorize(np.array([name for _, name in pairs], dtype=object))
+    size = scans + len(distinct)  # scans and names are the nodes of one graph
+    graph = coo_array((np.ones(len(pairs)), (which, scans + codes)), shape=(size, size))
+    return pd.factorize(connected_components(graph, directed=False)[1][:scans])[0]
+
+
+def first_of_each(ids: Iterable[str], subjects: np.ndarray) -> list[str]:
+    """One id for every subject: that of the first scan.
+
+    Args:
+        ids (`Iterable[str]`): id of every scan.
+        subjects (`np.ndarray` of shape `(scans,)`): by [`same_subject`].
+    """
+    return pd.Series(list(ids), dtype=object).groupby(subjects).transform("first").tolist()
+
+
+def bare_ids(ids: Iterable[str], keep_width: bool = True) -> list[str]:
+    """Ids without what differs between spellings: `sub-001`, `SUB-001`, `001` and `1` are one.
+
+    Args:
+        ids (`Iterable[str]`): ids of one table.
+        keep_width (`bool`): leave leading zeros where two ids of the table differ in nothing else.
+    """
+    texts = [_PREFIX.sub("", str(each).strip().casefold(), count=1) for each in ids]
+    short = [match[1] if (match := _NUMBER.fullmatch(text)) else text for text in texts]
+    if not keep_width:
+        return short
+    widths: dict[str, set[str]] = {}
+    for text, number in zip(texts, short, strict=True):
+        widths.setdefault(number, set()).add(text)
+    return [text if len(widths[number]) > 1 else number for text, number in zip(texts, short, strict=True)]
+
+
+def recorded_ids(table: pd.DataFrame) -> pd.Series:
+    """Id of every scan's subject as its own cohort has it, however data sets were merged, pooled or joined."""
+    ids = table["subject_id"].astype(str)
+    for column in ("recorded_subject_id", "cohort_subject_id"):
+        if column in table:
+            ids = table[column].astype("string").fillna(ids.astype("string")).astype(str)
+    return ids
+
+
+def scan_names(table: pd.DataFrame, cohort: str | None = None, keep_width: bool = True) -> pd.Series:
+    """`COHORT/ID` of every scan, with the bare id within its own cohort.
 
     Args:
         table (`pd.DataFrame`): one row per scan, with `subject_id`.
         cohort (`str`, *optional*): name of the cohort where the table does not say it; without one, the plain id.
+        keep_width (`bool`): see [`bare_ids`].
     """
-    names = table["subject_id"].astype(str)
-    for column in ("recorded_subject_id", "cohort_subject_id"):
-        if column in table:
-            names = table[column].astype("string").fillna(names.astype("string")).astype(str)
+    ids = recorded_ids(table)
+    cohorts = pd.Series(cohort or "", index=table.index, dtype=object)
     if "dataset" in table:
-        return (table["dataset"].astype("string") + "/" + names).fillna(names).astype(str)
-    return names if cohort is None else cohort + "/" + names
+        cohorts = table["dataset"].astype(object).where(table["dataset"].notna(), cohorts)
+    names = pd.Series("", index=table.index, dtype=object)
+    for name in cohorts.unique():
+        here = (cohorts == name).to_numpy()
+        names[here] = [f"{name}/{each}" if name else each for each in bare_ids(ids[here], keep_width)]
+    return names
 
 
-def other_names(table: pd.DataFrame) -> pd.DataFrame:
-    """The names that people have in other cohorts: columns `row` (position) and `name`."""
-    found = [
-        pd.DataFrame(
-            {
-                "row": [row for row, value in enumerate(table[column]) if pd.notna(value)],
-                "name": [f"{column.removeprefix(SAME_PERSON)}/{value}" for value in table[column].dropna()],
-            }
-        )
+def other_names(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """The names that subjects have in other cohorts: scan (its position) and name, as of [`scan_names`]."""
+    return [
+        (row, f"{column.removeprefix(SAME_PERSON)}/{bare_ids([value])[0]}")
         for column in map(str, table.columns)
         if column.startswith(SAME_PERSON)
+        for row, value in enumerate(table[column])
+        if pd.notna(value)
     ]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"row": [], "name": []})
 
 
 def hash_names(names: Iterable[str]) -> dict[str, Any]:
     """Salted hashes of names, for a checkpoint's record; the salt is a new one each time.
 
     Args:
-        names (`Iterable[str]`): people, as `scan_names` calls them.
+        names (`Iterable[str]`): subjects, as `scan_names` calls them.
     """
     salt = secrets.token_hex(16)
-    return {"salt": salt, "hashes": sorted({_hash(name, salt) for name in names})}
+    return {"salt": salt, "ids": BARE, "hashes": sorted({_hash(name, salt) for name in names})}
 
 
-def seen_people(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
-    """Subject ids of a table that a checkpoint's record says were trained on, under any of their names.
+def seen_subjects(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
+    """Subject ids of a table that a checkpoint's record says were trained on, under any of their names and spellings.
 
     Args:
         record (`dict`): content of `training_record.json`.
         table (`pd.DataFrame`): one row per scan.
     """
-    ids = table["subject_id"].astype(str)
+    ids = table["subject_id"].astype(str).tolist()
+    known = _names_of(table)
     hashed = record.get("training_subject_hashes")
     if hashed is None:  # a record of an older version, which has plain ids
-        return sorted(set(ids) & set(record.get("training_subjects", [])))
-    own, others = scan_names(table), other_names(table)
-    # The plain id as well: a checkpoint trained on a table without the cohort's name knows no other.
-    known = {*zip(own, ids, strict=True), *zip(ids, ids, strict=True)}
-    known |= {(name, ids.iloc[int(row)]) for row, name in zip(others["row"], others["name"], strict=True)}
-    seen = set()
+        trained = set(bare_ids(map(str, record.get("training_subjects", [])), keep_width=False))
+        return sorted({ids[row] for row, name in known if name in trained})
+    seen: set[str] = set()
     for entry in hashed:
         hashes = set(entry["hashes"])
-        seen |= {subject for name, subject in known if _hash(name, entry["salt"]) in hashes}
+        names = known if entry.get("ids") == BARE else _spelt_as_before(table)
+        of_name: dict[str, set[str]] = {}
+        for row, name in names:
+            of_name.setdefault(name, set()).add(ids[row])
+        for name, subjects in of_name.items():
+            if _hash(name, entry["salt"]) in hashes:
+                seen |= subjects
     return sorted(seen)
+
+
+def _names_of(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """All names of a table's subjects, with the scan's position, as a record may have them."""
+    # The plain id as well: a checkpoint trained on a table without the cohort's name knows no other.
+    names = [(row, name) for wide in (True, False) for row, name in enumerate(scan_names(table, keep_width=wide))]
+    for ids in (table["subject_id"].astype(str), recorded_ids(table)):
+        names += [(row, name) for row, name in enumerate(bare_ids(ids, keep_width=False))]
+    return [*names, *other_names(table)]
+
+
+def _spelt_as_before(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Names in the spellings that records of older versions may have hashed."""
+    ids = recorded_ids(table)
+    cohorts = table["dataset"].tolist() if "dataset" in table else [None] * len(table)
+    names = [(row, str(each)) for row, each in enumerate(table["subject_id"])]
+    for row, (each, cohort) in enumerate(zip(ids, cohorts, strict=True)):
+        plain = re.sub("^sub-", "", each, flags=re.IGNORECASE)
+        for text in {each, plain, f"sub-{plain}"}:
+            names.append((row, text if pd.isna(cohort) else f"{cohort}/{text}"))
+    others = [
+        (row, f"{str(column).removeprefix(SAME_PERSON)}/{value}")
+        for column in table.columns
+        if str(column).startswith(SAME_PERSON)
+        for row, value in enumerate(table[column])
+        if pd.notna(value)
+    ]
+    return names + others
 
 
 def _hash(name: str, salt: str) -> str:

@@ -30,6 +30,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from modeling_lcm import LCMConfig
+from modeling_lcm.connectivity import fisher_z
 from modeling_lcm.edges_lcm import matrix_logarithm
 
 
@@ -50,8 +51,6 @@ MLP_BATCH = 32
 MLP_STEPS = 1000
 INNER_FOLDS = 5
 MLP_INNER_FOLDS = 3  # every fit takes seconds
-# Fisher z is infinite at |r| = 1; float16 storage rounds correlations above 0.9998 up to 1.
-MAX_CORRELATION = 0.999
 
 
 def vectorise(connectivity: ArrayLike) -> NDArray[np.float64]:
@@ -80,7 +79,7 @@ def vectorise(connectivity: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(
             f"Connectivity reaches {np.abs(edges).max():.3g}, needed are correlations in [-1, 1]: give r, not z."
         )
-    return np.arctanh(edges.clip(-MAX_CORRELATION, MAX_CORRELATION))
+    return fisher_z(edges)
 
 
 @dataclass(frozen=True)

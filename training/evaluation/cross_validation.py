@@ -13,7 +13,7 @@ import pandas as pd
 from modeling_lcm import BEIVariable
 
 from ..data.folds import Folds
-from ..data.identity import seen_people
+from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..files import claim, require_writable, write_json, write_text
@@ -41,7 +41,7 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
         ValueError: it was, and that is not allowed.
     """
     record = read_record(checkpoint)
-    seen = seen_people(record, tested)
+    seen = seen_subjects(record, tested)
     if seen and not allowed:
         raise ValueError(
             f"The checkpoint {checkpoint} was trained on {len(seen)} of the test subjects, {seen[0]} among them. Give "

@@ -14,7 +14,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from modeling_lcm import BEITokenizer, BEIVariable
 
 from ..data.cohort import Cohort, load_cohort
-from ..data.combine import check_same_regions, join_people, pool
+from ..data.combine import check_same_regions, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
@@ -345,7 +345,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
     if arguments.same_person is not None:
-        cohort = join_people(cohort, arguments.same_person)
+        cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
     if tuning is not None:
         tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)

@@ -16,7 +16,7 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 from ..cli import load_yaml
 from ..data.cohort import PREFIX, Cohort, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
-from ..data.identity import SAME_PERSON
+from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels
 from ..files import claim, write_folder
 from .arguments import MergeArguments
@@ -94,7 +94,7 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
     aliases = load_yaml(arguments.aliases) if arguments.aliases else {}
     variables = _merge_vocabularies(parts, aliases)
     _agreed_positive(parts)
-    linked = _join_people(parts)
+    _join_subjects(parts)
     groups: dict[str, list[Part]] = {}
     for part in parts:
         groups.setdefault(str(part.extractor.atlas) if arguments.by_atlas else "", []).append(part)
@@ -104,7 +104,7 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
     def fill(folder: Path) -> None:
         for name, group in groups.items():
             (folder / name).mkdir(exist_ok=True)
-            content = _content(group, variables, linked, arguments, f"{Path(arguments.output).name} {name}".strip())
+            content = _content(group, variables, arguments, f"{Path(arguments.output).name} {name}".strip())
             write_dataset(folder / name, content)
 
     write_folder(output, fill)
@@ -155,58 +155,37 @@ def _agreed_positive(parts: list[Part]) -> dict[str, str]:
     return agreed
 
 
-def _join_people(parts: list[Part]) -> list[tuple[str, str]]:
-    """Give people who are in several cohorts one id; returns the pairs of ids that were declared the same."""
-    known = {part.name: set(part.table["subject_id"]) for part in parts}
-    parent: dict[str, str] = {}
-
-    def root(person: str) -> str:
-        while person in parent:
-            person = parent[person]
-        return person
-
-    pairs = []
+def _join_subjects(parts: list[Part]) -> None:
+    """Give subjects who are in several cohorts one id, that in the first of these cohorts."""
+    whole = pd.concat([part.table for part in parts], ignore_index=True)
+    ids = whole["subject_id"].tolist()
+    links = [*enumerate(map("id {}".format, ids)), *enumerate(map("name {}".format, scan_names(whole)))]
+    links += [(scan, f"name {name}") for scan, name in other_names(whole)]
+    joined = pd.Series(first_of_each(ids, same_subject(links, len(ids))))
+    cohorts = whole.groupby(joined)["dataset"].transform("nunique")
+    start = 0
     for part in parts:
-        for column in [name for name in part.table.columns if name.startswith(SAME_PERSON)]:
-            other = column.removeprefix(SAME_PERSON)
-            for mine, theirs in part.table[["subject_id", column]].dropna().itertuples(index=False):
-                same = f"{other}/{theirs}"
-                if same in known.get(other, ()):
-                    pairs.append((mine, same))
-                    first, second = sorted((root(mine), root(same)), key=lambda person: _place(parts, person))
-                    if first != second:
-                        parent[second] = first
-    for part in parts:
-        moved = part.table["subject_id"].map(root)
-        # Sessions of one person from two cohorts must differ.
-        both = moved.isin({root(person) for pair in pairs for person in pair})
+        here = slice(start, start + len(part.table))
+        # Sessions of one subject from two cohorts must differ.
+        both = (cohorts[here] > 1).to_numpy()
         part.table.loc[both, "session"] = part.name + "-" + part.table.loc[both, "session"].astype(str)
-        part.table["subject_id"] = moved
-    return sorted({tuple(sorted(pair)) for pair in pairs})
-
-
-def _place(parts: list[Part], person: str) -> tuple[int, str]:
-    names = [part.name for part in parts]
-    return names.index(person.split("/", 1)[0]), person
+        part.table["subject_id"] = joined[here].to_numpy()
+        start = here.stop
 
 
 def _check_fit(parts: list[Part]) -> None:
     """FC of all parts must be of the same regions in the same order, computed the same way, and columns alike."""
     first = parts[0]
     for part in parts[1:]:
-        mine, theirs = part.extractor.to_dict(), first.extractor.to_dict()
-        for key in ("atlas", "num_regions", "estimator", "fisher_z", "window", "padding"):
-            if mine.get(key) != theirs.get(key):
+        for key, (theirs, mine) in first.extractor.differences(part.extractor).items():
+            if key == "region_names":
                 raise ValueError(
-                    f"{first.name} and {part.name} do not fit together: {key} is {theirs.get(key)!r} and "
-                    f"{mine.get(key)!r}. Prepare both alike"
-                    + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
+                    f"{first.name} and {part.name} have other region names, or another order of them (fingerprints "
+                    f"{theirs} and {mine}): prepare both with the same table of regions."
                 )
-        if part.extractor.region_names != first.extractor.region_names:
             raise ValueError(
-                f"{first.name} and {part.name} have other region names, or another order of them (fingerprints "
-                f"{first.extractor.region_fingerprint} and {part.extractor.region_fingerprint}): prepare both with "
-                "the same table of regions."
+                f"{first.name} and {part.name} do not fit together: {key} is {theirs!r} and {mine!r}. Prepare both "
+                "alike" + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
             )
         for name in set(part.table.columns) & set(first.table.columns):
             kinds = [
@@ -222,7 +201,6 @@ def _check_fit(parts: list[Part]) -> None:
 def _content(
     parts: list[Part],
     variables: list[BEIVariable],
-    linked: list[tuple[str, str]],
     arguments: MergeArguments,
     title: str,
 ) -> Content:
@@ -240,11 +218,10 @@ def _content(
         statistics.add(chunk)
     pictures = Pictures(table, extractor, statistics.mean)
     pictures.add(triangles())
-    people = table["subject_id"].tolist()
-    doubles = find_duplicates(triangles, people, statistics.mean, Rules().duplicate_r)
+    doubles = find_duplicates(triangles, table["subject_id"].tolist(), statistics.mean, Rules().duplicate_r)
     quality = _merged_quality(parts, table, title, doubles)
-    if here := [pair for pair in linked if any(p.name == pair[0].split("/")[0] for p in parts)]:
-        quality["remarks"].append(f"{len(here)} people are in two cohorts and have one subject_id")
+    if several := int((table.groupby("subject_id")["dataset"].nunique() > 1).sum()):
+        quality["remarks"].append(f"{several} subjects are in two cohorts and have one subject_id")
     if arguments.reference is not None:
         quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
     records = [

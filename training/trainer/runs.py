@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
-from ..data.identity import hash_names, scan_names
+from ..data.identity import bare_ids, hash_names, recorded_ids, scan_names
 from ..files import claim, remove_leftovers, require_writable
 from .arguments import DataArguments, LoopArguments
 from .batches import batch_shares
@@ -73,14 +73,15 @@ def record_of(cohort: Cohort, history: list[dict[str, Any]], checkpoint: str | N
         history (`list[dict]`): one record per epoch.
         checkpoint (`str`, *optional*): what training started from; its training subjects are this one's, too.
     """
-    subjects = set(cohort.subjects)
+    subjects = {*cohort.subjects, *recorded_ids(cohort.table)}
     hashes = [hash_names(scan_names(cohort.table))]
     if checkpoint is not None:
         earlier = read_record(checkpoint)
         named = set(earlier.get("training_subjects", []))
         subjects |= named
         # Shared checkpoints have hashes alone; those of older versions, names alone.
-        hashes += earlier.get("training_subject_hashes", [hash_names(named)] if named else [])
+        older = [hash_names(bare_ids(named, keep_width=False))] if named else []
+        hashes += earlier.get("training_subject_hashes", older)
     return {
         "training_subjects": sorted(subjects),
         "training_subject_hashes": hashes,
