@@ -102,7 +102,7 @@ def test_shipped_configurations_are_valid() -> None:
         (
             evaluate.main,
             ["--output", "OUT", "--data", "DATA"],
-            "error: There is nothing to train: add --finetune FILE",
+            "error: There is nothing to train: add --finetune",
         ),
         (pretrain.main, ["--output", "OUT", "--data", "DATA", "--fold", "1"], "error: Give both splits .* and fold"),
         (predict.main, ["--fold", "1"], "error: Give both splits .* and fold"),
