@@ -5,19 +5,26 @@ in `docs/results/NAME.json`, and the tables of docs/results.md are made of these
 one per study, or one line per study in a comparison.
 """
 
-import argparse
-import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from training.cli import command_line, parse_arguments
+from training.cli import command, did_you_mean, parse_arguments, setting
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
-from training.evaluation.summary import MEAN_OF_GROUPS
-from training.files import write_json, write_text
-from training.reporting.results import METRIC_TITLES, by_task, number_text
+from training.files import write_text
+from training.reporting.results import (
+    CONSTANT,
+    LCM,
+    MEAN_OF_GROUPS,
+    METRIC_TITLES,
+    Results,
+    Score,
+    is_undefined,
+    number_text,
+)
 from training.reporting.tables import results_table_markdown
 
 
@@ -108,14 +115,24 @@ COMPARISONS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclass
+class StudyArguments:
+    """Run studies and write docs/results.md's tables."""
+
+    studies: list[str] = setting([], "Studies to run; without any, tables are made anew.", example="lemon")
+
+    def __post_init__(self) -> None:
+        """Refuse studies that there are not."""
+        names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
+        for name in self.studies:
+            if name not in names:
+                raise ValueError(f"There is no study {name}.{did_you_mean(name, names)} There are {', '.join(names)}.")
+
+
+@command(StudyArguments)
+def main(arguments: StudyArguments) -> None:
     """Command line."""
-    names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
-    parser = argparse.ArgumentParser(description="Run studies and write docs/results.md's tables.")
-    parser.add_argument(
-        "--studies", nargs="*", choices=names, default=[], help="studies to run; without any, tables are made anew"
-    )
-    for name in parser.parse_args(argv).studies:
+    for name in arguments.studies:
         run(name)
     write_pages()
 
@@ -124,12 +141,17 @@ def run(name: str) -> None:
     """Evaluate one study, or finish one that was stopped, and keep its `metrics.json`."""
     arguments = parse_arguments(EvaluateArguments, ["--config", str(STUDIES / f"evaluate_{name}.yaml")])
     arguments.resume = Path(arguments.output).is_dir()
-    write_json(RECORDS / f"{name}.json", evaluate(arguments))
+    evaluate(arguments).save(RECORDS / f"{name}.json")
+
+
+def load_records() -> dict[str, Results]:
+    """What the finished studies found, by name."""
+    return {path.stem: Results.load(path) for path in sorted(RECORDS.glob("*.json"))}
 
 
 def write_pages() -> None:
     """Put the tables of all finished studies between their marks in docs/results.md, and the summary in README.md."""
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))}
+    records = load_records()
     summary = summary_table(records)
     text = PAGE.read_text(encoding="utf-8")
     for name, content in tables(records).items():
@@ -139,7 +161,7 @@ def write_pages() -> None:
     write_text(readme, between_marks(readme.read_text(encoding="utf-8"), "summary", summary))
 
 
-def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+def tables(records: dict[str, Results]) -> dict[str, str]:
     """Content by mark: of every study that is in no comparison, and of every comparison."""
     compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
     found = {name: study_tables(name, metrics) for name, metrics in records.items() if name not in compared}
@@ -158,35 +180,33 @@ def between_marks(text: str, name: str, content: str) -> str:
     return mark.sub(lambda found: f"{found[1]}{content}{found[2]}", text)
 
 
-def summary_table(records: dict[str, dict[str, Any]]) -> str:
+def summary_table(records: dict[str, Results]) -> str:
     """Markdown table of the headline metric of the studies with a linear baseline."""
     rows = ["| study | predicted | people | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
-    for name, metrics in records.items():
-        for task, results in by_task(metrics).items():
-            if any(name in comparison.studies for comparison in COMPARISONS.values()):
+    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
+    for name, record in records.items():
+        for task, results in record.tasks.items() if name not in compared else ():
+            if "linear" not in results.models:
                 continue
-            headline = headline_metric(results)
-            if "linear" not in results["models"]:
-                continue
-            # A study that tests elsewhere is about the people there.
-            for tested in (results.get("external") or {"": results}).values():
+            headline = results.main_metric
+            # A study that tests elsewhere is about the subjects there.
+            for tested in (results.external or {"": results}).values():
                 scores = [
-                    _score(tested["models"].get(name, {}).get(headline))
-                    for name in ("LCM", "linear", "linear, log FC")
+                    _score(tested.models.get(model, {}).get(headline)) for model in (LCM, "linear", "linear, log FC")
                 ]
-                cells = [metrics["title"], task, str(tested["n_subjects"]), METRIC_TITLES[headline], *scores]
+                cells = [record.title, task, str(tested.n_subjects), METRIC_TITLES[headline], *scores]
                 rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _score(summary: dict[str, Any] | None) -> str:
+def _score(score: Score | None) -> str:
     """Mean ± standard deviation over folds; of a single test, its score."""
-    if summary is None:
+    if score is None:
         return "-"
-    return f"{summary['mean']:.3f}" + ("" if summary["std"] is None else f" ± {summary['std']:.3f}")
+    return f"{score.mean:.3f}" + ("" if is_undefined(score.std) else f" ± {score.std:.3f}")
 
 
-def comparison_table(comparison: Comparison, records: dict[str, dict[str, Any]]) -> str:
+def comparison_table(comparison: Comparison, records: dict[str, Results]) -> str:
     """Markdown of a comparison: mean ± standard deviation over folds, of the studies that have been run."""
     titles = [
         f"{task}, {METRIC_TITLES[metric]}" + ("" if model == "LCM" else f": {model.removeprefix('LCM, ')}")
@@ -203,64 +223,60 @@ def comparison_table(comparison: Comparison, records: dict[str, dict[str, Any]])
         lines += ["", "Layers with the lowest training loss after pretraining (folds):", ""]
         layers = {title: _layers(records[name]) for name, title in done.items()}
         lines += [f"- {title}: {text}" for title, text in layers.items() if text]
-    minutes = sum(records[name]["seconds"] for name in done) / 60
+    minutes = sum(records[name].seconds or 0 for name in done) / 60
     names = " ".join(done)
     return "\n".join(lines) + f"\n\n`python -m benchmarks.results --studies {names}` ({minutes:.0f} minutes)\n"
 
 
-def _cell(metrics: dict[str, Any], task: str, metric: str, model: str) -> str:
-    summary = by_task(metrics)[task]["models"].get(model, {}).get(metric)
-    if summary is None:
+def _cell(record: Results, task: str, metric: str, model: str) -> str:
+    score = record.tasks[task].models.get(model, {}).get(metric)
+    if score is None:
         return "-"
-    return f"{number_text(metric, summary['mean'])} ± {number_text(metric, summary['std'])}"
+    return f"{number_text(metric, score.mean)} ± {number_text(metric, score.std)}"
 
 
-def _layers(metrics: dict[str, Any]) -> str:
+def _layers(record: Results) -> str:
     """autism 8 (4), 7 (1); sex ..."""
-    found = []
-    for task, results in by_task(metrics).items():
-        folds = Counter(layer + 1 for layer in results.get("best_layers", []))
+    parts = []
+    for task, results in record.tasks.items():
+        folds = Counter(layer + 1 for layer in results.best_layers)
         if folds:
-            found.append(f"{task} {', '.join(f'{layer} ({count})' for layer, count in sorted(folds.items()))}")
-    return "; ".join(found)
+            parts.append(f"{task} {', '.join(f'{layer} ({count})' for layer, count in sorted(folds.items()))}")
+    return "; ".join(parts)
 
 
-def headline_metric(results: dict[str, Any]) -> str:
-    """ROC AUC of a category, correlation of a number."""
-    return "roc_auc" if "roc_auc" in results["models"]["LCM"] else "pearson_r"
-
-
-def study_tables(name: str, metrics: dict[str, Any]) -> str:
+def study_tables(name: str, record: Results) -> str:
     """Markdown of one study: per variable the table, the interval of LCM and how it was tested."""
     parts = []
-    for task, results in by_task(metrics).items():
-        headline = headline_metric(results)
-        lcm = results["models"]["LCM"][headline]
-        lines = [f"**{task}**, {results['n_subjects']} people, {results['n_scans']} scans:\n"]
+    for task, results in record.tasks.items():
+        headline = results.main_metric
+        ours = results.models[LCM][headline]
+        lines = [f"**{task}**, {results.n_subjects} people, {results.n_scans} scans:\n"]
         lines += [results_table_markdown(results, METRICS[headline]), ""]
-        if lcm.get("interval"):
-            low, high = lcm["interval"]
+        if ours.interval is not None:
+            low, high = ours.interval
             lines.append(
-                f"Pooled over folds: {lcm['pooled']:.3f}, 95 % interval {low:.3f} to {high:.3f}, permutation "
-                f"p = {lcm['p_value']:.3f}."
+                f"Pooled over folds: {ours.pooled:.3f}, 95 % interval {low:.3f} to {high:.3f}, permutation "
+                f"p = {ours.p_value:.3f}."
             )
-        if "site" in results["groups"]:
-            within = results["groups"]["site"][MEAN_OF_GROUPS]["models"]
+        if "site" in results.groups:
+            within = results.groups["site"][MEAN_OF_GROUPS].models
             scores = [
-                f"{name} {score[headline]:.3f}" for name, score in within.items() if name not in ("majority", "mean")
+                f"{model} {score[headline]:.3f}" for model, score in within.items() if model not in CONSTANT.values()
             ]
             lines.append(f"\nMean within sites, weighted by people: {'; '.join(scores)}.")
-        for place, found in (results.get("external") or {}).items():
-            lines.append(f"\nTrained on all of them, tested on the {found['n_subjects']} people of {place}:\n")
-            lines.append(results_table_markdown(found, METRICS[headline]))
+        for place, elsewhere in results.external.items():
+            lines.append(f"\nTrained on all of them, tested on the {elsewhere.n_subjects} people of {place}:\n")
+            lines.append(results_table_markdown(elsewhere, METRICS[headline]))
         parts.append("\n".join(lines))
-    checksums = metrics["protocol"]["split_checksum"]
+    checksums = record.protocol["split_checksum"]
     splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
     # What a run that was taken up again needed before is not known.
-    time = f", {metrics['seconds'] / 60:.0f} minutes" if metrics["seconds"] > 60 else ""
+    seconds = record.seconds or 0
+    time = f", {seconds / 60:.0f} minutes" if seconds > 60 else ""
     parts.append(f"`python -m benchmarks.results --studies {name}` (splits {splits}{time})\n")
     return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    command_line(main)()
+    main()

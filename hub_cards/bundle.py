@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,9 +17,12 @@ from transformers import AutoProcessor
 
 import modeling_lcm
 from modeling_lcm import LCMConfig
+from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.data.card import describe_dataset
 from training.data.cohort import load_cohort
 from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
+from training.files import without_nan
+from training.reporting.results import Results, TaskResults
 
 from .render import dataset_card, model_card
 from .results import load_results
@@ -33,7 +36,7 @@ MODEL_FILES = (
     "official_unused.safetensors",
     "conversion_report.json",
 )
-PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", LIMITS_FILE)
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
 # Settings that hold paths on the machine of whoever trained.
 LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")
@@ -110,20 +113,23 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def public_results(results: dict[str, Any]) -> dict[str, Any]:
+def public_results(results: Results) -> Results:
     """Results without local paths."""
-    settings = {
-        name: None if stage is None else _without_paths(stage)
-        for name, stage in (results.get("settings") or {}).items()
-    }
-    protocol = dict(results["protocol"])
+    settings = {name: None if stage is None else _without_paths(stage) for name, stage in results.settings.items()}
+    tasks = {name: _public_task(task) for name, task in results.tasks.items()}
+    return replace(results, protocol=_public_protocol(results.protocol), tasks=tasks, settings=settings)
+
+
+def _public_task(results: TaskResults) -> TaskResults:
+    external = {name: _public_task(each) for name, each in results.external.items()}
+    return replace(results, protocol=_public_protocol(results.protocol), external=external)
+
+
+def _public_protocol(protocol: dict[str, Any]) -> dict[str, Any]:
     checkpoint = Path(protocol.get("pretraining") or "")
     if checkpoint.name and (checkpoint.is_absolute() or checkpoint.exists()):
-        protocol["pretraining"] = f"an existing checkpoint ({checkpoint.name})"
-    public = {**results, "settings": settings, "protocol": protocol}
-    if "external" in results:
-        public["external"] = {name: public_results(entry) for name, entry in results["external"].items()}
-    return public
+        return protocol | {"pretraining": f"an existing checkpoint ({checkpoint.name})"}
+    return protocol
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def model_bundle(
 
 def _add_records(
     folder: Path, files: dict[str, Path | bytes], metrics: str | None
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+) -> tuple[dict[str, Any] | None, Results | None]:
     """Put the public forms of the run's record and results among the files."""
     record = _read_json(folder / "training_record.json")
     if record is not None:
@@ -207,7 +213,7 @@ def _add_records(
     results = None
     if metrics is not None or path.is_file():
         results = public_results(load_results(path))
-        files["metrics.json"] = _as_bytes(results)
+        files["metrics.json"] = _as_bytes(without_nan(results.to_json()))
     return record, results
 
 

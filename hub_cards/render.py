@@ -9,9 +9,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
+from training.reporting.results import Results
 from training.reporting.tables import markdown_cell
 
-from .results import eval_results, results_table
+from .results import eval_results, shown_results
 
 
 CITATION = """@inproceedings{wei2026lcm,
@@ -173,7 +174,7 @@ def model_card(
     parameters: int,
     record: dict[str, Any] | None = None,
     conversion: dict[str, Any] | None = None,
-    results: dict[str, Any] | None = None,
+    results: Results | None = None,
     base_model: str | None = None,
     base_revision: str | None = None,
 ) -> str:
@@ -188,7 +189,7 @@ def model_card(
         parameters (`int`): number of parameters, without buffers.
         record (`dict`, *optional*): redacted `training_record.json`.
         conversion (`dict`, *optional*): `conversion_report.json`.
-        results (`dict`, *optional*): `metrics.json`, checked.
+        results (`Results`, *optional*): checked.
         base_model (`str`, *optional*): Hub id of an adapter's base model.
         base_revision (`str`, *optional*): its revision.
 
@@ -226,8 +227,7 @@ def model_card(
         unnamed=any("(unnamed)" in label for item in processor.tokenizer.variables for label in item.labels),
         training=_training_rows(record or {}),
         conversion=conversion,
-        results=results,
-        results_table=results_table(results) if results else None,
+        results=None if results is None else shown_results(results),
         task=config.task_variable,
         base_model=base_model,
         base_revision=base_revision,

@@ -19,8 +19,8 @@ from .bundle import Bundle
 ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled for every further one
 HUB_FILES = (".gitattributes",)  # made by the Hub itself
-# The HTTP library's base error, whatever that library is called in the installed version of the Hub client.
-TRANSPORT_ERRORS = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+# The base error of the Hub client's HTTP library, which is httpx or httpx2, according to the client's release.
+HTTPError: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ def publish(bundle: Bundle, repo_id: str, private: bool = False, tag: str | None
         raise ValueError("You are not logged in: run `hf auth login`, or set HF_TOKEN to a token with write access.")
     try:
         return _publish(HfApi(), bundle, repo_id, private, tag, update)
-    except (HfHubHTTPError, *TRANSPORT_ERRORS) as error:
+    except HTTPError as error:
         raise ValueError(_explain(error, repo_id).replace(token, "***")) from None
 
 
@@ -83,7 +83,7 @@ def _publish(api: HfApi, bundle: Bundle, repo_id: str, private: bool, tag: str |
             "Choose another name, or replace its content with --update; earlier revisions stay."
         )
     tagged = tag is not None and _is_tagged(api, repo_id, repo_type, tag, hashes)
-    commit = _commit(api, repo_id, bundle, hashes) if others else info.sha
+    commit = _commit(api, repo_id, bundle, hashes) if others else str(info.sha)
     if tag is not None and not tagged:
         _retry(lambda: _tag(api, repo_id, repo_type, tag, commit))
     compare_download(bundle, repo_id, tag or commit)
@@ -113,7 +113,7 @@ def _commit(api: HfApi, repo_id: str, bundle: Bundle, hashes: dict[str, tuple[st
     def attempt() -> str:
         # Looked up anew in every attempt: a commit whose answer got lost must not be made twice.
         changes = _differences(api, repo_id, bundle.repo_type, "main", hashes)
-        head = api.repo_info(repo_id, repo_type=bundle.repo_type).sha
+        head = str(api.repo_info(repo_id, repo_type=bundle.repo_type).sha)
         if not changes:
             return head
         operations: list[Any] = [
@@ -205,7 +205,7 @@ def _retry(action: Callable[[], Result]) -> Result:
     for attempt in range(ATTEMPTS):
         try:
             return action()
-        except (HfHubHTTPError, OSError, *TRANSPORT_ERRORS) as error:
+        except (OSError, HTTPError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             refused = status is not None and 400 <= status < 500 and status not in (408, 412, 429)
             if refused or attempt == ATTEMPTS - 1:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import cached_file
 
 from .configuration_lcm import LCMConfig
 from .loading_lcm import file_of, new_name, without_weights
@@ -101,7 +100,7 @@ def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, ch
     Quantised and offloaded weights, and weights of another precision, cannot be compared and pass, and so does an
     adapter saved by PEFT alone.
     """
-    file = cached_file(str(adapter), ADAPTER_BASE, _raise_exceptions_for_missing_entries=False, **hub)
+    file = file_of(adapter, ADAPTER_BASE, **hub)
     if file is None or getattr(model, "is_quantized", False) or any(tensor.is_meta for tensor in model.parameters()):
         return
     expected = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -30,6 +30,9 @@ BUILT_IN = (
     "normalize_rows",
     "edge_readout",
     "edge_shrinkage",
+    "edge_shrinkages",
+    "edge_bias",
+    "atlases",
 )
 
 
@@ -189,6 +192,6 @@ def _nearest(path: Path) -> str:
 def file_of(place: Any, name: str, **hub: Any) -> str | None:
     """Where a file of a folder or a Hub repository is; None without one, or without the repository in reach."""
     try:
-        return cached_file(str(place), name, _raise_exceptions_for_missing_entries=False, **hub)
+        return cached_file(str(place), name, **hub)
     except OSError:
         return None

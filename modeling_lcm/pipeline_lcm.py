@@ -7,8 +7,10 @@ import torch
 from transformers import Pipeline
 from transformers.modeling_outputs import ModelOutput
 
+from .limits_lcm import NOT_KNOWN
 
-# What an input dictionary may hold; without one, the shape tells.
+
+# What an input dictionary may hold, one of them; without a dictionary, the shape tells.
 INPUT_KEYS = ("connectivity", "time_series")
 
 
@@ -17,12 +19,18 @@ class ConnectomeClassificationPipeline(Pipeline):
 
     An input is one scan: a square matrix is read as functional connectivity `(regions, regions)`, another array as
     region time series `(volumes, regions)`. `{"connectivity": matrix}` and `{"time_series": signals}` say it outright.
-    A list is a list of scans, as is an array with a leading batch axis.
+    A list is a list of scans, as is an array with a leading batch axis. A dictionary may also have the subject's `age`
+    in years, which is compared with the training subjects'.
 
     Per scan a classification returns `[{"label": str, "score": float}, ...]`, highest score first (softmax for
     single-label, one sigmoid per label for multi-label tasks); a regression returns `{"value": float, "unit": str |
     None}` in the unit of the tokenizer's task variable, or a list of these with a "label" each if it has several
     outputs.
+
+    Each of these also says whether the answer can mean something: `"out_of_distribution": bool | None` (None where the
+    checkpoint does not know its training scans) and `"limits": str`, a sentence for every limit that the scan passes.
+    Where the checkpoint knows how far its predictions are off, `"possible": bool` marks the labels that cannot be
+    ruled out, and `"range": (low, high)` goes with a value; both hold the truth nine times of ten.
 
     Raises:
         ValueError: no processor, a processor of another model, or a model whose downstream task was never trained.
@@ -93,9 +101,12 @@ class ConnectomeClassificationPipeline(Pipeline):
         """Turn one scan into the model's `connectivity`, `(1, regions, regions)`."""
         if not isinstance(input_, dict):
             input_ = {_guess_key(input_): input_}
-        elif len(input_) != 1 or next(iter(input_)) not in INPUT_KEYS:
+        age = _age(input_.get("age"))
+        input_ = {key: value for key, value in input_.items() if key != "age"}
+        if len(input_) != 1 or next(iter(input_)) not in INPUT_KEYS:
             raise ValueError(
-                f"A scan given as a dictionary needs one key, connectivity or time_series, got {[*input_]}."
+                f"A scan given as a dictionary needs one key, connectivity or time_series, got {[*input_]}. Only age "
+                "may stand beside it."
             )
         batch = self.processor(**input_, return_tensors="pt")
         if len(batch["connectivity"]) != 1:
@@ -104,23 +115,47 @@ class ConnectomeClassificationPipeline(Pipeline):
                 f"{self.processor.feature_extractor.window} volumes) and a pipeline predicts one result per scan: "
                 "cut the scan with window_connectivity and give a list of matrices."
             )
-        return {"connectivity": batch["connectivity"]}
+        return {"connectivity": batch["connectivity"], "age": torch.tensor([age], dtype=torch.float64)}
 
     def _forward(self, input_tensors: Any, **forward_parameters: Any) -> ModelOutput:
-        return ModelOutput({"logits": self.model(**input_tensors).logits})
+        logits = self.model(connectivity=input_tensors["connectivity"]).logits
+        return ModelOutput({"logits": logits, **input_tensors})
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: ModelOutput, top_k: int | None = None, **postprocess_parameters: Any
     ) -> Any:
         """Turn the logits `(1, num_labels)` of one scan into labels with scores, or a value in its unit."""
         logits = model_outputs["logits"][0].double()
+        said = self._limits(model_outputs)
         config: Any = self.model.config
         if config.problem_type == "regression":
-            return self._values(logits)
+            values = self._values(logits)
+            return [value | said for value in values] if isinstance(values, list) else self._with_range(values) | said
         is_multi_label = config.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
         order = scores.argsort(descending=True).tolist()[:top_k]
-        return [{"label": config.id2label[index], "score": scores[index].item()} for index in order]
+        answer = [{"label": config.id2label[index], "score": scores[index].item()} for index in order]
+        possible = self._uncertainty({config.id2label[index]: score for index, score in enumerate(scores.tolist())})
+        if possible is not None:
+            answer = [entry | {"possible": entry["label"] in possible} for entry in answer]
+        return [entry | said for entry in answer]
+
+    def _limits(self, model_outputs: ModelOutput) -> dict[str, Any]:
+        """What goes beside every answer about a scan."""
+        # A processor of an earlier version has no such attribute.
+        limits = getattr(self.processor, "limits", None)
+        if limits is None:
+            return {"out_of_distribution": None, "limits": NOT_KNOWN}
+        check = limits.check(model_outputs["connectivity"].float().cpu(), model_outputs["age"].cpu())[0]
+        return {"out_of_distribution": check.out_of_distribution, "limits": " ".join(check.reasons)}
+
+    def _uncertainty(self, predicted: Any) -> Any:
+        limits, task = getattr(self.processor, "limits", None), self.processor.tokenizer.task
+        return None if limits is None or task is None else limits.uncertainty(task, predicted)
+
+    def _with_range(self, value: dict[str, Any]) -> dict[str, Any]:
+        found = self._uncertainty(value["value"])
+        return value if found is None else value | {"range": found}
 
     def _values(self, logits: torch.Tensor) -> dict[str, Any] | list[dict[str, Any]]:
         """Regression results of one scan; only a single output can be the task variable, whose scaling is undone."""
@@ -131,6 +166,14 @@ class ConnectomeClassificationPipeline(Pipeline):
             return self.processor.decode(logits, variables=[task.name])[task.name]
         labels: Any = self.model.config.id2label
         return [{"label": labels[i], "value": value, "unit": None} for i, value in enumerate(logits.tolist())]
+
+
+def _age(value: Any) -> float:
+    """An age in years, NaN where none is given."""
+    try:
+        return float("nan") if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"age must be a number of years, got {value!r}.") from error
 
 
 def _guess_key(scan: Any) -> str:

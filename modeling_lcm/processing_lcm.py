@@ -1,12 +1,18 @@
 """LCMProcessor: connectomes and non-imaging records in, model inputs out; logits in, readable records out."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
 from .feature_extraction_lcm import FCFeatureExtractor
+from .limits_lcm import TrainingLimits
 from .tokenization_bei import BEITokenizer
+
+
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class LCMProcessor(ProcessorMixin):
@@ -15,6 +21,10 @@ class LCMProcessor(ProcessorMixin):
     Args:
         feature_extractor: What functional connectivity is.
         tokenizer: What the records mean.
+
+    Attributes:
+        limits ([`TrainingLimits`], *optional*): What the training scans were like; saved and loaded beside the rest.
+            None where that is not known.
 
     Example:
         >>> processor = LCMProcessor(FCFeatureExtractor(), BEITokenizer.from_records([{"sex": "F"}, {"sex": "M"}]))
@@ -27,6 +37,24 @@ class LCMProcessor(ProcessorMixin):
         self, feature_extractor: FCFeatureExtractor | None = None, tokenizer: BEITokenizer | None = None
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
+        self.limits: TrainingLimits | None = None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save as in Transformers, with the limits, if they are known."""
+        if self.limits is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.limits.save(save_directory)  # first: what is pushed to the Hub holds it
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Any:
+        """Load as in Transformers, with the limits, if there are some."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        processor.limits = TrainingLimits.load(pretrained_model_name_or_path, **hub)
+        return processor
 
     def __call__(
         self,

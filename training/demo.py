@@ -21,7 +21,8 @@ def main(arguments: DemoArguments) -> None:
     from .reporting.tables import results_table_text
 
     hide_bars_of_files()
-    print(results_table_text(demo(output)))
+    for results in demo(output).tasks.values():
+        print(results_table_text(results))
     print(f"Report: {output / 'report.html'}   metrics: {output / 'metrics.json'}   model: {output / 'checkpoint'}")
 
 

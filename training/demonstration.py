@@ -3,8 +3,9 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,11 @@ from .data.folds import Folds
 from .evaluation.arguments import EvaluateArguments
 from .evaluation.cross_validation import evaluate
 from .explanation.attention import region_attention
-from .files import claim, write_folder, write_json
+from .files import claim, write_folder
 from .preparation.arguments import PrepareArguments
 from .preparation.build import prepare
 from .reporting.figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
+from .reporting.results import Results, TaskResults
 from .reporting.tables import write_report
 from .settings import parse_arguments
 
@@ -42,14 +44,14 @@ NOTES = [
 ]
 
 
-def demo(output: Path) -> dict[str, Any]:
+def demo(output: Path) -> Results:
     """Run the demo.
 
     Args:
         output (`Path`): new folder; gets `dataset/`, `folds/`, `checkpoint/`, `metrics.json` and `report.html`.
 
     Returns:
-        The content of `metrics.json`.
+        What `metrics.json` holds.
 
     Raises:
         FileExistsError: the folder holds results already.
@@ -58,7 +60,7 @@ def demo(output: Path) -> dict[str, Any]:
         return _demo(folder)
 
 
-def _demo(output: Path) -> dict[str, Any]:
+def _demo(output: Path) -> Results:
     preparing = parse_arguments(PrepareArguments, ["--config", str(CONFIGS / "prepare.yaml")])
     prepare(
         replace(
@@ -79,33 +81,36 @@ def _demo(output: Path) -> dict[str, Any]:
             finetune=str(CONFIGS / "finetune.yaml"),
         )
     )
-    results["notes"] = NOTES
+    (found,) = results.tasks.values()
+    found.notes = NOTES
     cohort = load_cohort(output / "dataset")
-    write_report(output / "report.html", results, figures(output, cohort, results))
+    write_report(
+        output / "report.html", replace(found, notes=[]), figures(output, cohort, found), None, results.settings, NOTES
+    )
     # The checkpoint that stays is fold 0's: its test subjects are known.
     write_folder(
         output / "checkpoint",
-        lambda folder: shutil.copytree(output / "folds" / "fold_0" / "checkpoint", folder, dirs_exist_ok=True),
+        partial(shutil.copytree, output / "folds" / "fold_0" / "checkpoint", dirs_exist_ok=True),
     )
-    write_json(output / "metrics.json", results)
+    results.save(output / "metrics.json")
     return results
 
 
-def figures(output: Path, cohort: Cohort, results: dict[str, Any]) -> dict[str, Figure]:
+def figures(output: Path, cohort: Cohort, results: TaskResults) -> dict[str, Figure]:
     """The report's pictures by caption."""
     folds = [
         json.loads((output / "folds" / f"fold_{fold}" / "result.json").read_text(encoding="utf-8"))
-        for fold in range(results["protocol"]["folds"])
+        for fold in range(results.protocol["folds"])
     ]
     predictions = pd.read_csv(output / "folds" / "predictions.tsv", sep="\t")
-    labels = results["protocol"]["labels"]
-    positive = results["protocol"]["positive"]
+    labels = results.protocol["labels"]
+    positive = results.protocol["positive"]
     curves = {
         model: [
             ((part["cohort"] == positive).to_numpy(dtype=int), part[f"{model}: {positive}"].to_numpy())
             for _, part in predictions.groupby("fold")
         ]
-        for model in results["models"]
+        for model in results.models
         if model != "majority"
     }
     truth = (predictions["cohort"] == positive).to_numpy(dtype=int)
@@ -129,11 +134,11 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     token = tokenizer.convert_tokens_to_ids(f"{tokenizer.task}={label}")
     # 1 = every region is read equally.
     scores = region_attention(model, tested)[token] * cohort.num_regions
-    names = cohort.feature_extractor.region_names
+    # The demo's atlas is one whose names and places the package knows.
+    names = cast(list[str], cohort.feature_extractor.region_names)
+    places = cast(np.ndarray, region_coordinates(str(cohort.feature_extractor.atlas)))
     title = f"Cross-attention of the token {tokenizer.task}={label} (1 = even)"
     return {
-        f"Regions that the token “{label}” reads": plot_region_attention(
-            np.asarray(scores), region_coordinates(cohort.feature_extractor.atlas), title
-        ),
+        f"Regions that the token “{label}” reads": plot_region_attention(np.asarray(scores), places, title),
         f"Networks that the token “{label}” reads": plot_network_bars(np.asarray(scores), names),
     }

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
 from modeling_lcm.array_inputs import as_array, axis_names, brings_names
@@ -19,7 +20,7 @@ from modeling_lcm.region_matching import first_difference
 from modeling_lcm.triangles import find_layout, rebuild
 
 from .data.cohort import Cohort
-from .data.triangles import to_triangles
+from .data.triangles import count_edges, to_triangles
 from .trainer.arguments import FinetuneArguments, PretrainArguments
 from .trainer.checkpoints import load_processor
 from .trainer.finetuning import finetune
@@ -136,6 +137,7 @@ class _LCMEstimator(BaseEstimator):
         self._remember_columns(connectivity)
         cohort = _as_cohort(matrices, extractor, {variable.name: values})
         if isinstance(arguments, FinetuneArguments):
+            self.model_: nn.Module
             self.model_, self.processor_, self.history_ = finetune(cohort, arguments)
         else:
             tokenizer = BEITokenizer(variables=[variable]).fit_scaling(cohort.table)
@@ -143,7 +145,7 @@ class _LCMEstimator(BaseEstimator):
                 tokenizer.save_pretrained(folder)
                 arguments.vocabulary = folder
                 self.model_, self.processor_, self.history_ = pretrain(cohort, arguments)
-        self.n_features_in_ = extractor.num_regions * (extractor.num_regions - 1) // 2
+        self.n_features_in_ = count_edges(extractor)
         return self
 
     def _arguments(self, variable: BEIVariable) -> PretrainArguments | FinetuneArguments:
@@ -179,6 +181,33 @@ class _LCMEstimator(BaseEstimator):
         matrices = as_matrices(connectivity, self.triangle, extractor.num_regions)
         cohort = _as_cohort(matrices, extractor, {})
         return predict_logits(self.model_, cohort)["logits"].double().numpy()
+
+    def limits(self, X: ArrayLike, age: ArrayLike | None = None) -> pd.DataFrame:
+        """How far scans lie from those of `fit`, one row per scan: read it beside the predictions.
+
+        Args:
+            X: as for `predict`.
+            age: Age of each subject in years `(scans,)`.
+
+        Returns:
+            `out_of_distribution`, `limits` (a sentence for every limit that is passed), `distance`, `beyond`,
+            `profile` and `mean_fc`, as [`modeling_lcm.limits_lcm.ScanCheck`] has them.
+
+        Raises:
+            ValueError: fewer than 10 scans were fitted, or X is refused.
+        """
+        check_is_fitted(self)
+        known = self.processor_.limits
+        if known is None:
+            raise ValueError("The limits are not known: fit saw fewer than 10 scans.")
+        extractor = self.processor_.feature_extractor
+        checks = known.check(
+            extractor(connectivity=as_matrices(X, self.triangle, extractor.num_regions))["connectivity"], age
+        )
+        return pd.DataFrame(
+            {"out_of_distribution": check.out_of_distribution, "limits": " ".join(check.reasons), **vars(check)}
+            for check in checks
+        ).drop(columns="reasons")
 
     def _remember_columns(self, connectivity: Any) -> None:
         """Names of the columns of a table of vectors, as scikit-learn's estimators keep them."""

@@ -17,12 +17,11 @@ def main(arguments: EvaluateArguments) -> None:
     require_dataset(arguments.data)
     read_stages(arguments)
     from .evaluation.cross_validation import evaluate
-    from .reporting.results import by_task
     from .reporting.tables import results_table_text
 
     hide_bars_of_files()
-    for results in by_task(evaluate(arguments)).values():
-        print(results["title"])
+    for results in evaluate(arguments).tasks.values():
+        print(results.title)
         print(results_table_text(results))
 
 

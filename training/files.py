@@ -112,14 +112,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically; NaN becomes null, so that any reader can parse it."""
-    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same content with None instead of NaN and infinity, and text as the keys of dictionaries."""
     if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

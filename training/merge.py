@@ -12,8 +12,8 @@ from .preparation.arguments import MergeArguments
 def main(arguments: MergeArguments) -> None:
     """Command line."""
     require_new(arguments.output)
-    for folder in arguments.inputs:
-        require_dataset(folder)
+    for part in arguments.inputs:
+        require_dataset(part)
     from .preparation.merging import merge
 
     for folder in merge(arguments):

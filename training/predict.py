@@ -43,15 +43,18 @@ def main(arguments: PredictArguments) -> None:
 def _predict(arguments: PredictArguments, output: Path) -> None:
     from .data.cohort import load_cohort
     from .data.folds import Folds
+    from .trainer.limits import summarise_limits
     from .trainer.prediction import predict_table
 
     hide_bars_of_files()
     cohort = load_cohort(arguments.data)
-    if arguments.splits is not None:
+    if arguments.splits is not None and arguments.fold is not None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     print(f"{len(table)} predictions written to {output}")
+    for line in summarise_limits(table):
+        print(line)
     positive = [f"{variable.name}={variable.positive_label}" for variable in variables if variable.positive_label]
     if positive:
         print(f"Positive of two labels: {', '.join(positive)}")

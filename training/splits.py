@@ -53,7 +53,7 @@ def _split(arguments: SplitArguments, output: Path) -> None:
     elif arguments.kind == "leave_site_out":
         folds = leave_site_out(table, arguments.column or "site")
     else:
-        folds = official_folds(table, arguments.column)
+        folds = official_folds(table, str(arguments.column))
     folds.save(output)
     sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
     print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")

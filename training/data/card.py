@@ -13,6 +13,7 @@ from ..reporting.tables import table_markdown
 from .cohort import RECORD_COLUMNS, SCAN_COLUMNS
 from .dataset_folder import FC_DEFINITION
 from .identity import SAME_PERSON
+from .triangles import count_edges
 
 
 IDENTIFIERS = {*SCAN_COLUMNS, *RECORD_COLUMNS} - {"dataset"}
@@ -102,7 +103,7 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
         "`FCFeatureExtractor`.",
         *([f"- Regions: {region_order}."] if region_order else []),
         f"- Estimator: {extractor.estimator}, over the whole scan, plain r (no Fisher z), diagonal 1.",
-        f"- `connectivity`: the {regions * (regions - 1) // 2} values above the diagonal, row by row "
+        f"- `connectivity`: the {count_edges(extractor)} values above the diagonal, row by row "
         "(`numpy.triu_indices(regions, k=1)`), float16. Regions without signal have correlation 0.",
     ]
     if has_series:
@@ -113,7 +114,10 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
 
 
 def _column_table(table: pd.DataFrame) -> str:
-    rows = [[name, f"{table[name].notna().sum()} of {len(table)}", _values(name, table[name])] for name in table]
+    rows = [
+        [name, f"{column.notna().sum()} of {len(table)}", _values(name, column)]
+        for name, column in ((name, table[name]) for name in table.columns)
+    ]
     return table_markdown([["column", "recorded", "values"], *rows])
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,8 +13,9 @@ import pandas as pd
 import torch
 
 from modeling_lcm import FCFeatureExtractor
+from modeling_lcm.atlases import find_atlas
 
-from .dataset_folder import COHORTS_FILE, FC_DEFINITION, require_dataset
+from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, to_matrices
 
@@ -25,14 +27,61 @@ PREFIX = "qc_"
 SIGNAL_COLUMNS = ("connectivity", "time_series", "volumes")
 # Columns that describe the scan; every other column is a phenotype (a BEI variable).
 SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
-# Not phenotypes either: quality, and where a person comes from when cohorts were merged.
+# Not phenotypes either: quality, and where a subject comes from when cohorts were merged.
 RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = (PREFIX, SAME_PERSON)
+_AT_ONCE = 1000  # scans that are read together
+
+
+@dataclass(frozen=True)
+class AtlasScans:
+    """What was measured of a cohort's scans in one atlas.
+
+    Args:
+        feature_extractor (`FCFeatureExtractor`): the FC definition and atlas.
+        triangles (`StoredTriangles` or `np.ndarray` of shape `(scans, regions * (regions - 1) / 2)`): float16 upper
+            triangles of the FC matrices, row-major, without the diagonal; NaN for a scan without this atlas.
+        series (`StoredSeries`, *optional*): ROI time series, where the data set keeps them.
+    """
+
+    feature_extractor: FCFeatureExtractor
+    triangles: StoredTriangles | np.ndarray
+    series: StoredSeries | None = None
+
+    @property
+    def id(self) -> str:
+        """The atlas's id."""
+        return str(self.feature_extractor.atlas)
+
+    def select(self, scans: np.ndarray) -> "AtlasScans":
+        """Some scans, by position or mask; nothing is read."""
+        stored = isinstance(self.triangles, StoredTriangles)
+        return AtlasScans(
+            self.feature_extractor,
+            self.triangles.select(scans) if stored else self.triangles[scans],
+            None if self.series is None else self.series.select(scans),
+        )
+
+    def matrices(self, scans: np.ndarray | slice) -> np.ndarray:
+        """FC matrices `(scans, regions, regions)`, float32; all NaN for a scan without this atlas."""
+        triangles = self.triangles[scans]
+        found = to_matrices(torch.from_numpy(triangles), self.feature_extractor.num_regions).numpy()
+        found[np.isnan(triangles[:, 0])] = np.nan  # the diagonal, too
+        return found
+
+    def are_there(self) -> np.ndarray:
+        """Which scans have this atlas: bool `(scans,)`."""
+        starts = range(0, len(self.triangles), _AT_ONCE)
+        parts = [~np.isnan(self.triangles[start : start + _AT_ONCE][:, 0]) for start in starts]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 
 
 @dataclass(frozen=True)
 class Cohort:
     """A prepared data set, or some of its scans: its table in memory, its scans on the disk.
+
+    A data set may hold every scan in several atlases. `triangles`, `feature_extractor` and `series` are those of the
+    first one; `with_atlas(id)` gives the cohort in another one.
 
     Args:
         table (`pd.DataFrame`): `subject_id`, `session` and the phenotype columns, one row per scan. Its index numbers
@@ -42,6 +91,7 @@ class Cohort:
         feature_extractor (`FCFeatureExtractor`): the FC definition and atlas of all scans.
         series (`StoredSeries`, *optional*): ROI time series, where the data set keeps them.
         positive (`dict[str, str]`): positive label of variables for which the data set declares it.
+        others (`tuple[AtlasScans, ...]`): the same scans in further atlases.
     """
 
     table: pd.DataFrame
@@ -49,6 +99,7 @@ class Cohort:
     feature_extractor: FCFeatureExtractor
     series: StoredSeries | None = None
     positive: dict[str, str] = field(default_factory=dict)
+    others: tuple[AtlasScans, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,13 +110,49 @@ class Cohort:
         Args:
             scans (`np.ndarray`): their positions in this cohort, in the order wanted, or a boolean mask.
         """
-        stored = isinstance(self.triangles, StoredTriangles)
-        return replace(
-            self,
-            table=self.table.iloc[scans],
-            triangles=self.triangles.select(scans) if stored else self.triangles[scans],
-            series=None if self.series is None else self.series.select(scans),
-        )
+        first, *others = (part.select(scans) for part in self.by_atlas)
+        table = self.table.iloc[scans]
+        return replace(self, table=table, triangles=first.triangles, series=first.series, others=tuple(others))
+
+    @property
+    def by_atlas(self) -> tuple[AtlasScans, ...]:
+        """The scans in every atlas, the first one's first."""
+        return (AtlasScans(self.feature_extractor, self.triangles, self.series), *self.others)
+
+    @property
+    def atlases(self) -> dict[str, FCFeatureExtractor]:
+        """FC definition of every atlas, by its id."""
+        return {part.id: part.feature_extractor for part in self.by_atlas}
+
+    def with_atlas(self, atlas: str | None = None) -> "Cohort":
+        """The scans that one atlas has, as a cohort of this atlas alone.
+
+        Args:
+            atlas (`str`, *optional*): its id or another spelling; may be left out where there is only one.
+
+        Raises:
+            ValueError: there is no such atlas, or several and none was named.
+        """
+        if not self.others and atlas is None:
+            return self
+        known = None if atlas is None else find_atlas(atlas)
+        wanted = atlas if known is None else known.id
+        part = next((part for part in self.by_atlas if part.id == wanted), None)
+        if part is None:
+            problem = "one of them has to be chosen with atlas" if atlas is None else f"not {atlas}"
+            raise ValueError(
+                f"The data have the atlas{'es' if self.others else ''} {', '.join(self.atlases)}: {problem}."
+            )
+        if not self.others:
+            return self
+        here = part.are_there()
+        part = part if here.all() else part.select(here)
+        table = self.table[here]
+        return Cohort(table, part.triangles, part.feature_extractor, part.series, self.positive)
+
+    def has_atlas(self, atlas: str) -> np.ndarray:
+        """Which scans have an atlas, by its id: bool `(scans,)`."""
+        return next(part for part in self.by_atlas if part.id == atlas).are_there()
 
     @property
     def subjects(self) -> pd.Series:
@@ -74,17 +161,34 @@ class Cohort:
 
     @property
     def num_regions(self) -> int:
-        """Regions of the atlas."""
+        """Regions of the (first) atlas."""
         return self.feature_extractor.num_regions
 
-    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """FC matrices `(scans, regions, regions)`, float32, of some scans (by position) or of all."""
-        return to_matrices(torch.from_numpy(self.triangles[scans]), self.num_regions).numpy()
+    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> Any:
+        """FC matrices of some scans (by position) or of all.
 
-    def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """FC of all scans in their order, `(up to size, regions, regions)` at a time, float32."""
+        Returns:
+            float32 `(scans, regions, regions)`; of several atlases a dict of them by atlas id, all NaN where a scan
+            lacks an atlas.
+        """
+        found = {part.id: part.matrices(scans) for part in self.by_atlas}
+        return found if self.others else found.popitem()[1]
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """FC of all scans in their order, as float32 tensors.
+
+        Args:
+            size (`int`): scans at a time.
+
+        Yields:
+            `(up to size, regions, regions)`; of several atlases a dict of them by atlas id.
+        """
         for start in range(0, len(self), size):
-            yield torch.from_numpy(self.connectivity(slice(start, start + size)))
+            found = self.connectivity(slice(start, start + size))
+            if self.others:
+                yield {atlas: torch.from_numpy(matrices) for atlas, matrices in found.items()}
+            else:
+                yield torch.from_numpy(found)
 
     @property
     def has_time_series(self) -> bool:
@@ -95,7 +199,7 @@ class Cohort:
         """ROI time series of some scans (by position): float16 `(volumes, regions)`, of mean 0 and deviation 1.
 
         A region without signal is 0 throughout. `None` stands for a scan without a stored time series; without
-        `has_time_series` that is every one.
+        `has_time_series` that is every one. Of several atlases, these are the first one's.
         """
         return [None] * len(scans) if self.series is None else self.series[scans]
 
@@ -106,8 +210,9 @@ class Cohort:
     def checksum(self) -> str:
         """Short SHA-256 of the table and all FC: the same for the same scans with the same records."""
         digest = hashlib.sha256(self.table.to_csv(index=False).encode())
-        for start in range(0, len(self), 1000):
-            digest.update(np.ascontiguousarray(self.triangles[start : start + 1000]).tobytes())
+        for part in self.by_atlas:
+            for start in range(0, len(self), _AT_ONCE):
+                digest.update(np.ascontiguousarray(part.triangles[start : start + _AT_ONCE]).tobytes())
         return digest.hexdigest()[:16]
 
     def phenotypes(self) -> list[str]:
@@ -124,24 +229,19 @@ def join_scans(cohorts: Sequence[Cohort]) -> tuple[StoredTriangles | np.ndarray,
     """Triangles and time series of several cohorts behind each other, for `Cohort`; what is on the disk stays there.
 
     Time series are there if one cohort has them; scans of the others then have none.
+
+    Args:
+        cohorts (`Sequence[Cohort]`): cohorts of one atlas each, the same one.
     """
     stored = [cohort.triangles for cohort in cohorts if isinstance(cohort.triangles, StoredTriangles)]
     if len(stored) == len(cohorts):
-        whole, rows = _concatenate(stored)
-        triangles: StoredTriangles | np.ndarray = StoredTriangles(whole, stored[0].shape[1], rows)
+        triangles: StoredTriangles | np.ndarray = stored[0].followed_by(stored[1:])
     else:
         triangles = np.concatenate([cohort.triangles for cohort in cohorts])
     if not any(cohort.has_time_series for cohort in cohorts):
         return triangles, None
     series = [StoredSeries.absent(len(cohort)) if cohort.series is None else cohort.series for cohort in cohorts]
-    return triangles, StoredSeries(*_concatenate(series))
-
-
-def _concatenate(parts: Sequence[StoredTriangles | StoredSeries]) -> tuple[datasets.Dataset, np.ndarray]:
-    """The data sets behind each other, and the rows of the whole that are the parts' scans."""
-    starts = np.cumsum([0, *(len(part.data) for part in parts)])
-    rows = [start + part.rows for start, part in zip(starts, parts, strict=False)]
-    return datasets.concatenate_datasets([part.data for part in parts]), np.concatenate(rows)
+    return triangles, series[0].followed_by(series[1:])
 
 
 def is_phenotype(column: str) -> bool:
@@ -170,16 +270,35 @@ def load_cohort(folder: str | Path) -> Cohort:
         raise ValueError(
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
-    edges = extractor.num_regions * (extractor.num_regions - 1) // 2
-    stored = data.features["connectivity"].length
+    first = _in_atlas(data, extractor, "", folder)
+    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in _further_atlases(folder))
+    signals = {f"{name}{suffix}" for name in SIGNAL_COLUMNS for suffix in ("", *(f"_{part.id}" for part in others))}
+    table = data.select_columns([name for name in data.column_names if name not in signals]).to_pandas()
+    return Cohort(table, first.triangles, extractor, first.series, _declared_positive(folder), others)
+
+
+def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str, folder: str | Path) -> AtlasScans:
+    """The scans in one atlas, whose columns end with `suffix`.
+
+    Raises:
+        ValueError: the column is not there, or has another number of edges than the FC definition.
+    """
+    column, edges = f"connectivity{suffix}", extractor.num_regions * (extractor.num_regions - 1) // 2
+    stored = data.features[column].length if column in data.column_names else 0
     if stored != edges:
         raise ValueError(
-            f"{folder} holds {stored} edges a scan, but its FC definition has {extractor.num_regions} regions "
-            f"({edges} edges)."
+            f"{folder} holds {stored} edges a scan in {column}, but its FC definition has {extractor.num_regions} "
+            f"regions ({edges} edges)."
         )
-    table = data.select_columns([name for name in data.column_names if name not in SIGNAL_COLUMNS]).to_pandas()
-    series = StoredSeries(data) if "time_series" in data.column_names else None
-    return Cohort(table, StoredTriangles(data, edges), extractor, series, _declared_positive(folder))
+    series = StoredSeries(data, suffix=suffix) if f"time_series{suffix}" in data.column_names else None
+    return AtlasScans(extractor, StoredTriangles(data, edges, column=column), series)
+
+
+def _further_atlases(folder: Path) -> list[FCFeatureExtractor]:
+    """FC definitions of the atlases beside the first one."""
+    path = folder / FURTHER_ATLASES
+    definitions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return [FCFeatureExtractor.from_dict(definition) for definition in definitions]
 
 
 def _declared_positive(folder: Path) -> dict[str, str]:

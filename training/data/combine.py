@@ -5,10 +5,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from modeling_lcm import LCMProcessor
+from modeling_lcm import FCFeatureExtractor, LCMProcessor
 
 from .cohort import Cohort, join_scans, load_cohort
 from .dataset_folder import COHORTS_FILE
@@ -16,6 +17,7 @@ from .identity import first_of_each, other_names, same_subject, scan_names
 
 
 logger = logging.getLogger(__name__)
+_REGIONS = {"num_regions", "atlas", "region_names"}  # differences that make two connectomes incomparable
 
 
 def join_subjects(cohort: Cohort, column: str) -> Cohort:
@@ -33,7 +35,9 @@ def join_subjects(cohort: Cohort, column: str) -> Cohort:
     """
     table = cohort.table
     if column not in table:
-        raise ValueError(f"same_person names the column {column!r}, which is not in the data: {', '.join(table)}.")
+        raise ValueError(
+            f"same_person names the column {column!r}, which is not in the data: {', '.join(table.columns)}."
+        )
     shared = [
         (scan, f"shared {value}") for scan, value in enumerate(table[column]) if pd.notna(value) and str(value).strip()
     ]
@@ -84,9 +88,10 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
     Raises:
         ValueError: a cohort with other regions or another FC definition, or a column of numbers here and text there.
     """
-    cohorts = [tested, *(load_cohort(other) for other in others)]
+    cohorts = [tested, *(in_atlas_of(tested.feature_extractor, load_cohort(other)) for other in others)]
     links: list[tuple[int, str]] = []
-    tables, shown = [], []
+    tables: list[pd.DataFrame] = []
+    shown: list[str] = []
     for index, (cohort, path) in enumerate(zip(cohorts, [folder, *others], strict=True)):
         _check_fits(tested, folder, cohort, path)
         first, ids = len(shown), cohort.subjects
@@ -124,24 +129,57 @@ def _check_fits(tested: Cohort, folder: str, other: Cohort, path: str) -> None:
             raise ValueError(f"The column {name!r} holds numbers in one of {folder} and {path}, text in the other.")
 
 
-def check_same_regions(processor: LCMProcessor, cohort: Cohort) -> None:
-    """Check that a cohort has a checkpoint's regions, in the same order; another way to compute FC is a warning.
+def for_checkpoint(processor: LCMProcessor, cohort: Cohort) -> Cohort:
+    """The cohort in a checkpoint's atlas; another way to compute FC is a warning.
 
     Args:
         processor (`LCMProcessor`): the checkpoint's.
-        cohort (`Cohort`): the scans.
+        cohort (`Cohort`): the scans, in one atlas or several.
+
+    Returns:
+        The cohort, or where it has several atlases those of its scans that have the checkpoint's.
 
     Raises:
-        ValueError: other regions, or another order of them.
+        ValueError: the cohort has other regions, or another order of them.
     """
-    ours, theirs = processor.feature_extractor, cohort.feature_extractor
-    different = ours.differences(theirs)
-    if None in different.get("region_names", ()):
-        del different["region_names"]  # where one side does not name its regions, the atlas tells
-    if {"num_regions", "atlas", "region_names"} & set(different):
+    wanted = processor.feature_extractor
+    cohort = in_atlas_of(wanted, cohort)
+    given = cohort.feature_extractor
+    different = _differences(wanted, given)
+    if _REGIONS & set(different):
         raise ValueError(
-            f"The checkpoint was made for {ours.num_regions} regions of {ours.atlas}, the data has "
-            f"{theirs.num_regions} of {theirs.atlas}, or in another order. Prepare it with the checkpoint's atlas."
+            f"The checkpoint was made for {wanted.num_regions} regions of {wanted.atlas}, the data has "
+            f"{given.num_regions} of {given.atlas}, or in another order. Prepare it with the checkpoint's atlas."
         )
     for name, (mine, other) in different.items():
         logger.warning("FC is defined differently: %s is %r in the checkpoint, %r in the data.", name, mine, other)
+    return cohort
+
+
+def in_atlas_of(wanted: FCFeatureExtractor, cohort: Cohort) -> Cohort:
+    """The cohort in the one of its atlases that has the regions that are wanted; one of a single atlas as it is.
+
+    Args:
+        wanted (`FCFeatureExtractor`): the FC definition whose regions are wanted.
+        cohort (`Cohort`): the scans.
+
+    Raises:
+        ValueError: none of several atlases fits, or more than one.
+    """
+    if not cohort.others:
+        return cohort
+    fitting = [name for name, given in cohort.atlases.items() if not _REGIONS & set(_differences(wanted, given))]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"The data have the atlases {', '.join(cohort.atlases)}; {len(fitting)} of them fit the "
+            f"{wanted.num_regions} regions of {wanted.atlas} that are wanted. Prepare the data with that atlas."
+        )
+    return cohort.with_atlas(fitting[0])
+
+
+def _differences(wanted: FCFeatureExtractor, given: FCFeatureExtractor) -> dict[str, tuple[Any, Any]]:
+    """What differs between two FC definitions, where regions without names are taken to be the atlas's."""
+    different = wanted.differences(given)
+    if None in different.get("region_names", ()):
+        del different["region_names"]
+    return different

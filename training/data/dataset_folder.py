@@ -4,6 +4,7 @@ from pathlib import Path
 
 
 FC_DEFINITION = "fc_definition.json"  # the FC processor's settings
+FURTHER_ATLASES = "further_atlases.json"  # FC definitions of the columns `connectivity_ATLAS`, if there are any
 QUALITY = "quality.json"  # what was left out and why
 COHORTS_FILE = "cohorts.json"  # the cohorts with their terms
 

@@ -1,16 +1,25 @@
 """FC and time series as they are stored: upper triangles that stay on the disk, and matrices made of them."""
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_lcm import FCFeatureExtractor
+
 
 # ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
 SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
+
+
+def count_edges(extractor: FCFeatureExtractor) -> int:
+    """Values above the diagonal of one scan's FC, for a definition whose number of regions is known."""
+    regions = cast(int, extractor.num_regions)
+    return regions * (regions - 1) // 2
 
 
 class StoredTriangles:
@@ -23,10 +32,14 @@ class StoredTriangles:
         data (`datasets.Dataset`): with the column `connectivity`.
         edges (`int`): length of a triangle.
         rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
+        column (`str`): the column's name, where it is another one.
     """
 
-    def __init__(self, data: datasets.Dataset, edges: int, rows: np.ndarray | None = None) -> None:
-        self.data = data.select_columns(["connectivity"]).with_format("arrow")
+    def __init__(
+        self, data: datasets.Dataset, edges: int, rows: np.ndarray | None = None, column: str = "connectivity"
+    ) -> None:
+        self.data = data.select_columns([column]).with_format("arrow")
+        self.column = column
         self.rows = np.arange(len(data)) if rows is None else rows
         self.shape = (len(self.rows), edges)
 
@@ -36,13 +49,18 @@ class StoredTriangles:
     def __getitem__(self, scans: Any) -> np.ndarray:
         """Scans by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
         wanted = self.rows[scans]
-        column = self.data[np.atleast_1d(wanted)].column("connectivity").combine_chunks()
+        column = self.data[np.atleast_1d(wanted)].column(self.column).combine_chunks()
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
         return values.copy()  # torch warns of Arrow's read-only memory
 
     def select(self, scans: np.ndarray) -> "StoredTriangles":
         """Some scans, by number or mask; nothing is read."""
-        return StoredTriangles(self.data, self.shape[1], self.rows[scans])
+        return StoredTriangles(self.data, self.shape[1], self.rows[scans], self.column)
+
+    def followed_by(self, others: "Sequence[StoredTriangles]") -> "StoredTriangles":
+        """These scans and those of others behind them; nothing is read."""
+        data, rows = _behind_each_other([self, *others])
+        return StoredTriangles(data, self.shape[1], rows, self.column)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All scans, for NumPy's functions."""
@@ -55,10 +73,13 @@ class StoredSeries:
     Args:
         data (`datasets.Dataset`): with the columns `time_series` and `volumes`.
         rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
+        suffix (`str`): what the columns' names end with, where they are those of a further atlas.
     """
 
-    def __init__(self, data: datasets.Dataset, rows: np.ndarray | None = None) -> None:
-        self.data = data.select_columns(["time_series", "volumes"]).with_format("arrow")
+    def __init__(self, data: datasets.Dataset, rows: np.ndarray | None = None, suffix: str = "") -> None:
+        columns = [f"time_series{suffix}", f"volumes{suffix}"]
+        data = data.select_columns(columns).rename_columns(dict(zip(columns, SERIES_FEATURES, strict=True)))
+        self.data = data.with_format("arrow")
         self.rows = np.arange(len(data)) if rows is None else rows
 
     @classmethod
@@ -74,6 +95,10 @@ class StoredSeries:
         """Some scans, by number or mask; nothing is read."""
         return StoredSeries(self.data, self.rows[scans])
 
+    def followed_by(self, others: "Sequence[StoredSeries]") -> "StoredSeries":
+        """These scans and those of others behind them; nothing is read."""
+        return StoredSeries(*_behind_each_other([self, *others]))
+
     def volumes(self) -> list[int]:
         """Volumes of every scan; 0 where there is no time series."""
         return np.asarray(self.data["volumes"][:].to_pylist(), dtype=int)[self.rows].tolist()
@@ -87,6 +112,18 @@ class StoredSeries:
             values[ends[row] : ends[row + 1]].reshape(count, -1).copy() if count else None
             for row, count in enumerate(volumes)
         ]
+
+
+def _behind_each_other(
+    parts: Sequence[StoredTriangles] | Sequence[StoredSeries],
+) -> tuple[datasets.Dataset, np.ndarray]:
+    """The data sets behind each other, and the rows of the whole that are the parts' scans."""
+    starts = np.cumsum([0, *(len(part.data) for part in parts)])
+    rows = [start + part.rows for start, part in zip(starts, parts, strict=False)]
+    # Columns of the further atlases have names of their own.
+    names = parts[0].data.column_names
+    data = [part.data.rename_columns(dict(zip(part.data.column_names, names, strict=True))) for part in parts]
+    return datasets.concatenate_datasets(data), np.concatenate(rows)
 
 
 def to_triangles(connectivity: np.ndarray) -> np.ndarray:

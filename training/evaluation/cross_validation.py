@@ -17,7 +17,7 @@ from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..files import claim, require_writable, write_json, write_text
-from ..reporting.results import LCM, METRIC_TITLES, number_text
+from ..reporting.results import LCM, METRIC_TITLES, Results, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds
@@ -55,15 +55,15 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
     return None
 
 
-def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+def evaluate(arguments: EvaluateArguments) -> Results:
     """Cross-validate a recipe.
 
     Args:
         arguments (`EvaluateArguments`): data, recipe and folds.
 
     Returns:
-        What `metrics.json` holds: see `training.summary.summary`. Beside it, the output gets `results.md`,
-        `report.html`, tables of predictions, the split files and a folder per fold.
+        What `metrics.json` holds. Beside it, the output gets `results.md`, `report.html`, tables of predictions, the
+        split files and a folder per fold.
 
     Raises:
         ValueError: folds that cannot be made, or a checkpoint that has seen test subjects.
@@ -73,7 +73,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         return _evaluate(arguments, output)
 
 
-def _evaluate(arguments: EvaluateArguments, output: Path) -> dict[str, Any]:
+def _evaluate(arguments: EvaluateArguments, output: Path) -> Results:
     started = time.monotonic()
     design = make_design(arguments)
     settings = _settings(design)
@@ -88,15 +88,15 @@ def _evaluate(arguments: EvaluateArguments, output: Path) -> dict[str, Any]:
         print(line, flush=True)
     for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
         print(line, flush=True)
-    results = _all_folds(design, folds, output)
+    outcomes = _all_folds(design, folds, output)
     external = _external(design, output)
-    metrics = summary(design, folds, results, external, remarks)
-    metrics["seconds"] = round(time.monotonic() - started, 1)
-    write_json(output / "metrics.json", metrics)
-    for name, table in prediction_tables(design, results, external).items():
+    results = summary(design, folds, outcomes, external, remarks)
+    results.seconds = round(time.monotonic() - started, 1)
+    results.save(output / "metrics.json")
+    for name, table in prediction_tables(design, outcomes, external).items():
         write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
-    write_reports(output, design, metrics, results)
-    return metrics
+    write_reports(output, design, results, outcomes)
+    return results
 
 
 def _label_lines(design: Design) -> list[str]:

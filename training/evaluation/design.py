@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from modeling_lcm import BEITokenizer, BEIVariable
 
 from ..data.cohort import Cohort, load_cohort
-from ..data.combine import check_same_regions, join_subjects, pool
+from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
@@ -119,8 +119,12 @@ class Recipe:
     @property
     def seed(self) -> int:
         """Training seed of the last stage."""
-        stage = self.tuning or self.pretraining
-        return stage.seed
+        return self.last_stage.seed
+
+    @property
+    def last_stage(self) -> PretrainArguments | FinetuneArguments:
+        """The stage whose model is scored; [`make_design`] sees to it that there is one."""
+        return cast(PretrainArguments | FinetuneArguments, self.tuning or self.pretraining)
 
 
 class Parts(NamedTuple):
@@ -233,7 +237,7 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
 def _require_values(table: pd.DataFrame, name: str) -> None:
     """Raise `ValueError` when a column is absent, without any value, or the same for everybody."""
     if name not in table:
-        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table)}.")
+        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table.columns)}.")
     values = table[name].dropna()
     if values.empty:
         raise ValueError(f"{name!r} is recorded for nobody in the tested cohort: there is nothing to score.")
@@ -340,16 +344,19 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if PartialState().num_processes > 1:
         raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
-    if pretraining is None:
-        check_same_regions(load_processor(tuning.checkpoint), cohort)
+    if pretraining is not None:
+        cohort = cohort.with_atlas(pretraining.atlas)
+    elif tuning is not None:
+        cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
+    tasks: tuple[Task, ...] = ()
     if tuning is not None:
         tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
-    else:
+    elif pretraining is not None:
         tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
     recipe = Recipe(tasks, pretraining, tuning, arguments)
     parts = {TESTED: len(cohort)}
@@ -371,7 +378,7 @@ def _with_positive(
         elif pretraining is not None:
             others = [other for other in pretraining.positive if other.partition("=")[0] != name]
             pretraining = replace(pretraining, positive=[*others, entry])
-        else:
+        elif tuning is not None:
             raise ValueError(f"positive is {entry!r}, but the task is {tuning.task!r}: give one of its labels.")
     return tuning, pretraining
 

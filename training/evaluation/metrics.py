@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk
 from sklearn.exceptions import UndefinedMetricWarning
 
+from ..reporting.results import Score
+
 
 UNDEFINED = math.nan
 CALIBRATION_BINS = 10
@@ -129,16 +131,16 @@ def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, 
     return result
 
 
-def summarise(folds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | list[float]]]:
+def summarise(folds: Sequence[Mapping[str, float]]) -> dict[str, Score]:
     """Collect the metrics of several folds.
 
     Args:
         folds: one dict of metrics per fold, all with the same names.
 
     Returns:
-        For every metric `mean`, `std` (between folds, n - 1 in the denominator; NaN with fewer than two folds) and
-        `per_fold`. Folds in which a metric is undefined do not enter its mean, and a warning counts them; they stay
-        visible as NaN in `per_fold`.
+        For every metric the mean, the deviation between folds (n - 1 in the denominator; NaN with fewer than two
+        folds) and the score of every fold. Folds in which a metric is undefined do not enter its mean, and a warning
+        counts them; they stay visible as NaN.
 
     Raises:
         ValueError: no fold, or folds with different metrics.
@@ -150,17 +152,17 @@ def summarise(folds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float
         if set(fold) != set(names):
             differing = ", ".join(sorted(set(fold) ^ set(names)))
             raise ValueError(f"Fold {index} and fold 0 do not have the same metrics (differing: {differing}).")
-    summary: dict[str, dict[str, float | list[float]]] = {}
+    summary = {}
     for name in names:
         per_fold = [float(fold[name]) for fold in folds]
         defined = [value for value in per_fold if not math.isnan(value)]
         if len(defined) < len(per_fold):
             _warn_undefined(name, f"it has no value in {len(per_fold) - len(defined)} of {len(per_fold)} folds")
-        summary[name] = {
-            "mean": float(np.mean(defined)) if defined else UNDEFINED,
-            "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else UNDEFINED,
-            "per_fold": per_fold,
-        }
+        summary[name] = Score(
+            mean=float(np.mean(defined)) if defined else UNDEFINED,
+            std=float(np.std(defined, ddof=1)) if len(defined) > 1 else UNDEFINED,
+            per_fold=per_fold,
+        )
     return summary
 
 

@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 
 from ..files import write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
-from ..reporting.results import CONSTANT, HEADLINE_METRICS, LCM, METRIC_TITLES, SCRATCH, by_task, number_text
+from ..reporting.results import (
+    CONSTANT,
+    HEADLINE_METRICS,
+    LCM,
+    METRIC_TITLES,
+    SCRATCH,
+    Results,
+    Score,
+    TaskResults,
+    is_undefined,
+    number_text,
+)
 from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
 from .design import Design, Task
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
@@ -19,98 +30,96 @@ from .uncertainty import Predictions
 
 
 Table = list[list[str]]
-GROUP_METRICS = ("roc_auc", "pearson_r")
 
 
-def write_reports(output: Path, design: Design, metrics: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+def write_reports(output: Path, design: Design, results: Results, folds: Sequence[dict[str, Any]]) -> None:
     """Write `results.md`, and `report.html` (after fine-tuning) or a `report_TASK.html` per pretrained variable.
 
     Args:
         output (`Path`): the evaluation's folder.
         design (`Design`): data and settings.
-        metrics (`dict`): what `metrics.json` holds.
-        results (`Sequence[dict]`): of every fold.
+        results (`Results`): of all tasks.
+        folds (`Sequence[dict]`): result of every fold.
     """
     parts = []
     for task in design.recipe.tasks:
-        found = by_task(metrics)[task.name]
-        found = found | {"settings": metrics["settings"], "warnings": found["notes"], "notes": []}
+        found = results.tasks[task.name]
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
         name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
-        write_report(output / name, found, result_figures(design, task, found, results), tables)
+        write_report(output / name, found, result_figures(design, task, found, folds), tables, results.settings)
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
 
 
-def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+def further_tables(results: TaskResults) -> dict[str, Table]:
     """Tables beside the main one, by caption: intervals and p-values, groups, best layers, external data sets."""
     tables = {}
-    headline = [metric for metric in HEADLINE_METRICS if metric in next(iter(results["models"].values()))]
-    if any("interval" in summary.get(headline[0], {}) for summary in results["models"].values()):
+    ours = results.models[LCM]
+    headline = [metric for metric in HEADLINE_METRICS if metric in ours]
+    if any(headline[0] in scores and scores[headline[0]].interval is not None for scores in results.models.values()):
         tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
-    others = [metric for metric in METRIC_TITLES if metric in results["models"][LCM] and metric not in headline]
-    positive = results["protocol"].get("positive")
+    others = [metric for metric in METRIC_TITLES if metric in ours and metric not in headline]
+    positive = results.protocol.get("positive")
     speaks_of = "" if positive is None else f" ({positive} is positive)"
     tables[f"Other metrics{speaks_of}, mean ± standard deviation over folds"] = [
         ["model", *(METRIC_TITLES[metric] for metric in others)],
         *(
-            [model, *(_over_folds(metric, summaries.get(metric)) for metric in others)]
-            for model, summaries in results["models"].items()
+            [model, *(_over_folds(metric, scores.get(metric)) for metric in others)]
+            for model, scores in results.models.items()
         ),
     ]
-    for column, groups in (results.get("groups") or {}).items():
-        metric = next(metric for metric in GROUP_METRICS if metric in next(iter(results["models"].values())))
-        models = list(next(iter(groups.values()))["models"])
+    metric = results.main_metric
+    for column, groups in results.groups.items():
+        models = [model for model in next(iter(groups.values())).models if model not in CONSTANT.values()]
         rows = [
-            [str(value), str(group["n_subjects"])]
-            + [
-                number_text(metric, group["models"][model][metric])
-                for model in models
-                if model not in CONSTANT.values()
+            [
+                str(value),
+                str(group.n_subjects),
+                *(number_text(metric, group.models[model][metric]) for model in models),
             ]
             for value, group in groups.items()
         ]
-        header = [column, "people", *(model for model in models if model not in CONSTANT.values())]
-        tables[f"{METRIC_TITLES[metric]} by {column}"] = [header, *rows]
-    if results.get("best_layers"):
-        folds = Counter(layer + 1 for layer in results["best_layers"])
-        rows = [[str(layer), str(count)] for layer, count in sorted(folds.items())]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "people", *models], *rows]
+    if results.best_layers:
+        layers = Counter(layer + 1 for layer in results.best_layers)
+        rows = [[str(layer), str(count)] for layer, count in sorted(layers.items())]
         tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
-    for name, found in (results.get("external") or {}).items():
-        tables[f"External test on {name}: {found['n_subjects']} people"] = _uncertainty(found, headline)
+    for name, found in results.external.items():
+        tables[f"External test on {name}: {found.n_subjects} people"] = _uncertainty(found, headline)
     return tables
 
 
-def _uncertainty(results: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+def _uncertainty(results: TaskResults, metrics: Sequence[str]) -> Table:
     rows = []
-    for model, summaries in results["models"].items():
-        if model not in CONSTANT.values() and any("pooled" in summary for summary in summaries.values()):
-            rows.append([model, *(_uncertain(metric, summaries.get(metric, {})) for metric in metrics)])
+    for model, scores in results.models.items():
+        if model not in CONSTANT.values() and any(score.pooled is not None for score in scores.values()):
+            rows.append([model, *(_uncertain(metric, scores.get(metric)) for metric in metrics)])
     return [["model", *(METRIC_TITLES[metric] for metric in metrics)], *rows]
 
 
-def _over_folds(metric: str, summary: Mapping[str, Any] | None) -> str:
-    if summary is None:
+def _over_folds(metric: str, score: Score | None) -> str:
+    if score is None:
         return "-"
-    return f"{number_text(metric, summary['mean'])} ± {number_text(metric, summary['std'])}"
+    return f"{number_text(metric, score.mean)} ± {number_text(metric, score.std)}"
 
 
-def _uncertain(metric: str, summary: Mapping[str, Any]) -> str:
+def _uncertain(metric: str, score: Score | None) -> str:
     """0.705 [0.662, 0.744], p 0.001."""
-    text = number_text(metric, summary.get("pooled"))
-    if summary.get("interval") is not None and summary["interval"][0] is not None:
-        text += f" [{', '.join(number_text(metric, end) for end in summary['interval'])}]"
-    return text + (f", p {summary['p_value']:.3f}" if summary.get("p_value") is not None else "")
+    if score is None:
+        return number_text(metric, None)
+    text = number_text(metric, score.pooled)
+    if score.interval is not None and not is_undefined(score.interval[0]):
+        text += f" [{', '.join(number_text(metric, end) for end in score.interval)}]"
+    return text + (f", p {score.p_value:.3f}" if score.p_value is not None else "")
 
 
-def _markdown(results: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
-    parts = [f"# {results['title']}", summary_sentence(results)]
-    parts += [f"**Note.** {line}" for line in results["warnings"]]
+def _markdown(results: TaskResults, tables: Mapping[str, Table]) -> str:
+    parts = [f"# {results.title}", summary_sentence(results)]
+    parts += [f"**Note.** {line}" for line in results.notes]
     parts.append(results_table_markdown(results))
     for caption, table in tables.items():
         parts += [f"**{caption}**", table_markdown(table)]
-    protocol = results["protocol"]
-    given = {name: _plain(value) for name, value in protocol.items() if value != []}
+    given = {name: _plain(value) for name, value in results.protocol.items() if value != []}
     parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
     return "\n\n".join(parts)
 
@@ -120,18 +129,18 @@ def _plain(value: Any) -> str:
 
 
 def result_figures(
-    design: Design, task: Task, results: Mapping[str, Any], folds: Sequence[dict[str, Any]]
+    design: Design, task: Task, results: TaskResults, folds: Sequence[dict[str, Any]]
 ) -> dict[str, Figure]:
     """The report's pictures by caption."""
     pooled = pooled_predictions(design, task, folds)
     drawn = (
         _classification_figures(task, pooled, folds) if task.is_classification else _regression_figures(task, pooled)
     )
-    metric = next(metric for metric in HEADLINE_METRICS if metric in results["models"][LCM])
+    metric = next(metric for metric in HEADLINE_METRICS if metric in results.models[LCM])
     drawn[f"{METRIC_TITLES[metric]} in every fold"] = plot_fold_scores(
-        {name: summary[metric]["per_fold"] for name, summary in results["models"].items() if metric in summary},
+        {name: scores[metric].per_fold for name, scores in results.models.items() if metric in scores},
         METRIC_TITLES[metric],
-        results["chance"].get(metric),
+        results.chance.get(metric),
     )
     for stage in folds[0]["histories"]:
         if ", seed " not in stage:

@@ -12,14 +12,13 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
+from ..reporting.results import HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
 from .design import Design, Task
 from .metrics import summarise
 from .uncertainty import Predictions
 
 
-GROUP_METRICS = ("roc_auc", "accuracy", "balanced_accuracy", "mae", "r2", "pearson_r")
-FEWEST = 5  # people of a site or sex for a row of its own
-MEAN_OF_GROUPS = "(mean, weighted by people)"
+FEWEST = 5  # subjects of a site or sex for a row of its own
 
 
 def summary(
@@ -28,7 +27,7 @@ def summary(
     results: Sequence[dict[str, Any]],
     external: dict[str, list[dict[str, Any]]] | None = None,
     remarks: dict[str, list[str]] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """What `metrics.json` holds.
 
     Args:
@@ -37,37 +36,23 @@ def summary(
         results (`Sequence[dict]`): of every fold, as `run_fold` returns them.
         external (`dict`, *optional*): per external data set the result of every repeat.
         remarks (`dict`, *optional*): per task what its readers have to know.
-
-    Returns:
-        After fine-tuning: `title`, `protocol`, `n_subjects`, `n_scans`, `models` (per model and metric `mean`, `std`
-        and `per_fold`; of the pooled predictions `pooled`, `interval`, `p_value`, `permuted_mean`), `chance`, `groups`
-        (the same by site and by sex), `best_layers` (of every fold), `external` (a result of its own per data set),
-        `notes` and `settings`. For pretrained variables: `title`, `protocol`, `settings`, and all that per variable in
-        `tasks`.
     """
     protocol = _protocol(design, folds)
     tasks = {}
     for task in design.recipe.tasks:
-        tasks[task.name] = _task_summary(design, task, protocol, results)
-        tasks[task.name]["notes"] = (remarks or {}).get(task.name, [])
+        found = _task_summary(design, task, protocol, results)
+        found.notes = list((remarks or {}).get(task.name, []))
         for name, outcomes in (external or {}).items():
             if any(task.name in outcome["tasks"] for outcome in outcomes):
-                elsewhere = _task_summary(design, task, _external_protocol(protocol, name), outcomes)
-                tasks[task.name].setdefault("external", {})[name] = elsewhere
+                found.external[name] = _task_summary(design, task, _external_protocol(protocol, name), outcomes)
+        tasks[task.name] = found
     settings = {
         "pretraining": asdict(design.recipe.pretraining) if design.recipe.pretraining else None,
         "fine-tuning": asdict(design.recipe.tuning) if design.recipe.tuning else None,
     }
-    if design.recipe.tuning is not None:
-        return {**tasks[design.recipe.tasks[0].name], "settings": settings}
-    return {
-        "title": design.recipe.arguments.title,
-        "protocol": protocol,
-        "n_subjects": int(design.tested.subjects.nunique()),
-        "n_scans": len(design.tested),
-        "tasks": tasks,
-        "settings": settings,
-    }
+    tested = design.tested
+    title = design.recipe.arguments.title
+    return Results(title, protocol, int(tested.subjects.nunique()), tasks, len(tested), settings)
 
 
 def prediction_tables(
@@ -112,7 +97,7 @@ def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, A
 
 def _task_summary(
     design: Design, task: Task, protocol: dict[str, Any], results: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+) -> TaskResults:
     scored = [result["tasks"][task.name] for result in results if task.name in result["tasks"]]
     rows = np.unique(np.concatenate([entry["rows"] for entry in scored]))
     tested = design.cohort.select(rows)
@@ -122,45 +107,36 @@ def _task_summary(
         models = {
             name: summarise([_with_nan(entry["metrics"][name]) for entry in scored]) for name in scored[0]["metrics"]
         }
+    arguments = design.recipe.arguments
     pooled = pooled_predictions(design, task, results)
     for name, predictions in pooled.items():
-        _add_uncertainty(models[name], predictions, design.recipe.arguments.resamples, design.recipe.arguments.seed)
-    found = {
-        "title": design.recipe.arguments.title
-        if design.recipe.tuning
-        else f"{design.recipe.arguments.title}: {task.name}",
-        "protocol": {
-            "task": task.name,
-            "labels": list(task.labels),
-            **({"positive": task.positive} if task.positive is not None else {}),
-            **protocol,
-        },
-        "n_subjects": int(tested.subjects.nunique()),
-        "n_scans": len(rows),
-        "models": models,
-        "chance": _chance(task, tested),
-        "best_layers": _best_layers(task, results),
-        "groups": {
-            column: groups
-            for column in dict.fromkeys((design.recipe.arguments.site_column, "sex"))
-            if column != task.name and (groups := _by_group(design, column, pooled, results, task))
-        },
-    }
-    if "members" in scored[0]:
-        found["members"] = [[_with_nan(member) for member in entry["members"]] for entry in scored]
-    return found
+        _add_uncertainty(models[name], predictions, arguments.resamples, arguments.seed)
+    positive = {} if task.positive is None else {"positive": task.positive}
+    columns = [column for column in dict.fromkeys((arguments.site_column, "sex")) if column != task.name]
+    groups = {column: _by_group(design, column, pooled, results, task) for column in columns}
+    return TaskResults(
+        title=arguments.title if design.recipe.tuning else f"{arguments.title}: {task.name}",
+        protocol={"task": task.name, "labels": list(task.labels), **positive, **protocol},
+        n_subjects=int(tested.subjects.nunique()),
+        n_scans=len(rows),
+        models=models,
+        chance=_chance(task, tested),
+        groups={column: found for column, found in groups.items() if found},
+        best_layers=_best_layers(task, results),
+        members=[[_with_nan(member) for member in entry["members"]] for entry in scored if "members" in entry],
+    )
 
 
-def _add_uncertainty(metrics: dict[str, Any], predictions: Predictions, resamples: int, seed: int) -> None:
+def _add_uncertainty(metrics: dict[str, Score], predictions: Predictions, resamples: int, seed: int) -> None:
     """Add the pooled score to every metric, with interval and p-value where they were asked for."""
     for name, value in predictions.scores().items():
-        metrics[name]["pooled"] = value
+        metrics[name].pooled = value
     if not resamples:
         return
     for name, interval in predictions.intervals(resamples, seed).items():
-        metrics[name]["interval"] = interval
+        metrics[name].interval = interval
     for name, (p_value, permuted) in predictions.permutation_test(resamples, seed).items():
-        metrics[name] |= {"p_value": p_value, "permuted_mean": permuted}
+        metrics[name].p_value, metrics[name].permuted_mean = p_value, permuted
 
 
 def _best_layers(task: Task, results: Sequence[dict[str, Any]]) -> list[int]:
@@ -179,46 +155,45 @@ def _chance(task: Task, tested: Cohort) -> dict[str, float]:
 
 def _by_group(
     design: Design, column: str, pooled: dict[str, Predictions], results: Sequence[dict[str, Any]], task: Task
-) -> dict[str, Any]:
-    """Per value of a column (of at least five people): people, and every model's headline metrics; empty if all alike.
+) -> dict[str, Group]:
+    """Per value of a column (of at least five subjects) every model's headline metrics; empty if all are alike.
 
-    The last entry is the mean over the values, weighted by people: what a model tells apart within them.
+    The last entry is the mean over the values, weighted by subjects: what a model tells apart within them.
     """
     if column not in design.cohort.table:
         return {}
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
     values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
-    people = next(iter(pooled.values())).people
-    found: dict[str, Any] = {}
+    subjects = next(iter(pooled.values())).people
+    groups: dict[str, Group] = {}
     for value in sorted(set(values) - {None}):
         members = np.flatnonzero(values == value)
-        count = len(set(people[members]))
+        count = len(set(subjects[members]))
         if count >= FEWEST:
             scores = {name: predictions.scores(members) for name, predictions in pooled.items()}
-            kept = {name: {m: v for m, v in score.items() if m in GROUP_METRICS} for name, score in scores.items()}
-            found[value] = {"n_subjects": count, "models": kept}
-    if len(found) < 2:
+            kept = {name: {m: v for m, v in score.items() if m in HEADLINE_METRICS} for name, score in scores.items()}
+            groups[value] = Group(count, kept)
+    if len(groups) < 2:
         return {}
-    found[MEAN_OF_GROUPS] = _weighted_mean(list(found.values()))
-    return found
+    return groups | {MEAN_OF_GROUPS: _weighted_mean(list(groups.values()))}
 
 
-def _weighted_mean(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _weighted_mean(groups: Sequence[Group]) -> Group:
     """Mean of every metric over the groups in which it is defined."""
     models: dict[str, dict[str, float]] = {}
-    for name, scores in groups[0]["models"].items():
+    for name, scores in groups[0].models.items():
         models[name] = {}
         for metric in scores:
-            values = np.array([group["models"][name][metric] for group in groups])
-            weights = np.array([group["n_subjects"] for group in groups]) * ~np.isnan(values)
+            values = np.array([group.models[name][metric] for group in groups])
+            weights = np.array([group.n_subjects for group in groups]) * ~np.isnan(values)
             defined = weights.sum() > 0
             models[name][metric] = float(np.average(np.nan_to_num(values), weights=weights)) if defined else np.nan
-    return {"n_subjects": sum(group["n_subjects"] for group in groups), "models": models}
+    return Group(sum(group.n_subjects for group in groups), models)
 
 
 def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     """How the numbers came about, in words."""
-    arguments, stage = design.recipe.arguments, design.recipe.tuning or design.recipe.pretraining
+    arguments, stage, tuning = design.recipe.arguments, design.recipe.last_stage, design.recipe.tuning
     by = folds[0].stratified_by
     split = "by subject"
     if arguments.splits is not None:
@@ -226,9 +201,7 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     elif arguments.split == "leave_site_out":
         split = f"one {arguments.site_column} left out at a time"
     elif by is not None:
-        split = (
-            f"by subject, balanced by {'the task' if design.recipe.tuning and by == design.recipe.tuning.task else by}"
-        )
+        split = f"by subject, balanced by {'the task' if tuning is not None and by == tuning.task else by}"
     protocol = {
         "folds": len(folds[0].test_subjects),
         "split": split,
@@ -236,12 +209,12 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
         "pretraining": (
             "in every fold, on its training subjects only"
-            if design.recipe.pretraining
-            else design.recipe.tuning.checkpoint
+            if tuning is None or design.recipe.pretraining is not None
+            else tuning.checkpoint
         ),
     }
-    if design.recipe.tuning is not None:
-        few = design.recipe.tuning.labels_per_class
+    if tuning is not None:
+        few = tuning.labels_per_class
         protocol["labelled_training_scans"] = "all of the training fold" if few is None else f"{few} per class"
     if len(folds) > 1:
         protocol["repeats"] = f"{len(folds)}, each with its own fold seed and training seed"

@@ -9,7 +9,7 @@ from modeling_lcm import BEITokenizer, BEIVariable
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort, load_cohort
-from ..data.combine import check_same_regions
+from ..data.combine import for_checkpoint, in_atlas_of
 from ..data.folds import Folds
 from ..files import claim
 from ..trainer.checkpoints import load_model, load_processor
@@ -39,12 +39,13 @@ def explain(arguments: ExplainArguments) -> list[Explained]:
 def _explain(arguments: ExplainArguments, output: Path) -> list[Explained]:
     cohort = load_cohort(arguments.data)
     models = _models(arguments, cohort)
-    tokenizer = load_processor(models[0][0]).tokenizer
+    processor = load_processor(models[0][0])
+    cohort, tokenizer = in_atlas_of(processor.feature_extractor, cohort), processor.tokenizer
     variables = _variables(arguments, tokenizer)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
     reads_edges = False
     for checkpoint, shown in models:
-        model, own_tokenizer = _load(checkpoint, cohort)
+        model, own_tokenizer, shown = _load(checkpoint, shown)
         reads_edges |= model.config.edge_readout
         for variable in variables:
             parts[variable.name].append(_part(model, own_tokenizer, shown, variable.name, arguments))
@@ -85,10 +86,11 @@ def _variables(arguments: ExplainArguments, tokenizer: BEITokenizer) -> list[BEI
     return [known[name] for name in names]
 
 
-def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenizer]:
+def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenizer, Cohort]:
+    """Model and tokenizer of a checkpoint, and the scans in its atlas."""
     processor = load_processor(checkpoint)
-    check_same_regions(processor, cohort)
-    return load_model(checkpoint, attn_implementation="eager"), processor.tokenizer
+    shown = for_checkpoint(processor, cohort)
+    return load_model(checkpoint, attn_implementation="eager"), processor.tokenizer, shown
 
 
 def _part(

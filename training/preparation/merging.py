@@ -18,6 +18,7 @@ from ..data.cohort import PREFIX, Cohort, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels
+from ..data.triangles import count_edges
 from ..files import claim, write_folder
 from .arguments import MergeArguments
 from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
@@ -213,7 +214,7 @@ def _content(
         for part in parts:
             yield from part.triangles()
 
-    statistics = Statistics(extractor.num_regions * (extractor.num_regions - 1) // 2)
+    statistics = Statistics(count_edges(extractor))
     for chunk in triangles():
         statistics.add(chunk)
     pictures = Pictures(table, extractor, statistics.mean)

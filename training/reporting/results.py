@@ -1,11 +1,19 @@
-"""What results are called and how their numbers are written."""
+"""What an evaluation found: one shape for one task or many, how it is read and written, and what results are called.
 
+`metrics.json` holds [`Results`]; nothing heavy is imported here, so that whoever reads results waits for nothing.
+"""
+
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 
-# Models as the tables call them; the baselines' names are beside the baselines.
+
+# Models as the tables call them; the fitted baselines' names are in `evaluation/comparison.py`.
 LCM = "LCM"
 SINGLE = "LCM, one seed"  # mean over the members of an ensemble
 OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
@@ -27,32 +35,252 @@ METRIC_TITLES = {
     "r2": "R²",
     "pearson_r": "Pearson r",
 }
-
-
 # What a table shows unless it is asked for more; the first that the results have also makes the summary sentence.
 HEADLINE_METRICS = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "mae", "r2", "pearson_r")
-
-
-# These are in the unit of the target, where two decimals say enough.
-METRICS_WITH_UNIT = ("mae", "rmse")
-
-
+# What is shown of every site and sex: one number per kind of task, which no class balance or unit distorts.
+MAIN_METRICS = ("roc_auc", "pearson_r")
+ERRORS = ("mae", "rmse", "brier", "ece")  # lower is better
+METRICS_WITH_UNIT = ("mae", "rmse")  # in the unit of the target, where two decimals say enough
+MEAN_OF_GROUPS = "(mean, weighted by people)"
 UNDEFINED = "undefined"
 
 
-def by_task(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of every task in a `metrics.json`, whether it has one or several."""
-    if "tasks" in results:
-        return dict(results["tasks"])
-    return {results["protocol"].get("task", ""): results}
+@dataclass
+class Score:
+    """One metric of one model; NaN where it is undefined.
+
+    Args:
+        mean, std (`float`): over folds; `std` with n - 1 in the denominator.
+        per_fold (`list[float]`): in the order of repeats and folds.
+        pooled (`float`, *optional*): of the predictions of all folds together, the mean over repeats.
+        interval (`tuple[float, float]`, *optional*): 95 % bootstrap interval of `pooled`.
+        p_value (`float`, *optional*): share of permuted labels that score as well.
+        permuted_mean (`float`, *optional*): mean score with permuted labels.
+    """
+
+    mean: float
+    std: float
+    per_fold: list[float]
+    pooled: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    permuted_mean: float | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Score":
+        """JSON has no NaN: a number that is written as null is undefined."""
+        lists = {"per_fold": [_number(value) for value in content.get("per_fold") or []]}
+        if content.get("interval") is not None:
+            low, high = content["interval"]
+            lists["interval"] = (_number(low), _number(high))
+        names = [each.name for each in fields(cls) if each.name not in ("per_fold", "interval")]
+        return cls(**{name: _number(content[name]) for name in names if name in content} | lists)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what was not computed."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+Models = dict[str, dict[str, Score]]  # by model and metric
+
+
+@dataclass
+class Group:
+    """Scores within one site or sex.
+
+    Args:
+        n_subjects (`int`): subjects in it.
+        models (`dict[str, dict[str, float]]`): pooled scores by model and metric.
+    """
+
+    n_subjects: int
+    models: dict[str, dict[str, float]]
+
+
+@dataclass
+class TaskResults:
+    """What was found for one predicted variable.
+
+    Args:
+        title (`str`): of its report.
+        protocol (`dict`): how the numbers came about: `task`, `labels`, `positive` and words.
+        n_subjects, n_scans (`int`): who was tested.
+        models (`dict[str, dict[str, Score]]`): by model and metric; the order is that of the tables.
+        chance (`dict[str, float]`): metrics without any knowledge of a subject.
+        groups (`dict[str, dict[str, Group]]`): by column (site, sex) and value; the last entry is their mean.
+        best_layers (`list[int]`): of every fold, the layer (from 0) with the lowest loss when pretraining ended.
+        members (`list[list[dict[str, float]]]`): of an ensemble, metrics by fold and member.
+        external (`dict[str, TaskResults]`): by data set that was only predicted.
+        notes (`list[str]`): what a reader has to know.
+    """
+
+    title: str
+    protocol: dict[str, Any]
+    n_subjects: int
+    models: Models
+    n_scans: int | None = None
+    chance: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, Group]] = field(default_factory=dict)
+    best_layers: list[int] = field(default_factory=list)
+    members: list[list[dict[str, float]]] = field(default_factory=list)
+    external: dict[str, "TaskResults"] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def main_metric(self) -> str:
+        """ROC AUC of a category, Pearson r of a number."""
+        return next(name for name in MAIN_METRICS if name in self.models[LCM])
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TaskResults":
+        """Read what [`to_json`] wrote; what is not known is left out.
+
+        Raises:
+            ValueError: a part without which nothing can be shown is missing.
+        """
+        _require(content, ("title", "protocol", "n_subjects", "models"))
+        models = {
+            model: {metric: Score.from_json(score) for metric, score in scores.items()}
+            for model, scores in content["models"].items()
+        }
+        groups = {
+            column: {
+                value: Group(group["n_subjects"], {name: _numbers(part) for name, part in group["models"].items()})
+                for value, group in values.items()
+            }
+            for column, values in (content.get("groups") or {}).items()
+        }
+        return cls(
+            content["title"],
+            dict(content["protocol"]),
+            content["n_subjects"],
+            models,
+            content.get("n_scans"),
+            _numbers(content.get("chance") or {}),
+            groups,
+            list(content.get("best_layers") or []),
+            [[_numbers(member) for member in fold] for fold in content.get("members") or []],
+            {name: cls.from_json(found) for name, found in (content.get("external") or {}).items()},
+            list(content.get("notes") or []),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `metrics.json`."""
+        content = {
+            **vars(self),
+            "models": {
+                model: {metric: score.to_json() for metric, score in scores.items()}
+                for model, scores in self.models.items()
+            },
+            "groups": {
+                column: {value: vars(group) for value, group in values.items()}
+                for column, values in self.groups.items()
+            },
+            "external": {name: found.to_json() for name, found in self.external.items()},
+        }
+        return {name: value for name, value in content.items() if value or name not in ("members", "external")}
+
+
+@dataclass
+class Results:
+    """What an evaluation found, by task.
+
+    Args:
+        title (`str`): of the evaluation.
+        protocol (`dict`): what all tasks have in common.
+        n_subjects, n_scans (`int`): the tested cohort.
+        tasks (`dict[str, TaskResults]`): by the variable's name.
+        settings (`dict`): of both stages.
+        seconds (`float`, *optional*): how long it took.
+    """
+
+    title: str
+    protocol: dict[str, Any]
+    n_subjects: int
+    tasks: dict[str, TaskResults]
+    n_scans: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Results":
+        """Read what [`to_json`] wrote, or the results of a single task as earlier versions wrote them.
+
+        Raises:
+            ValueError: a part without which nothing can be shown is missing.
+        """
+        _require(content, ("title", "protocol", "n_subjects"))
+        if "tasks" not in content:
+            content = _one_of_many(content)
+        tasks = {name: TaskResults.from_json(found) for name, found in content["tasks"].items()}
+        return cls(
+            content["title"],
+            dict(content["protocol"]),
+            content["n_subjects"],
+            tasks,
+            content.get("n_scans"),
+            dict(content.get("settings") or {}),
+            content.get("seconds"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `metrics.json`."""
+        return vars(self) | {"tasks": {name: found.to_json() for name, found in self.tasks.items()}}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """Read a `metrics.json`, of this version or an earlier one.
+
+        Raises:
+            ValueError: the file cannot be read, or is no `metrics.json` of training.evaluate.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error) if isinstance(error, (OSError, ValueError)) else f"it has another form, {error}"
+            raise ValueError(f"{path} cannot be read as the metrics.json of training.evaluate: {reason}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a `metrics.json`, atomically."""
+        write_json(path, self.to_json())
+
+
+def _one_of_many(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a single task, which once stood at the top, as those of one task among others."""
+    own = ("task", "labels", "positive")
+    return {
+        "title": content["title"],
+        "protocol": {name: value for name, value in content["protocol"].items() if name not in own},
+        "n_subjects": content["n_subjects"],
+        "n_scans": content.get("n_scans"),
+        "tasks": {content["protocol"].get("task", ""): content},
+        "settings": content.get("settings"),
+        "seconds": content.get("seconds"),
+    }
+
+
+def _require(content: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not content.get(name)]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}.")
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def number_text(metric: str, value: float | None) -> str:
     """A score with as many decimals as make sense for the metric."""
-    if value is None or math.isnan(value):
+    if is_undefined(value):
         return UNDEFINED
     return f"{value:.2f}" if metric in METRICS_WITH_UNIT else f"{value:.3f}"
 
 
-def _is_undefined(value: float | None) -> bool:
+def is_undefined(value: float | None) -> bool:
+    """Whether a score has no value; JSON writes NaN as null."""
     return value is None or math.isnan(value)

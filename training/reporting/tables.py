@@ -1,14 +1,4 @@
-"""Results for people: one self-contained HTML file, and tables for the terminal and for Markdown.
-
-All three read the same `results`:
-
-    {"title": str, "protocol": {name: value}, "n_subjects": int,
-     "models": {model: {metric: {"mean": float, "std": float, "per_fold": [float]}}},
-     "chance": {metric: float}, "settings": {name: value, or a dict of them}, "notes": [str],
-     "warnings": [str]}
-
-The last three may be missing. NaN and None (what JSON makes of it) both mean that a metric is undefined.
-"""
+"""Results for readers: one self-contained HTML file, and tables for the terminal and for Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,56 +8,59 @@ from matplotlib.figure import Figure
 
 from ..files import write_text
 from .pages import render_page
-from .results import HEADLINE_METRICS, METRIC_TITLES, UNDEFINED, _is_undefined, number_text
+from .results import HEADLINE_METRICS, METRIC_TITLES, UNDEFINED, Score, TaskResults, is_undefined, number_text
 
 
 NOT_MEASURED = "-"
-REQUIRED_KEYS = ("title", "protocol", "n_subjects", "models")
 
 
 def write_report(
     path: str | Path,
-    results: Mapping[str, Any],
+    results: TaskResults,
     figures: Mapping[str, Figure],
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    limits: Sequence[str] = (),
 ) -> Path:
     """Write results and pictures as one HTML file that needs nothing else: it can be mailed, printed, opened offline.
 
     The file appears complete or not at all.
 
     Args:
-        path: the HTML file; a previous one is replaced.
-        results: see the top of this module.
-        figures: pictures by caption, shown in this order.
-        tables: further tables by caption, the first row being the header; shown below the main one.
+        path (`str` or `Path`): the HTML file; a previous one is replaced.
+        results (`TaskResults`): of one task.
+        figures (`Mapping[str, Figure]`): pictures by caption, shown in this order.
+        tables (`Mapping[str, Sequence[Sequence[str]]]`, *optional*): further tables by caption, the first row being
+            the header; shown below the main one.
+        settings (`Mapping[str, Any]`, *optional*): of both stages; a value may be a mapping itself.
+        limits (`Sequence[str]`): what the numbers do not say; the notes of the results stand at the top instead.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: results without one of their required parts, or without a model.
+        ValueError: results without a model.
     """
-    _check(results)
     metrics = _all_metrics(results)
     html = render_page(
         "report.html",
-        title=results["title"],
+        title=results.title,
         summary=summary_sentence(results),
         header=_header(_headline(results)),
         rows=_rows(results, _headline(results)),
         tables=dict(tables or {}),
         figures=figures,
-        protocol=_flat(results["protocol"]),
-        settings=_flat(results.get("settings") or {}),
-        notes=list(results.get("notes") or []),
-        warnings=list(results.get("warnings") or []),
+        protocol=_flat(results.protocol),
+        settings=_flat(settings or {}),
+        notes=list(limits),
+        warnings=results.notes,
         num_folds=_num_folds(results),
         fold_header=["model", *(f"fold {fold + 1}" for fold in range(_num_folds(results)))],
         folds={
             METRIC_TITLES.get(metric, metric): [
-                [model, *(number_text(metric, value) for value in summaries[metric]["per_fold"])]
-                for model, summaries in results["models"].items()
-                if metric in summaries
+                [model, *(number_text(metric, value) for value in scores[metric].per_fold)]
+                for model, scores in results.models.items()
+                if metric in scores
             ]
             for metric in metrics
         },
@@ -76,14 +69,11 @@ def write_report(
     return Path(path)
 
 
-def results_table_text(results: Mapping[str, Any]) -> str:
+def results_table_text(results: TaskResults) -> str:
     """Table of models and headline metrics for the terminal, mean ± standard deviation over folds.
 
-    Args:
-        results: see the top of this module.
-
     Raises:
-        ValueError: results without one of their required parts, or without a model.
+        ValueError: results without a model.
     """
     table = _table(results, None)
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
@@ -93,15 +83,15 @@ def results_table_text(results: Mapping[str, Any]) -> str:
     )
 
 
-def results_table_markdown(results: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
+def results_table_markdown(results: TaskResults, metrics: Sequence[str] | None = None) -> str:
     """A table in Markdown, for a README or a model card.
 
     Args:
-        results: see the top of this module.
-        metrics: columns; by default the headline metrics that the results have.
+        results (`TaskResults`): of one task.
+        metrics (`Sequence[str]`, *optional*): columns; by default the headline metrics that the results have.
 
     Raises:
-        ValueError: results without one of their required parts, or without a model.
+        ValueError: results without a model.
     """
     return table_markdown(_table(results, metrics))
 
@@ -117,21 +107,14 @@ def markdown_cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _check(results: Mapping[str, Any]) -> None:
-    """Refuse results that lack a part, before anything is rendered."""
-    missing = [key for key in REQUIRED_KEYS if key not in results]
-    if missing:
-        raise ValueError(f"The results lack {', '.join(missing)}; needed are {', '.join(REQUIRED_KEYS)}.")
-    if not results["models"]:
-        raise ValueError("The results hold no model: there is nothing to report.")
-
-
-def _all_metrics(results: Mapping[str, Any]) -> list[str]:
+def _all_metrics(results: TaskResults) -> list[str]:
     """Every metric of any model, in the order of first appearance."""
-    return list(dict.fromkeys(metric for summaries in results["models"].values() for metric in summaries))
+    if not results.models:
+        raise ValueError("The results hold no model: there is nothing to report.")
+    return list(dict.fromkeys(metric for scores in results.models.values() for metric in scores))
 
 
-def _headline(results: Mapping[str, Any]) -> list[str]:
+def _headline(results: TaskResults) -> list[str]:
     """The metrics for the main table: the usual ones, or all where none of the usual was measured."""
     measured = _all_metrics(results)
     return [metric for metric in HEADLINE_METRICS if metric in measured] or measured
@@ -141,63 +124,54 @@ def _header(metrics: Sequence[str]) -> list[str]:
     return ["model", *(METRIC_TITLES.get(metric, metric) for metric in metrics)]
 
 
-def _rows(results: Mapping[str, Any], metrics: Sequence[str]) -> list[list[str]]:
+def _rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
     """One row of text per model, and one for chance where it is known."""
     rows = [
-        [model, *(_cell(metric, summaries.get(metric)) for metric in metrics)]
-        for model, summaries in results["models"].items()
+        [model, *(_cell(metric, scores.get(metric)) for metric in metrics)] for model, scores in results.models.items()
     ]
-    chance = results.get("chance") or {}
-    if chance:
-        rows.append(
-            [
-                "chance",
-                *(number_text(metric, chance[metric]) if metric in chance else NOT_MEASURED for metric in metrics),
-            ]
-        )
+    if results.chance:
+        chance = [
+            number_text(metric, results.chance[metric]) if metric in results.chance else NOT_MEASURED
+            for metric in metrics
+        ]
+        rows.append(["chance", *chance])
     return rows
 
 
-def _table(results: Mapping[str, Any], metrics: Sequence[str] | None) -> list[list[str]]:
-    _check(results)
+def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
     columns = _headline(results) if metrics is None else list(metrics)
     return [_header(columns), *_rows(results, columns)]
 
 
-def _cell(metric: str, summary: Mapping[str, Any] | None) -> str:
+def _cell(metric: str, score: Score | None) -> str:
     """Mean ± standard deviation, with a remark when folds are missing from it."""
-    if summary is None:
+    if score is None:
         return NOT_MEASURED
-    if _is_undefined(summary["mean"]):
+    if is_undefined(score.mean):
         return UNDEFINED
-    text = number_text(metric, summary["mean"])
-    if not _is_undefined(summary.get("std")):
-        text += f" ± {number_text(metric, summary['std'])}"
-    per_fold = summary.get("per_fold") or []
-    defined = sum(not _is_undefined(value) for value in per_fold)
-    return text if defined == len(per_fold) else f"{text} ({defined} of {len(per_fold)} folds)"
+    text = number_text(metric, score.mean)
+    if not is_undefined(score.std):
+        text += f" ± {number_text(metric, score.std)}"
+    defined = sum(not is_undefined(value) for value in score.per_fold)
+    return text if defined == len(score.per_fold) else f"{text} ({defined} of {len(score.per_fold)} folds)"
 
 
-def _num_folds(results: Mapping[str, Any]) -> int:
+def _num_folds(results: TaskResults) -> int:
     """Folds behind the numbers: the most that any metric has."""
-    summaries = [summary for model in results["models"].values() for summary in model.values()]
-    return max((len(summary.get("per_fold") or []) for summary in summaries), default=0)
+    return max((len(score.per_fold) for scores in results.models.values() for score in scores.values()), default=0)
 
 
-def summary_sentence(results: Mapping[str, Any]) -> str:
+def summary_sentence(results: TaskResults) -> str:
     """The result in one sentence: the first headline metric of every model."""
     metric = _headline(results)[0]
     values = [
-        f"{model} {_cell(metric, summaries[metric])}"
-        for model, summaries in results["models"].items()
-        if metric in summaries
+        f"{model} {_cell(metric, scores[metric])}" for model, scores in results.models.items() if metric in scores
     ]
-    chance = (results.get("chance") or {}).get(metric)
-    if chance is not None:
-        values.append(f"chance {number_text(metric, chance)}")
+    if metric in results.chance:
+        values.append(f"chance {number_text(metric, results.chance[metric])}")
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
-    return f"{results['n_subjects']} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+    return f"{results.n_subjects} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

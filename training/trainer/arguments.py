@@ -138,6 +138,7 @@ class PretrainArguments(LoopArguments):
         ["sex"], "Phenotype columns with labels to learn from.", group="what is learnt", example="sex diagnosis"
     )
     continuous: list[str] = setting(["age"], "Phenotype columns with numbers to learn from.")
+    atlas: str | None = setting(None, "Atlas to learn from, where the data have several.", example="aal-116")
     vocabulary: str | None = setting(
         None, "Folder of a saved BEI tokenizer, instead of a vocabulary built from the training records."
     )

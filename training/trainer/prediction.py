@@ -1,14 +1,20 @@
 """Logits and tables of predictions from a model and a cohort."""
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
+from modeling_lcm.limits_lcm import TrainingLimits
 
 from ..data.cohort import Cohort
-from ..data.combine import check_same_regions
-from .checkpoints import is_adapter, load_model, load_processor
+from ..data.combine import for_checkpoint
+from ..data.identity import seen_subjects
+from .checkpoints import is_adapter, load_model, load_processor, read_record
+from .limits import limits_table
 
 
 @torch.no_grad()
@@ -49,7 +55,9 @@ def predict_table(
     Returns:
         A table of one row per scan: `subject_id`, `session`, and per variable the predicted label with the probability
         of every label (columns `VARIABLE` and `VARIABLE=LABEL`, of two labels the positive one last), or the predicted
-        value in its unit; and these variables.
+        value in its unit; then what the scan is beside the training scans (see [`limits_table`]); and these variables.
+        Where the checkpoint knows how far its predictions are off, `VARIABLE_possible` has the labels that cannot be
+        ruled out, or `VARIABLE_low` and `VARIABLE_high` the range, that hold the truth nine times of ten.
 
     Raises:
         ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
@@ -62,7 +70,7 @@ def predict_table(
     else:
         processor, model = load_processor(checkpoint), load_model(checkpoint)
         finetuned = isinstance(model, LCMForSequenceClassification)
-    check_same_regions(processor, cohort)
+    cohort = for_checkpoint(processor, cohort)
     logits = predict_logits(model, cohort, batch_size)["logits"]
     tokenizer = processor.tokenizer
     variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]
@@ -70,8 +78,34 @@ def predict_table(
     columns: dict[str, list] = {}
     for variable in variables:
         entries = [record[variable.name] for record in records]
-        columns[variable.name] = [entry.get("label", entry.get("value")) for entry in entries]
-        for label in sorted(variable.labels, key=lambda label: label == variable.positive_label):
-            columns[f"{variable.name}={label}"] = [entry["probabilities"][label] for entry in entries]
+        columns |= _columns(variable, entries) | _uncertainty(variable.name, entries, processor.limits)
     table = cohort.table[["subject_id", "session"]].reset_index(drop=True)
-    return pd.concat([table, pd.DataFrame(columns)], axis=1), variables
+    seen = set(seen_subjects(_record_of(checkpoint, adapter), cohort.table))
+    limits = limits_table(processor.limits, cohort, seen, batch_size)
+    return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
+
+
+def _columns(variable: BEIVariable, entries: list[dict[str, Any]]) -> dict[str, list]:
+    """Predicted label or value, and probabilities; of two labels the positive one last."""
+    columns = {variable.name: [entry.get("label", entry.get("value")) for entry in entries]}
+    for label in sorted(variable.labels, key=lambda label: label == variable.positive_label):
+        columns[f"{variable.name}={label}"] = [entry["probabilities"][label] for entry in entries]
+    return columns
+
+
+def _uncertainty(name: str, entries: list[dict[str, Any]], limits: TrainingLimits | None) -> dict[str, list]:
+    if limits is None:
+        return {}
+    ranges: list[Any] = [limits.uncertainty(name, entry.get("probabilities", entry.get("value"))) for entry in entries]
+    if not entries or ranges[0] is None:
+        return {}
+    if isinstance(ranges[0], tuple):
+        low, high = zip(*ranges, strict=True)
+        return {f"{name}_low": list(low), f"{name}_high": list(high)}
+    return {f"{name}_possible": ["|".join(labels) for labels in ranges]}
+
+
+def _record_of(checkpoint: str, adapter: str | None) -> dict[str, Any]:
+    """The training record; that of an adapter lies in the checkpoint folder around it."""
+    place = adapter or checkpoint
+    return read_record(place) or read_record(Path(place).parent if Path(place).is_dir() else checkpoint)

@@ -14,6 +14,7 @@ from ..data.folds import hold_out
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import PretrainArguments
 from .batches import training_dataset
+from .limits import training_limits
 from .loop import Trainer
 from .targets import class_weights
 from .vocabulary import announce_labels, pretraining_tokenizer
@@ -39,8 +40,10 @@ def pretrain(
         The trained model, its processor, and one record per epoch.
 
     Raises:
-        ValueError: a variable that the data does not have, or with a single value in the training scans.
+        ValueError: a variable that the data does not have, or with a single value in the training scans; or the data
+            have several atlases, and none of them was chosen.
     """
+    cohort = cohort.with_atlas(arguments.atlas)
     training, held_out = (
         cohort.select(part) for part in hold_out(cohort.table, arguments.validation_fraction, arguments.seed, None)
     )
@@ -61,7 +64,9 @@ def pretrain(
     validation = _labelled(held_out, tokenizer) if len(held_out) else None
     trainer = Trainer(model, training_dataset(scans, arguments), validation, arguments, folder)
     history = trainer.train(after_epoch)
-    return trainer.trained, LCMProcessor(cohort.feature_extractor, tokenizer), history
+    made = LCMProcessor(cohort.feature_extractor, tokenizer)
+    made.limits = training_limits(training)
+    return trainer.trained, made, history
 
 
 def _labelled(cohort: Cohort, tokenizer: BEITokenizer) -> ConnectomeDataset:
