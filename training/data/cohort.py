@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -17,7 +17,7 @@ from modeling_lcm.atlases import find_atlas
 
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
-from .triangles import StoredSeries, StoredTriangles, to_matrices
+from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
 
 PREFIX = "qc_"
@@ -30,6 +30,7 @@ SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
 # Not phenotypes either: quality, and where a subject comes from when cohorts were merged.
 RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = (PREFIX, SAME_PERSON)
+Places = np.ndarray | Sequence[int] | slice  # of scans in a cohort
 _AT_ONCE = 1000  # scans that are read together
 
 
@@ -55,17 +56,22 @@ class AtlasScans:
 
     def select(self, scans: np.ndarray) -> "AtlasScans":
         """Some scans, by position or mask; nothing is read."""
-        stored = isinstance(self.triangles, StoredTriangles)
+        kept = self.triangles
         return AtlasScans(
             self.feature_extractor,
-            self.triangles.select(scans) if stored else self.triangles[scans],
+            kept.select(scans) if isinstance(kept, StoredTriangles) else kept[scans],
             None if self.series is None else self.series.select(scans),
         )
 
-    def matrices(self, scans: np.ndarray | slice) -> np.ndarray:
+    @property
+    def num_regions(self) -> int:
+        """Regions of the atlas; prepared scans always have a number of them."""
+        return cast(int, self.feature_extractor.num_regions)
+
+    def matrices(self, scans: Places) -> np.ndarray:
         """FC matrices `(scans, regions, regions)`, float32; all NaN for a scan without this atlas."""
         triangles = self.triangles[scans]
-        found = to_matrices(torch.from_numpy(triangles), self.feature_extractor.num_regions).numpy()
+        found = to_matrices(torch.from_numpy(triangles), self.num_regions).numpy()
         found[np.isnan(triangles[:, 0])] = np.nan  # the diagonal, too
         return found
 
@@ -162,9 +168,9 @@ class Cohort:
     @property
     def num_regions(self) -> int:
         """Regions of the (first) atlas."""
-        return self.feature_extractor.num_regions
+        return self.by_atlas[0].num_regions
 
-    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> Any:
+    def connectivity(self, scans: Places = slice(None)) -> Any:
         """FC matrices of some scans (by position) or of all.
 
         Returns:
@@ -283,7 +289,7 @@ def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str
     Raises:
         ValueError: the column is not there, or has another number of edges than the FC definition.
     """
-    column, edges = f"connectivity{suffix}", extractor.num_regions * (extractor.num_regions - 1) // 2
+    column, edges = f"connectivity{suffix}", count_edges(extractor)
     stored = data.features[column].length if column in data.column_names else 0
     if stored != edges:
         raise ValueError(

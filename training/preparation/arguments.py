@@ -7,6 +7,7 @@ from ..settings import require_choices, setting
 
 
 PATHS = (
+    "input",
     "participants",
     "connectivity",
     "time_series",
@@ -31,10 +32,16 @@ class PrepareArguments:
         example="abide1",
     )
     data_dir: str | None = setting(None, "Folder of your download of the recipe's cohort.")
+    input: str | None = setting(
+        None,
+        "What you have, to be recognised: a folder of fMRIPrep or XCP-D, a folder of scans with their table, an "
+        "archive, or one table of edges. The settings below say it in detail.",
+        example="derivatives/xcp_d",
+    )
     participants: str = setting(
         "",
-        "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv. Needed without recipe, bids and "
-        "fetch.",
+        "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv. Needed without recipe, input, "
+        "bids and fetch.",
         example="participants.tsv",
     )
     connectivity: str | None = setting(
