@@ -108,8 +108,7 @@ def read_settings(path: str | Path, kind: type) -> dict[str, Any]:
     unknown = [name for name in content if name not in known]
     if unknown:
         raise ValueError(
-            f"{path}: unknown settings {', '.join(unknown)}.{did_you_mean(unknown[0], known)} Known: "
-            f"{', '.join(sorted(known))}."
+            f"{path}: unknown settings {', '.join(unknown)}.{did_you_mean(unknown[0], known)} --help lists all."
         )
     return {
         name: as_kind(value, kinds[name], f"{path}: {name}") for name, value in content.items() if value is not None
