@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
 from training.files import claim, write_folder, write_json
+from training.manifest import seal
 
 from .converting import REPORT, UNUSED_WEIGHTS
 from .key_mapping import FUSED_ATTENTION, HEAD, LAYER_MODULES, PROJECTIONS, STEM, UNUSED
@@ -120,6 +121,7 @@ def _export(checkpoint: Path, output: Path, dataset: str | None, fold: int) -> P
             torch.save(_stem(weights), folder / run / names["bb"])
             torch.save(_head(weights, config, order, checkpoint), folder / run / names["head"])
         write_json(folder / "export_report.json", {"files": names, "notes": order.notes})
+        seal(folder)
 
     write_folder(output, fill)
     return output / run

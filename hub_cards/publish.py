@@ -44,6 +44,9 @@ class PublishArguments:
         None, "ORG/NAME of the published base model (adapters only).", group="repository", example="my-lab/lcm"
     )
     base_revision: str = setting("main", "Its tag or commit.")
+    subject_hashes: bool = setting(
+        True, "Publish salted hashes of the training subjects' ids, by which others can avoid to test on them."
+    )
     private: bool = setting(False, "Make a new repository private.")
     tag: str | None = setting(None, "Tag for this version; never moved once it exists.", example="v1")
     update: bool = setting(False, "Replace the content of an existing repository.")
@@ -72,7 +75,7 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
     Raises:
         ValueError: the folder does not load or run, or the card is not complete.
     """
-    from .bundle import adapter_bundle, dataset_bundle, model_bundle
+    from .bundle import adapter_bundle, dataset_bundle, model_bundle, with_checksums
     from .validate import check_adapter, check_card, check_dataset, check_model
 
     kind = kind_of(folder)
@@ -87,17 +90,17 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
         check_dataset(folder)
         with dataset_bundle(folder, facts, options.repo_id, revision) as bundle:
             check_card(bundle)
-            yield bundle
+            yield with_checksums(bundle)
         return
+    where, records = (facts, options.repo_id, revision), (options.metrics, options.subject_hashes)
     if kind == "adapter":
         check_adapter(folder)
-        base = str(options.base_model), options.base_revision
-        bundle = adapter_bundle(folder, facts, options.repo_id, revision, *base, metrics=options.metrics)
+        bundle = adapter_bundle(folder, *where, str(options.base_model), options.base_revision, *records)
     else:
         check_model(folder, facts.get("size"))
-        bundle = model_bundle(folder, facts, options.repo_id, revision, options.metrics)
+        bundle = model_bundle(folder, *where, *records)
     check_card(bundle)
-    yield bundle
+    yield with_checksums(bundle)
 
 
 def describe(bundle: "Bundle", options: PublishArguments) -> str:

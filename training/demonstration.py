@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from transformers import AutoProcessor
 
 from modeling_lcm import LCMForSequenceClassification
 from modeling_lcm.atlases import region_coordinates
@@ -27,6 +26,7 @@ from .reporting.figures import plot_confusion, plot_network_bars, plot_region_at
 from .reporting.results import Results, TaskResults
 from .reporting.tables import write_report
 from .settings import parse_arguments
+from .trainer.checkpoints import load_processor
 
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
@@ -128,7 +128,7 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     """Where the token of one label looks: glass brain and networks, mean over fold 0's test subjects."""
     checkpoint = output / "folds" / "fold_0" / "checkpoint"
     model = LCMForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager")
-    tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
+    tokenizer = load_processor(str(checkpoint)).tokenizer
     splits = Folds.load(output / "folds" / "splits.json")
     tested = splits.split(cohort, 0)[1]
     token = tokenizer.convert_tokens_to_ids(f"{tokenizer.task}={label}")

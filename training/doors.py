@@ -15,6 +15,7 @@ DOORS = {
     "predict": ("training.predict", "a table of predictions"),
     "evaluate": ("training.evaluate", "cross-validation of the whole recipe beside baselines"),
     "explain": ("training.explain", "regions that the tokens of a variable read"),
+    "verify": ("training.verify", "whether finished files are as they were written"),
     "plan": ("training.plan", "memory of a training or a prediction"),
     "demo": ("training.demo", "all of it on 168 connectomes that come along"),
     "publish": ("hub_cards.publish", "a checkpoint, adapter or data set with its card to the Hub"),

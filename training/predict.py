@@ -6,6 +6,7 @@ from pathlib import Path
 from .cli import command, hide_bars_of_files, setting
 from .data.dataset_folder import require_dataset
 from .files import claim, write_text
+from .manifest import seal_file
 
 
 @dataclass
@@ -52,6 +53,7 @@ def _predict(arguments: PredictArguments, output: Path) -> None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
+    seal_file(output)
     print(f"{len(table)} predictions written to {output}")
     for line in summarise_limits(table):
         print(line)

@@ -27,6 +27,9 @@ class SplitArguments:
     )
     n_folds: int = setting(5, "Folds of random splits.")
     seed: int = setting(0, "Seed of random splits.")
+    same_person: str | None = setting(
+        None, "Column with one value for the scans of one subject (two ids, twins, a family): no fold parts them."
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that do not fit each other."""
@@ -45,16 +48,20 @@ def main(arguments: SplitArguments) -> None:
 
 def _split(arguments: SplitArguments, output: Path) -> None:
     from .data.cohort import load_cohort
+    from .data.combine import join_subjects
     from .data.folds import leave_site_out, make_folds, official_folds
 
-    table = load_cohort(arguments.data).table
+    cohort = load_cohort(arguments.data)
+    if arguments.same_person is not None:
+        cohort = join_subjects(cohort, arguments.same_person)
+    table = cohort.table
     if arguments.kind == "random":
         folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
     elif arguments.kind == "leave_site_out":
         folds = leave_site_out(table, arguments.column or "site")
     else:
         folds = official_folds(table, str(arguments.column))
-    folds.save(output)
+    folds.of_cohort(cohort).save(output)
     sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
     print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")
 

@@ -15,6 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
+from ..manifest import require_intact
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
@@ -266,6 +267,7 @@ def load_cohort(folder: str | Path) -> Cohort:
         ValueError: no folder was given, or its content is damaged.
     """
     folder = require_dataset(folder)
+    require_intact(folder, unread=("parquet/", "quality.html"))
     try:
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
