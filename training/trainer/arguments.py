@@ -161,7 +161,9 @@ class FinetuneArguments(LoopArguments):
     """Fine-tune a pretrained checkpoint for one downstream variable."""
 
     checkpoint: str = setting(
-        "", "Pretrained checkpoint: folder or Hub repository.", example="runs/pretrained/checkpoint", required=True
+        "",
+        "Pretrained checkpoint: folder or Hub repository. Needed, but by the ridge head.",
+        example="runs/pretrained/checkpoint",
     )
     task: str = setting("", "Phenotype column to predict.", example="diagnosis", required=True)
     kind: Literal["categorical", "continuous"] = setting(
