@@ -11,13 +11,14 @@ import pandas as pd
 from accelerate import PartialState
 from sklearn.exceptions import UndefinedMetricWarning
 
-from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm import BEIVariable
 
 from ..cli import parse_arguments
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
+from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.checkpoints import load_processor
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
@@ -219,7 +220,7 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
     """
     table = cohort.table
     if arguments.vocabulary is not None:
-        variables = [variable.name for variable in BEITokenizer.from_pretrained(arguments.vocabulary).variables]
+        variables = [variable.name for variable in load_vocabulary(arguments.vocabulary)]
     else:
         variables = [*arguments.categorical, *arguments.continuous]
     unknown = [name for name in names if name not in variables]
