@@ -17,11 +17,12 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_names
 from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
+from training.data.duplicates import find_duplicates
 from training.data.folds import Folds, leave_site_out, official_folds
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.merging import merge
-from training.preparation.quality import Rules, Statistics, find_duplicates, homotopic_pairs, measure, shift_against
+from training.preparation.quality import Rules, Statistics, homotopic_pairs, measure, shift_against
 from training.preparation.shards import FinishedScans, Shard, ShardWriter
 from training.preparation.sources.base import Scan, Source
 from training.preparation.stamps import WHOLE_BYTES, are_unchanged, stamps_of
