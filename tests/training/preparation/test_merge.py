@@ -19,6 +19,7 @@ from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
 from training.data.duplicates import find_duplicates
 from training.data.folds import Folds, leave_site_out, official_folds
+from training.manifest import seal
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.merging import merge
@@ -125,6 +126,7 @@ def test_merge_refuses_what_does_not_fit(make_cohort: Callable[..., PrepareArgum
     definition = json.loads((other / "fc_definition.json").read_text()) | {"estimator": "pearson"}
     definition["region_names"] = definition["region_names"][::-1]
     (other / "fc_definition.json").write_text(json.dumps(definition))
+    seal(other)
     with pytest.raises(ValueError, match="another order of them"):
         merge(MergeArguments(inputs=[str(abide), str(other)], output=str(tmp_path / "merged")))
 
