@@ -70,7 +70,7 @@ def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
 
     Transformers' Auto classes would look for the code that a checkpoint names.
     """
-    where = {"subfolder": subfolder} if subfolder else {}
+    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     return LCMProcessor(
         FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
     )
