@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..files import file_name, write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
 from ..reporting.results import (
     CONSTANT,
@@ -46,7 +46,7 @@ def write_reports(output: Path, design: Design, results: Results, folds: Sequenc
         found = results.tasks[task.name]
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
-        name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
+        name = "report.html" if design.recipe.tuning else f"report_{file_name(task.name)}.html"
         write_report(output / name, found, result_figures(design, task, found, folds), tables, results.settings)
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
 
