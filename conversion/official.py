@@ -166,8 +166,8 @@ def _refuse_odd_tensors(path: Path, state: dict[str, Tensor]) -> None:
     needed, there = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), path.stat().st_size
     if needed > there:
         raise ValueError(
-            f"{path} has {there:,} bytes, and its tensors would take {needed:,}: they share or repeat values, as those "
-            "of the research code never do. Nothing was converted."
+            f"{path} has {there:,} bytes, its tensors would take {needed:,}: they share or repeat values, which "
+            "those of the research code never do. Nothing was converted."
         )
 
 
