@@ -1,4 +1,4 @@
-"""Doors answer help, typing errors and refused settings before anything slow is imported, and one command has them all."""
+"""Doors answer help, typing errors and refused settings before anything slow is imported; one command has them all."""
 
 import json
 import subprocess
