@@ -14,7 +14,7 @@ from training.reporting.results import Results, TaskResults
 RECORD = ("num_training_scans", "training_subject_hashes", "history", "versions", "git_revision")
 EPOCH = ("epoch", "stage", "train_loss", "validation_loss", "lr", "best_layers")
 VERSIONS = ("python", "torch", "transformers")
-HASHES = ("salt", "hashes")
+HASHES = ("salt", "ids", "hashes")
 SETTINGS = (
     "activation_checkpointing", "adapter", "adaptive", "atlas", "batch_size", "categorical",
     "checkpoint_every", "checkpoint_every_steps", "class_weights", "continuous", "default_labels", "dropout",
@@ -50,7 +50,7 @@ def public_record(record: dict[str, Any], hashes: bool = True) -> dict[str, Any]
         hashes (`bool`): whether salted hashes of the subjects' ids are among it.
     """
     kept = listed(record, RECORD)
-    kept["num_training_subjects"] = len(record.get("training_subjects") or [])
+    kept["num_training_subjects"] = record.get("num_training_subjects", len(record.get("training_subjects") or []))
     kept["arguments"] = listed(record.get("arguments"), SETTINGS)
     kept["history"] = [listed(epoch, EPOCH) for epoch in record.get("history") or []]
     kept["versions"] = listed(record.get("versions"), VERSIONS)
