@@ -53,5 +53,5 @@ peers: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy modeling_lcm
+	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
