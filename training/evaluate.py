@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> None:
     for results in evaluate(parse_arguments(EvaluateArguments, argv)).tasks.values():
         print(results.title)
         print(results_table_text(results))
+        if results.difference is not None:
+            print(results.difference.sentence)
 
 
 if __name__ == "__main__":

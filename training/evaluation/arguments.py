@@ -8,7 +8,7 @@ from ..cli import setting
 SPLITS = ("kfold", "leave_site_out")
 
 
-BASELINES = ("majority", "linear", "linear_log", "svm", "mlp", "scratch")
+BASELINES = ("majority", "linear", "linear_log", "linear_best", "confounds", "svm", "mlp", "scratch")
 
 
 @dataclass
@@ -56,11 +56,19 @@ class EvaluateArguments:
         metadata={"help": "Data sets of other cohorts that join the pretraining of every fold; never tested."},
     )
     baselines: list[str] = field(
-        default_factory=lambda: ["majority", "linear"],
+        default_factory=lambda: ["majority", "linear", "linear_best", "confounds"],
         metadata={
             "help": "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
-            "regression), linear_log (the same on the matrix logarithm of FC), svm (linear), mlp, scratch "
-            "(fine-tuning alone, from random weights)."
+            "regression), linear_log (the same on the matrix logarithm of FC), linear_best (the better of the two "
+            "inside the training subjects, on log FC), confounds (age, sex, motion and site, no FC), svm (linear), "
+            "mlp, scratch (fine-tuning alone, from random weights)."
+        },
+    )
+    confounds: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Columns of the baseline confounds; default: age, sex, mean framewise displacement and the site "
+            "column, as far as they are recorded."
         },
     )
     mlp_hidden: int = setting(64, "Hidden units of the baseline mlp.")

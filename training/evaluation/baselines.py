@@ -29,9 +29,7 @@ from sklearn.svm import SVR, LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from modeling_lcm import LCMConfig
-from modeling_lcm.connectivity import fisher_z
-from modeling_lcm.edges_lcm import matrix_logarithm
+from .features import LOG_FC, RAW_FC, FeatureKind
 
 
 Kind = Literal["classification", "regression"]
@@ -143,11 +141,18 @@ class Span:
 
     @classmethod
     def of(cls, training: NDArray[np.float64], test: NDArray[np.float64]) -> "Span":
-        """The span of training edges `(training scans, edges)`, and test edges `(test scans, edges)` in it."""
-        projection = make_pipeline(StandardScaler(), PCA(svd_solver="full"))
+        """The span of training edges `(training scans, edges)`, and test edges `(test scans, edges)` in it.
+
+        NaN, where a scan lacks an atlas, becomes the mean of the training scans.
+        """
+        scale, turn = StandardScaler(), PCA(svd_solver="full")
         with threadpool_limits(1):
-            turned = projection.fit_transform(training)
-            return cls(turned, projection.transform(test))
+            turned = turn.fit_transform(_without_nan(scale.fit_transform(training)))
+            return cls(turned, turn.transform(_without_nan(scale.transform(test))))
+
+
+def _without_nan(standardised: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.nan_to_num(standardised, nan=0.0) if np.isnan(standardised).any() else standardised
 
 
 def majority_baseline(train_labels: ArrayLike, num_test: int, kind: Kind = "classification") -> NDArray[np.float64]:

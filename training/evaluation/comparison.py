@@ -23,8 +23,9 @@ from .baselines import (
     svm_baseline,
 )
 from .confounds import confound_baseline
-from .design import Recipe, Task
+from .design import Recipe
 from .features import FeatureKind, StoredLogFC, features
+from .tasks import Task
 
 
 CONFOUNDS = "confounds alone"

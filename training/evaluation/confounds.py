@@ -26,12 +26,12 @@ C_GRID = (0.01, 0.1, 1.0, 10.0)
 ALPHA_GRID = (0.1, 1.0, 10.0, 100.0)
 
 
-def confound_columns(table: pd.DataFrame, task: str, site_column: str, chosen: Sequence[str] = ()) -> list[str]:
+def confound_columns(task: str, table: pd.DataFrame, site_column: str, chosen: Sequence[str] = ()) -> list[str]:
     """Columns with age, sex, motion and site, where they are recorded and differ; never what is predicted.
 
     Args:
-        table (`pd.DataFrame`): one row per scan of the tested cohort.
         task (`str`): the column that is predicted.
+        table (`pd.DataFrame`): one row per scan of the tested cohort.
         site_column (`str`): the column with the site.
         chosen (`Sequence[str]`): columns to take instead.
 

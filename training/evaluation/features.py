@@ -62,8 +62,7 @@ def fisher_z(edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         raise ValueError(
             f"Connectivity reaches {np.abs(edges).max():.3g}, needed are correlations in [-1, 1]: give r, not z."
         )
-    return fisher_z(edges)
-
+    return np.arctanh(edges.clip(-MAX_CORRELATION, MAX_CORRELATION))
 
 
 def log_triangles(connectivity: ArrayLike) -> NDArray[np.float32]:
@@ -93,12 +92,8 @@ class FeatureKind:
     of_matrices: Callable[[ArrayLike], NDArray[np.float64]] = field(compare=False)
 
 
-def _log_features(connectivity: ArrayLike) -> NDArray[np.float64]:
-    return fisher_z(log_triangles(connectivity))
-
-
 RAW_FC = FeatureKind("FC", vectorise)
-LOG_FC = FeatureKind("log FC", _log_features)
+LOG_FC = FeatureKind("log FC", lambda connectivity: fisher_z(log_triangles(connectivity)))
 
 
 @dataclass(frozen=True)
@@ -106,18 +101,19 @@ class StoredLogFC:
     """Log FC of all scans of a design in a file that every process maps into its memory.
 
     Args:
-        path (`Path`): `.npy` of shape `(scans, edges)`, float32, as [`log_triangles`] gives it.
+        path (`Path`): `.npy` of shape `(scans, edges)`, float32, as [`log_triangles`] gives it; NaN where a scan lacks
+            an atlas.
     """
 
     path: Path
 
-    def features(self, scans: np.ndarray) -> NDArray[np.float64]:
-        """Features `(scans, edges)` of some scans, by number."""
-        return fisher_z(np.load(self.path, mmap_mode="r")[scans])
+    def __getitem__(self, scans: np.ndarray) -> NDArray[np.float32]:
+        """Edges `(scans, edges)` of some scans, by number."""
+        return np.load(self.path, mmap_mode="r")[scans]
 
 
 def features(kind: FeatureKind, cohort: Cohort, stored: StoredLogFC | None) -> NDArray[np.float64]:
-    """Features of all scans of a cohort `(scans, edges)`.
+    """Features of all scans of a cohort `(scans, edges)`, of all atlases side by side; NaN where a scan lacks one.
 
     Args:
         kind (`FeatureKind`): which.
@@ -125,10 +121,29 @@ def features(kind: FeatureKind, cohort: Cohort, stored: StoredLogFC | None) -> N
         stored (`StoredLogFC`, *optional*): log FC of the design; none where FC differs from fold to fold.
     """
     if kind == RAW_FC:
-        return fisher_z(cohort.triangles[:])  # no matrices are made of the triangles only to take them apart again
-    if stored is not None:
-        return stored.features(cohort.table.index.to_numpy())
-    return kind.of_matrices(cohort.connectivity())
+        # No matrices are made of the triangles only to be taken apart again.
+        edges = np.concatenate([part.triangles[:] for part in cohort.by_atlas], axis=1)
+    elif stored is not None:
+        edges = stored[cohort.table.index.to_numpy()]
+    else:
+        edges = _log_edges(cohort, slice(None))
+    absent = np.isnan(edges)
+    if not (cohort.others and absent.any()):
+        return fisher_z(edges)
+    return np.where(absent, np.nan, fisher_z(np.where(absent, 0, edges)))
+
+
+def _log_edges(cohort: Cohort, scans: slice) -> NDArray[np.float32]:
+    """Log FC of some scans `(scans, edges)`, all atlases side by side; NaN where a scan lacks one."""
+    parts = []
+    for part in cohort.by_atlas:
+        matrices = part.matrices(scans)
+        there = ~np.isnan(matrices[:, 0, 0])
+        edges = np.full((len(matrices), matrices.shape[1] * (matrices.shape[1] - 1) // 2), np.nan, dtype=np.float32)
+        if there.any():
+            edges[there] = log_triangles(matrices[there])
+        parts.append(edges)
+    return np.concatenate(parts, axis=1)
 
 
 @contextmanager
@@ -142,9 +157,10 @@ def stored_log_fc(cohort: Cohort, data: str | Path) -> Iterator[StoredLogFC]:
         cohort (`Cohort`): the design's scans.
         data (`str` or `Path`): folder of the tested data set.
     """
-    digest = hashlib.sha256(f"{len(cohort)} scans, {cohort.num_regions} regions, {SHRINKAGE}".encode())
-    for start in range(0, len(cohort), SCANS_AT_ONCE):
-        digest.update(np.ascontiguousarray(cohort.triangles[start : start + SCANS_AT_ONCE]).tobytes())
+    digest = hashlib.sha256(f"{len(cohort)} scans, {list(cohort.atlases)}, {SHRINKAGE}".encode())
+    for part in cohort.by_atlas:
+        for start in range(0, len(cohort), SCANS_AT_ONCE):
+            digest.update(np.ascontiguousarray(part.triangles[start : start + SCANS_AT_ONCE]).tobytes())
     name = f"log_fc_{digest.hexdigest()[:20]}"
     folder = Path(data) / CACHE
     path = next((path for path in sorted(folder.glob(f"{name}_*.npy")) if _is_whole(path)), None)
@@ -168,14 +184,14 @@ def stored_log_fc(cohort: Cohort, data: str | Path) -> Iterator[StoredLogFC]:
 
 def _write(cohort: Cohort, folder: Path, name: str) -> Path:
     """Compute log FC and write it into a folder, whole or not at all; its checksum ends the file's name."""
-    edges = cohort.num_regions * (cohort.num_regions - 1) // 2
+    edges = sum(part.triangles.shape[1] for part in cohort.by_atlas)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
     os.close(handle)
     try:
         values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(cohort), edges))
         for start in range(0, len(cohort), SCANS_AT_ONCE):
             scans = slice(start, start + SCANS_AT_ONCE)
-            values[scans] = log_triangles(cohort.connectivity(scans))
+            values[scans] = _log_edges(cohort, scans)
         values.flush()
         del values
         path = folder / f"{name}_{_checksum(Path(temporary))}.npy"

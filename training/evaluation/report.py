@@ -23,9 +23,10 @@ from ..reporting.results import (
     number_text,
 )
 from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
-from .design import Design, Task
+from .design import Design
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 from .summary import pooled_predictions
+from .tasks import Task
 from .uncertainty import Predictions
 
 
@@ -68,6 +69,11 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             for model, scores in results.models.items()
         ),
     ]
+    if results.decisions:
+        rows = [[model, *(f"{rate:.3f}" for rate in vars(made).values())] for model, made in results.decisions.items()]
+        header = ["model", "threshold", "sensitivity", "specificity", "balanced accuracy"]
+        caption = "Decisions with a threshold from the subjects of the other folds, both errors weighing alike"
+        tables[caption] = [header, *rows]
     metric = results.main_metric
     for column, groups in results.groups.items():
         models = [model for model in next(iter(groups.values())).models if model not in CONSTANT.values()]

@@ -12,10 +12,12 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
-from ..reporting.results import HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
-from .design import Design, Task
+from ..reporting.results import CONSTANT, HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
+from .design import Design
 from .metrics import summarise
-from .uncertainty import Predictions
+from .tasks import Task
+from .uncertainty import Array, Predictions, interval
+from .verdict import decisions, difference
 
 
 FEWEST = 5  # subjects of a site or sex for a row of its own
@@ -74,9 +76,12 @@ def prediction_tables(
 
 def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
     """Per model its predictions of all folds together."""
-    scored = [(result["repeat"], result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
+    scored = [(result, result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
     rows = np.concatenate([entry["rows"] for _, entry in scored])
-    repeats = np.concatenate([np.full(len(entry["rows"]), repeat) for repeat, entry in scored])
+    repeats, folds = (
+        np.concatenate([np.full(len(entry["rows"]), result[name]) for result, entry in scored])
+        for name in ("repeat", "fold")
+    )
     scans = design.cohort.select(rows)
     table, truth = scans.table, task.truth(scans)
     column = design.recipe.arguments.site_column
@@ -91,7 +96,8 @@ def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, A
                 [np.array([entry["predictions"][name] for name in names]).T for _, entry in scored]
             )
             values = values if task.is_classification else values[:, 0]
-            found[model] = Predictions(truth, values, table["subject_id"].astype(str).to_numpy(), repeats, sites)
+            subjects = table["subject_id"].astype(str).to_numpy()
+            found[model] = Predictions(truth, values, subjects, repeats, folds, sites)
     return found
 
 
@@ -109,14 +115,19 @@ def _task_summary(
         }
     arguments = design.recipe.arguments
     pooled = pooled_predictions(design, task, results)
+    resamples, seed = arguments.resamples, arguments.seed
+    resampled = {name: each.bootstrap(resamples, seed) for name, each in pooled.items()} if resamples else {}
     for name, predictions in pooled.items():
-        _add_uncertainty(models[name], predictions, arguments.resamples, arguments.seed)
-    positive = {} if task.positive is None else {"positive": task.positive}
+        _add_uncertainty(models[name], predictions, resampled.get(name), resamples, seed)
+    thresholds = {name: decisions(each) for name, each in pooled.items() if name not in CONSTANT.values()}
+    own = {} if task.positive is None else {"positive": task.positive}
+    if "confounds" in arguments.baselines:
+        own["confounds"] = ", ".join(task.confounds) or "none is recorded"
     columns = [column for column in dict.fromkeys((arguments.site_column, "sex")) if column != task.name]
     groups = {column: _by_group(design, column, pooled, results, task) for column in columns}
     return TaskResults(
         title=arguments.title if design.recipe.tuning else f"{arguments.title}: {task.name}",
-        protocol={"task": task.name, "labels": list(task.labels), **positive, **protocol},
+        protocol={"task": task.name, "labels": list(task.labels), **own, **protocol},
         n_subjects=int(tested.subjects.nunique()),
         n_scans=len(rows),
         models=models,
@@ -124,17 +135,21 @@ def _task_summary(
         groups={column: found for column, found in groups.items() if found},
         best_layers=_best_layers(task, results),
         members=[[_with_nan(member) for member in entry["members"]] for entry in scored if "members" in entry],
+        difference=difference(task, "roc_auc" if task.is_classification else "pearson_r", pooled, resampled),
+        decisions={name: found for name, found in thresholds.items() if found is not None},
     )
 
 
-def _add_uncertainty(metrics: dict[str, Score], predictions: Predictions, resamples: int, seed: int) -> None:
+def _add_uncertainty(
+    metrics: dict[str, Score], predictions: Predictions, resampled: dict[str, Array] | None, resamples: int, seed: int
+) -> None:
     """Add the pooled score to every metric, with interval and p-value where they were asked for."""
     for name, value in predictions.scores().items():
         metrics[name].pooled = value
-    if not resamples:
+    if resampled is None:
         return
-    for name, interval in predictions.intervals(resamples, seed).items():
-        metrics[name].interval = interval
+    for name, scores in resampled.items():
+        metrics[name].interval = interval(scores)
     for name, (p_value, permuted) in predictions.permutation_test(resamples, seed).items():
         metrics[name].p_value, metrics[name].permuted_mean = p_value, permuted
 
@@ -164,7 +179,7 @@ def _by_group(
         return {}
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
     values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
-    subjects = next(iter(pooled.values())).people
+    subjects = next(iter(pooled.values())).subjects
     groups: dict[str, Group] = {}
     for value in sorted(set(values) - {None}):
         members = np.flatnonzero(values == value)

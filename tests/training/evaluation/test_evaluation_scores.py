@@ -17,8 +17,8 @@ from modeling_lcm import BEIVariable
 from tests.training.conftest import PEOPLE
 from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
-from training.evaluation.design import Task
 from training.evaluation.fold import as_predictions
+from training.evaluation.tasks import Task
 from training.reporting.results import OPTIMISTIC, SCRATCH
 
 
