@@ -94,7 +94,7 @@ class FoldEdges:
 
     def __init__(self, stored: StoredLogFC | None = None) -> None:
         self.stored = stored
-        self._spans: dict[tuple[str, bytes, bytes], Span] = {}
+        self._spans: dict[tuple[object, ...], Span] = {}
 
     def span(self, kind: FeatureKind, training: Cohort, test: Cohort) -> Span:
         """Features of training scans, and of test scans in their span."""

@@ -40,10 +40,10 @@ def confound_columns(task: str, table: pd.DataFrame, site_column: str, chosen: S
     """
     unknown = [name for name in chosen if name not in table]
     if unknown:
-        raise ValueError(f"confounds names {', '.join(unknown)}, not in the data; there are {', '.join(table)}.")
+        raise ValueError(f"confounds names {', '.join(unknown)}, not in the data; there are {', '.join(table.columns)}.")
     if chosen:
         return [name for name in chosen if name != task]
-    recorded = [name for name in table if name != task and table[name].nunique() > 1]
+    recorded = [str(name) for name in table.columns if name != task and table[name].nunique() > 1]
     columns = []
     for names in (AGE, SEX, MOTION, (site_column.lower(),)):
         columns += [column for name in names for column in recorded if column.lower() == name][:1]

@@ -115,8 +115,8 @@ class Design:
         cohort, column = self.cohort, self.recipe.arguments.harmonise
         if column is not None:
             cohort = harmonise(cohort, cohort.select(may_train), column)
-        masks = (may_train, own, is_test & (self.part == tested_part))
-        return Parts(*(cohort.select(mask) for mask in masks), log_fc=self.log_fc)
+        test = cohort.select(is_test & (self.part == tested_part))
+        return Parts(cohort.select(may_train), cohort.select(own), test, self.log_fc)
 
 
 def draw_folds(design: Design, output: Path) -> list[Folds]:

@@ -5,8 +5,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,10 @@ class Score:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Score":
         """JSON has no NaN: a number that is written as null is undefined."""
-        lists = {"per_fold": [_number(value) for value in content.get("per_fold") or []]}
-        if content.get("interval") is not None:
-            low, high = content["interval"]
-            lists["interval"] = (_number(low), _number(high))
-        names = [each.name for each in fields(cls) if each.name not in ("per_fold", "interval")]
-        return cls(**{name: _number(content[name]) for name in names if name in content} | lists)
+        optional = {name: _number(content[name]) for name in ("pooled", "p_value", "permuted_mean") if name in content}
+        per_fold = [_number(value) for value in content.get("per_fold") or []]
+        mean, std = _number(content["mean"]), _number(content.get("std"))
+        return cls(mean, std, per_fold, interval=_ends(content.get("interval")), **optional)
 
     def to_json(self) -> dict[str, Any]:
         """Without what was not computed."""
@@ -106,10 +104,8 @@ class Difference:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Difference":
         """Read what `metrics.json` holds."""
-        interval = content.get("interval")
-        ends = None if interval is None else (_number(interval[0]), _number(interval[1]))
-        value = _number(content["value"])
-        return cls(content["baseline"], content["metric"], value, content["sentence"], ends, content.get("verdict"))
+        known = {name: content.get(name) for name in ("baseline", "metric", "sentence", "verdict")}
+        return cls(value=_number(content["value"]), interval=_ends(content.get("interval")), **known)
 
 
 @dataclass
@@ -323,6 +319,10 @@ def _require(content: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _ends(interval: Sequence[float | None] | None) -> tuple[float, float] | None:
+    return None if interval is None else (_number(interval[0]), _number(interval[1]))
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
