@@ -40,7 +40,9 @@ def confound_columns(task: str, table: pd.DataFrame, site_column: str, chosen: S
     """
     unknown = [name for name in chosen if name not in table]
     if unknown:
-        raise ValueError(f"confounds names {', '.join(unknown)}, not in the data; there are {', '.join(table.columns)}.")
+        raise ValueError(
+            f"confounds names {', '.join(unknown)}, not in the data; there are {', '.join(table.columns)}."
+        )
     if chosen:
         return [name for name in chosen if name != task]
     recorded = [str(name) for name in table.columns if name != task and table[name].nunique() > 1]

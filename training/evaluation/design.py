@@ -143,7 +143,7 @@ def draw_folds(design: Design, output: Path) -> list[Folds]:
             folds = make_folds(tested.table, arguments.n_folds, arguments.seed + repeat, column)
         for task in tasks:
             _check_folds(tested, task, folds, arguments)
-        every.append(folds)
+        every.append(folds.of_cohort(tested))
     return every
 
 
@@ -205,10 +205,12 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.pretrain is not None:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
         cohort = cohort.with_atlas(pretraining.atlas)
-    else:
+    elif tuning is not None:
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
+    if arguments.splits is not None:
+        cohort = Folds.load(arguments.splits).join(cohort)
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)

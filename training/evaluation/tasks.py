@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import UndefinedMetricWarning
 
-from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm import BEIVariable
 
 from ..data.cohort import Cohort
+from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
 from .baselines import Kind
@@ -122,7 +123,7 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
     """
     table = cohort.table
     if arguments.vocabulary is not None:
-        variables = [variable.name for variable in BEITokenizer.from_pretrained(arguments.vocabulary).variables]
+        variables = [variable.name for variable in load_vocabulary(arguments.vocabulary)]
     else:
         variables = [*arguments.categorical, *arguments.continuous]
     unknown = [name for name in names if name not in variables]
