@@ -47,7 +47,7 @@ class EvaluateArguments:
     )
     site_column: str = setting("site", "Column with the site (or scanner).")
     same_person: str | None = setting(
-        None, "Column whose value several scans of one person, twins or a family share: no split parts them."
+        None, "Column whose value several scans of one subject, twins or a family share: no split parts them."
     )
     seed: int = setting(0, "Seed of the folds.")
     ensemble: int = setting(1, "Training seeds per fold whose predictions are averaged; each is also scored alone.")

@@ -45,7 +45,7 @@ DEFAULT_SVM_C = 1e-5
 MLP_ALPHA_GRID = (1.0, 10.0, 100.0)
 DEFAULT_MLP_ALPHA = 10.0
 MLP_BATCH = 32
-# Steps, not epochs: a perceptron for sixty people needs as many as one for six hundred.
+# Steps, not epochs: a perceptron for sixty subjects needs as many as one for six hundred.
 MLP_STEPS = 1000
 INNER_FOLDS = 5
 MLP_INNER_FOLDS = 3  # every fit takes seconds
@@ -251,7 +251,7 @@ def _fit_svm(
 
 
 class _Uncalibrated:
-    """Probabilities of a fitted classifier for which there are too few people to find a temperature."""
+    """Probabilities of a fitted classifier for which there are too few subjects to find a temperature."""
 
     def __init__(self, model: LinearSVC) -> None:
         self.model = model
@@ -346,14 +346,14 @@ def checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> NDA
 def _inner_splitter(
     labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None, most: int = INNER_FOLDS
 ) -> KFold | GroupKFold | StratifiedKFold | StratifiedGroupKFold | None:
-    """Folds inside the training scans, or None when there are too few people to make two."""
-    people = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    """Folds inside the training scans, or None when there are too few subjects to make two."""
+    subjects = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if kind == "regression":
-        folds = min(most, len(np.unique(people)))
+        folds = min(most, len(np.unique(subjects)))
         splitter = KFold if groups is None else GroupKFold
     else:
         # A fold needs a person of every class on its validation side.
-        folds = min(most, *(len(np.unique(people[labels == label])) for label in np.unique(labels)))
+        folds = min(most, *(len(np.unique(subjects[labels == label])) for label in np.unique(labels)))
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     return splitter(n_splits=folds, shuffle=True, random_state=seed) if folds > 1 else None
 

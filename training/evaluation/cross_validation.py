@@ -38,7 +38,7 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
         allowed (`bool`): go on nevertheless.
 
     Returns:
-        A remark for the report, if people were seen or nothing is known; else None.
+        A remark for the report, if subjects were seen or nothing is known; else None.
 
     Raises:
         ValueError: it was, and that is not allowed.
@@ -125,7 +125,7 @@ def _label_lines(design: Design) -> list[str]:
 
 
 def _remarks(design: Design) -> dict[str, list[str]]:
-    """What a reader of a task's scores has to know: columns that tell the label, people who were seen before.
+    """What a reader of a task's scores has to know: columns that tell the label, subjects who were seen before.
 
     Raises:
         ValueError: the checkpoint was trained on test subjects, and that is not allowed.

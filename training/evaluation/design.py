@@ -214,21 +214,31 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
-    tasks: tuple[Task, ...] = ()
-    if tuning is not None:
-        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
-    elif pretraining is not None:
-        tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
-    if "confounds" in arguments.baselines:
-        known = (cohort.table, arguments.site_column, arguments.confounds)
-        tasks = tuple(replace(task, confounds=tuple(confound_columns(task.name, *known))) for task in tasks)
-    recipe = Recipe(tasks, pretraining, tuning, arguments)
+    recipe = Recipe(_tasks(cohort, arguments, tuning, pretraining), pretraining, tuning, arguments)
     parts = {TESTED: len(cohort)}
     if arguments.train_data or arguments.external:
         cohort, sizes = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
         others = len(arguments.train_data) + 1
         parts |= {JOINS: sum(sizes[1:others])} | dict(zip(arguments.external, sizes[others:], strict=True))
     return Design(recipe, cohort, np.repeat(np.array([*parts], dtype=object), [*parts.values()]))
+
+
+def _tasks(
+    cohort: Cohort,
+    arguments: EvaluateArguments,
+    tuning: FinetuneArguments | None,
+    pretraining: PretrainArguments | None,
+) -> tuple[Task, ...]:
+    """What is predicted: the downstream task, or the pretrained variables."""
+    tasks: tuple[Task, ...] = ()
+    if tuning is not None:
+        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
+    elif pretraining is not None:
+        tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
+    if "confounds" not in arguments.baselines:
+        return tasks
+    known = (cohort.table, arguments.site_column, arguments.confounds)
+    return tuple(replace(task, confounds=tuple(confound_columns(task.name, *known))) for task in tasks)
 
 
 def _with_positive(

@@ -1,4 +1,4 @@
-"""What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
+"""What readers see of an evaluation: `results.md` and an HTML report with its pictures, per task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -85,13 +85,13 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             ]
             for value, group in groups.items()
         ]
-        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "people", *models], *rows]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "subjects", *models], *rows]
     if results.best_layers:
         layers = Counter(layer + 1 for layer in results.best_layers)
         rows = [[str(layer), str(count)] for layer, count in sorted(layers.items())]
         tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
     for name, found in results.external.items():
-        tables[f"External test on {name}: {found.n_subjects} people"] = _uncertainty(found, headline)
+        tables[f"External test on {name}: {found.n_subjects} subjects"] = _uncertainty(found, headline)
     return tables
 
 

@@ -241,12 +241,12 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     if arguments.train_data:
         names = ", ".join(Path(folder).name for folder in arguments.train_data)
         protocol["other_cohorts"] = (
-            f"{design.num_joining} scans of {names} join the pretraining, without people who are tested in the fold"
+            f"{design.num_joining} scans of {names} join the pretraining, without subjects who are tested in the fold"
         )
     if arguments.optimistic:
         protocol["optimistic"] = (
             "LCM, optimistic is scored at the best epoch on the very test fold, as is usual in the field: no estimate "
-            "for new people"
+            "for new subjects"
         )
     if arguments.harmonise is not None:
         protocol["harmonised"] = f"across {arguments.harmonise}, fitted on training scans"
@@ -260,8 +260,8 @@ def _resampling_protocol(design: Design) -> dict[str, str]:
         return {}
     within = f" within {column}" if column in design.cohort.table else ""
     return {
-        "interval": f"95 % of {count} bootstrap resamples of the test people, on the pooled predictions of all folds; "
-        "it covers who was tested, not the chance of training",
+        "interval": f"95 % of {count} bootstrap resamples of the test subjects, on the pooled predictions of all "
+        "folds; it covers who was tested, not the chance of training",
         "p_value": f"share of {count} permutations of the labels{within} that score as well with the same predictions",
     }
 

@@ -104,8 +104,14 @@ class Difference:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Difference":
         """Read what `metrics.json` holds."""
-        known = {name: content.get(name) for name in ("baseline", "metric", "sentence", "verdict")}
-        return cls(value=_number(content["value"]), interval=_ends(content.get("interval")), **known)
+        return cls(
+            content["baseline"],
+            content["metric"],
+            _number(content["value"]),
+            content["sentence"],
+            _ends(content.get("interval")),
+            content.get("verdict"),
+        )
 
 
 @dataclass

@@ -79,7 +79,7 @@ def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
         assert len(watched[task].models[OPTIMISTIC][metric].per_fold) == 2
     best = watched["age"].models
     assert best[OPTIMISTIC]["mae"].mean <= best["LCM"]["mae"].mean
-    assert "no estimate for new people" in watched["age"].protocol["optimistic"]
+    assert "no estimate for new subjects" in watched["age"].protocol["optimistic"]
 
 
 def test_pretrained_variables_are_scored_beside_baselines(
