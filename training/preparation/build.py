@@ -13,7 +13,7 @@ from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
 from ..files import claim, require_new
-from .arguments import ABSENT_SCANS, BAD_SCANS, PATHS, PrepareArguments
+from .arguments import PATHS, PrepareArguments
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
@@ -23,6 +23,7 @@ from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source
 from .sources.opening import INPUTS, open_source
 from .sources.tables import read_table
+from .stamps import are_unchanged
 from .table import check_table, describe
 from .workers import Job, run
 
@@ -55,12 +56,6 @@ def prepare(arguments: PrepareArguments) -> Path:
 def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     recipe = load_recipe(arguments.recipe)
     arguments, told = _with_recognised(recipe.complete(arguments, PATHS))
-    if arguments.bad_scans not in BAD_SCANS:
-        raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
-    if arguments.absent_scans not in ABSENT_SCANS:
-        raise ValueError(f"absent_scans must be one of {', '.join(ABSENT_SCANS)}, got {arguments.absent_scans!r}.")
-    if arguments.workers < 1:
-        raise ValueError(f"workers must be at least 1, got {arguments.workers}.")
     rules = Rules(
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
@@ -87,7 +82,15 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
         return work
     cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
     edges = count_edges(extractor)
-    scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
+    merges = arguments.merge_shards is not None
+    scans = FinishedScans.open(
+        work,
+        arguments.merge_shards or 1,
+        len(rows),
+        edges,
+        # What this run has read itself is not read once more.
+        lambda record: are_unchanged(record.get("source"), source.files(rows[record["row"]]), with_content=merges),
+    )
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
 
 
@@ -122,7 +125,9 @@ def _read_scans(
     if arguments.merge_shards is not None:
         return
     shard = Shard() if arguments.shard is None else Shard.parse(arguments.shard)
-    writer = ShardWriter(work, shard)
+    writer = ShardWriter(
+        work, shard, lambda record: are_unchanged(record.get("source"), source.files(rows[record["row"]]))
+    )
     try:
         todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
         number_of = {rows[number]: number for number in todo}
