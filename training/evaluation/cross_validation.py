@@ -18,8 +18,9 @@ from ..data.folds import Folds
 from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
-from ..files import claim, require_writable, write_json, write_text
+from ..files import claim, require_writable, write_json
 from ..manifest import seal
+from ..reporting.plain import write_table
 from ..reporting.results import LCM, METRIC_TITLES, Results, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
@@ -99,7 +100,7 @@ def _evaluate(arguments: EvaluateArguments, output: Path) -> Results:
     results.seconds = round(time.monotonic() - started, 1)
     results.save(output / "metrics.json")
     for name, table in prediction_tables(design, outcomes, external).items():
-        write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
+        write_table(output / name, table, decimals=5)
     write_reports(output, design, results, outcomes)
     seal(output)
     return results

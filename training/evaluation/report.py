@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..files import file_name, write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
+from ..reporting.plain import markdown_text
 from ..reporting.results import (
     CONSTANT,
     HEADLINE_METRICS,
@@ -47,7 +48,7 @@ def write_reports(output: Path, design: Design, results: Results, folds: Sequenc
         found = results.tasks[task.name]
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
-        name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
+        name = "report.html" if design.recipe.tuning else f"report_{file_name(task.name)}.html"
         write_report(output / name, found, result_figures(design, task, found, folds), tables, results.settings)
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
 
@@ -120,13 +121,13 @@ def _uncertain(metric: str, score: Score | None) -> str:
 
 
 def _markdown(results: TaskResults, tables: Mapping[str, Table]) -> str:
-    parts = [f"# {results.title}", summary_sentence(results)]
-    parts += [f"**Note.** {line}" for line in results.notes]
+    parts = [f"# {markdown_text(results.title)}", markdown_text(summary_sentence(results))]
+    parts += [f"**Note.** {markdown_text(line)}" for line in results.notes]
     parts.append(results_table_markdown(results))
     for caption, table in tables.items():
-        parts += [f"**{caption}**", table_markdown(table)]
+        parts += [f"**{markdown_text(caption)}**", table_markdown(table)]
     given = {name: _plain(value) for name, value in results.protocol.items() if value != []}
-    parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
+    parts.append("\n".join(f"- {name.replace('_', ' ')}: {markdown_text(text)}" for name, text in given.items()))
     return "\n\n".join(parts)
 
 

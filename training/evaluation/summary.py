@@ -12,6 +12,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
+from ..files import file_name
 from ..reporting.results import CONSTANT, HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
 from .design import Design
 from .metrics import summarise
@@ -63,7 +64,7 @@ def prediction_tables(
     """File name -> all test predictions of a task, one row per scan (and repeat)."""
     found = {}
     for task in design.recipe.tasks:
-        suffix = "" if design.recipe.tuning else f"_{task.name}"
+        suffix = "" if design.recipe.tuning else f"_{file_name(task.name)}"
         for source, outcomes in {
             "": results,
             **{f"external_{name}_": each for name, each in external.items()},

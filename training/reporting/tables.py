@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ..files import write_text
 from .pages import render_page
+from .plain import markdown_text
 from .results import (
     HEADLINE_METRICS,
     LCM,
@@ -109,12 +110,7 @@ def results_table_markdown(results: TaskResults, metrics: Sequence[str] | None =
 def table_markdown(table: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its header."""
     rows = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join(f"| {' | '.join(map(markdown_cell, row))} |" for row in rows)
-
-
-def markdown_cell(value: Any) -> str:
-    """Text inside a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return "\n".join(f"| {' | '.join(map(markdown_text, row))} |" for row in rows)
 
 
 def _all_metrics(results: TaskResults) -> list[str]:
