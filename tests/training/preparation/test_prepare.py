@@ -20,7 +20,6 @@ from training.data.cohort import Cohort, load_cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import to_matrices, to_triangles
 from training.files import write_folder, write_json
-from training.manifest import CHECKSUMS
 from training.preparation.arguments import PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.sources import arrays
@@ -430,7 +429,9 @@ def test_load_cohort_refuses_another_fc_definition(dataset: Path, tmp_path: Path
         (folder / path.name).write_bytes(path.read_bytes())
     definition = (folder / "fc_definition.json").read_text().replace('"num_regions": 10', '"num_regions": 12')
     (folder / "fc_definition.json").write_text(definition)
-    (folder / CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=r"fc_definition\.json has changed"):
+        load_cohort(folder)
+    (folder / "checksums.json").unlink()
     with pytest.raises(ValueError, match="45 edges a scan in connectivity, but its FC definition has 12 regions"):
         load_cohort(folder)
 
