@@ -1,4 +1,4 @@
-"""What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
+"""What readers see of an evaluation: `results.md` and an HTML report with its pictures, per task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..files import file_name, write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
+from ..reporting.plain import markdown_text
 from ..reporting.results import (
     CONSTANT,
     HEADLINE_METRICS,
@@ -23,9 +24,10 @@ from ..reporting.results import (
     number_text,
 )
 from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
-from .design import Design, Task
+from .design import Design
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 from .summary import pooled_predictions
+from .tasks import Task
 from .uncertainty import Predictions
 
 
@@ -46,7 +48,7 @@ def write_reports(output: Path, design: Design, results: Results, folds: Sequenc
         found = results.tasks[task.name]
         tables = further_tables(found)
         parts.append(_markdown(found, tables))
-        name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
+        name = "report.html" if design.recipe.tuning else f"report_{file_name(task.name)}.html"
         write_report(output / name, found, result_figures(design, task, found, folds), tables, results.settings)
     write_text(output / "results.md", "\n\n".join(parts) + "\n")
 
@@ -68,6 +70,11 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             for model, scores in results.models.items()
         ),
     ]
+    if results.decisions:
+        rows = [[model, *(f"{rate:.3f}" for rate in vars(made).values())] for model, made in results.decisions.items()]
+        header = ["model", "threshold", "sensitivity", "specificity", "balanced accuracy"]
+        caption = "Decisions with a threshold from the subjects of the other folds, both errors weighing alike"
+        tables[caption] = [header, *rows]
     metric = results.main_metric
     for column, groups in results.groups.items():
         models = [model for model in next(iter(groups.values())).models if model not in CONSTANT.values()]
@@ -79,13 +86,13 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             ]
             for value, group in groups.items()
         ]
-        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "people", *models], *rows]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "subjects", *models], *rows]
     if results.best_layers:
         layers = Counter(layer + 1 for layer in results.best_layers)
         rows = [[str(layer), str(count)] for layer, count in sorted(layers.items())]
         tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
     for name, found in results.external.items():
-        tables[f"External test on {name}: {found.n_subjects} people"] = _uncertainty(found, headline)
+        tables[f"External test on {name}: {found.n_subjects} subjects"] = _uncertainty(found, headline)
     return tables
 
 
@@ -114,13 +121,13 @@ def _uncertain(metric: str, score: Score | None) -> str:
 
 
 def _markdown(results: TaskResults, tables: Mapping[str, Table]) -> str:
-    parts = [f"# {results.title}", summary_sentence(results)]
-    parts += [f"**Note.** {line}" for line in results.notes]
+    parts = [f"# {markdown_text(results.title)}", markdown_text(summary_sentence(results))]
+    parts += [f"**Note.** {markdown_text(line)}" for line in results.notes]
     parts.append(results_table_markdown(results))
     for caption, table in tables.items():
-        parts += [f"**{caption}**", table_markdown(table)]
+        parts += [f"**{markdown_text(caption)}**", table_markdown(table)]
     given = {name: _plain(value) for name, value in results.protocol.items() if value != []}
-    parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
+    parts.append("\n".join(f"- {name.replace('_', ' ')}: {markdown_text(text)}" for name, text in given.items()))
     return "\n\n".join(parts)
 
 
