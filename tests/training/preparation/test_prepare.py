@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.preparation.assemble
+import training.preparation.content
 import training.preparation.workers
 from tests.training.conftest import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort

@@ -130,7 +130,7 @@ def test_scans_that_lack_an_atlas_are_nan_there(prepared: Callable[..., Cohort],
 def test_interrupted_and_sharded_runs_give_the_same(prepared: Callable[..., Cohort], study: Path) -> None:
     whole = prepared()
     settings = {"output": str(study / "parts"), "participants": str(study / "participants.tsv"),
-                "atlas": ["small", "large"], "time_series": str(study / "{atlas}" / "{participant_id}.npy")}  # fmt: skip
+                "atlas": [*SIZES], "time_series": str(study / "{atlas}" / "{participant_id}.npy")}  # fmt: skip
     for shard in ("1/2", "2/2"):
         prepare(PrepareArguments(**settings, shard=shard))
     assert load_cohort(prepare(PrepareArguments(**settings, merge_shards=2))).checksum() == whole.checksum()
