@@ -1,4 +1,4 @@
-"""What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
+"""What readers see of an evaluation: `results.md` and an HTML report with its pictures, per task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,10 @@ from ..reporting.results import (
     number_text,
 )
 from ..reporting.tables import results_table_markdown, summary_sentence, table_markdown, write_report
-from .design import Design, Task
+from .design import Design
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 from .summary import pooled_predictions
+from .tasks import Task
 from .uncertainty import Predictions
 
 
@@ -69,6 +70,11 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             for model, scores in results.models.items()
         ),
     ]
+    if results.decisions:
+        rows = [[model, *(f"{rate:.3f}" for rate in vars(made).values())] for model, made in results.decisions.items()]
+        header = ["model", "threshold", "sensitivity", "specificity", "balanced accuracy"]
+        caption = "Decisions with a threshold from the subjects of the other folds, both errors weighing alike"
+        tables[caption] = [header, *rows]
     metric = results.main_metric
     for column, groups in results.groups.items():
         models = [model for model in next(iter(groups.values())).models if model not in CONSTANT.values()]
@@ -80,13 +86,13 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             ]
             for value, group in groups.items()
         ]
-        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "people", *models], *rows]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "subjects", *models], *rows]
     if results.best_layers:
         layers = Counter(layer + 1 for layer in results.best_layers)
         rows = [[str(layer), str(count)] for layer, count in sorted(layers.items())]
         tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
     for name, found in results.external.items():
-        tables[f"External test on {name}: {found.n_subjects} people"] = _uncertainty(found, headline)
+        tables[f"External test on {name}: {found.n_subjects} subjects"] = _uncertainty(found, headline)
     return tables
 
 

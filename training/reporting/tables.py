@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from .pages import render_page
 from .plain import markdown_text
-from .results import HEADLINE_METRICS, METRIC_TITLES, UNDEFINED, Score, TaskResults, is_undefined, number_text
+from .results import (
+    HEADLINE_METRICS,
+    LCM,
+    METRIC_TITLES,
+    UNDEFINED,
+    Difference,
+    Score,
+    TaskResults,
+    is_undefined,
+    number_text,
+)
 
 
 NOT_MEASURED = "-"
@@ -131,7 +141,20 @@ def _rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
             for metric in metrics
         ]
         rows.append(["chance", *chance])
+    beside = results.difference
+    if beside is not None and beside.metric in metrics:
+        cells = [_difference(beside) if metric == beside.metric else NOT_MEASURED for metric in metrics]
+        rows.append([f"{LCM} minus {beside.baseline}", *cells])
     return rows
+
+
+def _difference(beside: Difference) -> str:
+    """+0.010 [-0.020 to 0.030]: level."""
+    text = f"{beside.value:+.3f}"
+    if beside.interval is None:
+        return text
+    low, high = beside.interval
+    return f"{text} [{low:.3f} to {high:.3f}]: {beside.verdict}"
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
@@ -158,7 +181,7 @@ def _num_folds(results: TaskResults) -> int:
 
 
 def summary_sentence(results: TaskResults) -> str:
-    """The result in one sentence: the first headline metric of every model."""
+    """The result in words: LCM beside the best linear model, and the first headline metric of every model."""
     metric = _headline(results)[0]
     values = [
         f"{model} {_cell(metric, scores[metric])}" for model, scores in results.models.items() if metric in scores
@@ -167,7 +190,8 @@ def summary_sentence(results: TaskResults) -> str:
         values.append(f"chance {number_text(metric, results.chance[metric])}")
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
-    return f"{results.n_subjects} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+    verdict = "" if results.difference is None else f"{results.difference.sentence} "
+    return f"{verdict}{results.n_subjects} subjects; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
