@@ -1,7 +1,9 @@
 """The wheel holds what the README promises, and works where there is no clone."""
 
 import ast
+import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -21,24 +23,23 @@ sys.path = [{site!r}, *(place for place in sys.path if place not in ("", {clone!
 sys.argv = ["lcm", *sys.argv[1:]]
 """
 COMMAND = "from large_connectome_model.__main__ import main\nmain()\n"
-WHOLE_WAY = """
+README = """
+import json
 from large_connectome_model.__main__ import main
-for words in (
-    "prepare --participants people.tsv --time_series {participant_id}.npy --atlas mine --output data",
-    "pretrain --data data --epochs 1 --log_with none --no-progress --output pretrained --hidden_size 16"
-    " --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16",
-    "predict --data data --checkpoint pretrained/checkpoint --output predictions.tsv",
-):
-    main(words.split())
+for words in json.loads(sys.argv[1]):
+    main(words)
 
 from large_connectome_model.data import load_cohort
 from large_connectome_model.estimator import LCMClassifier
 from modeling_lcm import LCMForMultitaskPretraining
 
 model = LCMForMultitaskPretraining.from_pretrained("pretrained/checkpoint")
-print(len(load_cohort("data")), model.config.num_regions)
+print(len(load_cohort("dataset")), model.config.num_regions)
 print([name for name in ("training", "hub_cards", "conversion") if name in sys.modules])
 """
+SMALL = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16 --epochs 1 --no_progress"
+    "--epochs 1 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16 --no-progress"
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +115,21 @@ def test_one_command_for_all(site: Path, tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: nowhere is not a data set made by lcm prepare:")
 
 
-def test_commands_and_python_without_the_clone(site: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    series = {f"s{number:02d}": rng.normal(size=(60, 6)) for number in range(24)}
-    for name, values in series.items():
-        np.save(tmp_path / f"{name}.npy", values)
-    rows = [f"{name}\t{'FM'[number % 2]}\t{20 + number}" for number, name in enumerate(series)]
-    (tmp_path / "people.tsv").write_text("\n".join(["participant_id\tsex\tage", *rows]))
-    done = run(site, WHOLE_WAY, cwd=tmp_path)  # in one process: most of its time goes into imports
+def test_the_readme_without_the_clone(site: Path, tmp_path: Path) -> None:
+    rng, names = np.random.default_rng(0), [f"s{number:02d}" for number in range(24)]
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(60, 116)))
+    rows = [f"{name}\t{'FM'[number % 2]}\t{20 + number}" for number, name in enumerate(names)]
+    (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\tsex\tage", *rows]))
+    lines = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if line.startswith("lcm ")]
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert [words[0] for words in commands] == ["--help", "prepare", "pretrain", "predict"]
+    commands[2] += SMALL.split()
+    # All in one process: most of its time goes into imports.
+    done = run(site, README, json.dumps(commands), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["24 6", "[]"]
+    assert done.stdout.startswith("usage: lcm COMMAND")
+    assert done.stdout.splitlines()[-2:] == ["24 116", "[]"]
     assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 25
 
 
