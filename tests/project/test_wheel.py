@@ -37,9 +37,7 @@ model = LCMForMultitaskPretraining.from_pretrained("pretrained/checkpoint")
 print(len(load_cohort("dataset")), model.config.num_regions)
 print([name for name in ("training", "hub_cards", "conversion") if name in sys.modules])
 """
-SMALL = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16 --epochs 1 --no_progress"
-    "--epochs 1 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16 --no-progress"
-)
+SMALL = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 16 --epochs 1"
 
 
 @pytest.fixture(scope="module")
