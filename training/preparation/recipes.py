@@ -75,7 +75,12 @@ class Recipe:
                         f"The recipe {self.name} needs the folder of your download: add --data_dir FOLDER. "
                         f"{self.download}".strip()
                     )
-                value = str(Path(arguments.data_dir) / value)
+                folder = Path(arguments.data_dir)
+                value = (
+                    [str(folder / str(each)) for each in value]
+                    if isinstance(value, list)
+                    else str(folder / str(value))
+                )
             changes[name] = _of_kind(value, kinds[name], f"The recipe {self.name}: {name}")
         return replace(arguments, **changes)
 
