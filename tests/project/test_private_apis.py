@@ -79,7 +79,7 @@ def test_a_lost_connection_is_an_error_of_the_hub_clients_library() -> None:
 
 
 def test_tensors_without_content_name_their_storages() -> None:
-    """`torch._subclasses.FakeTensorMode`, `_cdata`, PyTorch 2.6 and 2.13: what a pass keeps, without the memory for it.
+    """`torch._subclasses.FakeTensorMode`, `_cdata`, PyTorch 2.6 and 2.13: what a pass keeps, without its memory.
 
     On tensors with content, `training.plan` of a batch of 64 took 9 GB and four times as long.
     """
