@@ -19,7 +19,7 @@ help:
 	@echo "make test   the tests, without the slow ones"
 	@echo "make slow   the slow tests"
 	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy and who may import whom"
 	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) CONSTRAINTS=$(CONSTRAINTS)"
 
@@ -53,4 +53,5 @@ peers: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy modeling_lcm
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports

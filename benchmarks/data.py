@@ -36,7 +36,8 @@ def stored_cohort(folder: Path, scans: int, regions: int) -> Cohort:
     edges = cohort.triangles.shape[1]
     features = datasets.Features({"connectivity": datasets.List(datasets.Value("float16"), length=edges)})
     shutil.rmtree(folder, ignore_errors=True)
-    datasets.Dataset.from_dict({"connectivity": list(cohort.triangles)}, features=features).save_to_disk(str(folder))
+    content = {"connectivity": list(np.asarray(cohort.triangles))}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(str(folder))
     stored = StoredTriangles(datasets.load_from_disk(str(folder)), edges)
     return Cohort(cohort.table, stored, cohort.feature_extractor)
 
@@ -77,14 +78,15 @@ def measure(cohort: Cohort, size: str, batch_size: int, steps: int) -> dict[str,
     start = time.perf_counter()
     samples = sum(len(batch["positions"]) for batch in trainer.loader)
     alone = samples / (time.perf_counter() - start)
-    trainer.loader = TimedLoader(trainer.loader)
+    timed: Any = TimedLoader(trainer.loader)
+    trainer.loader = timed
     start = time.perf_counter()
     trainer._train_epoch(0)
     whole = time.perf_counter() - start
     return {
         "samples_per_second": alone,
-        "step_ms": 1000 * whole / trainer.loader.batches,
-        "wait": trainer.loader.seconds / whole,
+        "step_ms": 1000 * whole / timed.batches,
+        "wait": timed.seconds / whole,
     }
 
 

@@ -82,7 +82,7 @@ def make_checkpoint(size: str, precision: str, folder: Path) -> None:
     tokenizer = vocabulary()
     config = LCMConfig.from_size(size, num_regions=REGIONS, bei_variables=tokenizer.model_variables)
     with torch.device("meta"):
-        model = LCMForMultitaskPretraining(config)
+        model: Any = LCMForMultitaskPretraining(config)
     model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32).to_empty(device="cpu")
     with torch.no_grad():
         for module in model.modules():
@@ -107,7 +107,8 @@ def run_case(case: str, checkpoint: str, batch_size: int) -> None:
     scans = max(2 * batch_size, 4)
     cohort = random_cohort(scans, REGIONS)
     started = time.monotonic()
-    loop = {"epochs": 1, "batch_size": batch_size, "progress": False, "checkpoint_every": 0, "momentum_epochs": 1}
+    loop: dict[str, Any] = {"epochs": 1, "batch_size": batch_size, "progress": False, "checkpoint_every": 0}
+    loop["momentum_epochs"] = 1
     if mode == "predict":
         model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.bfloat16)
         with torch.inference_mode():
@@ -125,7 +126,10 @@ def run_case(case: str, checkpoint: str, batch_size: int) -> None:
 def peak_gb() -> float:
     """Highest resident memory of this process so far, as Linux reports it."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / GB
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    if peak is None:
+        raise OSError("This system does not report the peak of a process in /proc/self/status.")
+    return int(peak[1]) * 1024 / GB
 
 
 def estimate(case: str, batch_size: int) -> float:
@@ -179,7 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.make:
-        make_checkpoint(*options.make, options.folder / "-".join(options.make))
+        size, precision = options.make
+        make_checkpoint(size, precision, options.folder / f"{size}-{precision}")
     elif options.run:
         run_case(options.run, str(options.folder), options.batch_size)
     else:

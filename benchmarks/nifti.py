@@ -32,7 +32,7 @@ def write_images(folder: Path, images: int, volumes: int) -> tuple[Path, list[Pa
     affine[:3, 3] = ORIGIN
     places = np.argwhere(np.ones(SHAPE, dtype=bool)) * SPACING + ORIGIN
     distance, nearest = cKDTree(region_coordinates("aal-116")).query(places)
-    values = np.array(list(region_labels("aal-116")), dtype=np.int32)
+    values = np.array(list(region_labels("aal-116") or {}), dtype=np.int32)
     labels = np.where(distance < FARTHEST_MM, values[nearest], 0).astype(np.int32).reshape(SHAPE)
     nibabel.save(nibabel.Nifti1Image(labels, affine), folder / "labels.nii.gz")
     rng = np.random.default_rng(0)

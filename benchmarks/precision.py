@@ -10,11 +10,12 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import LCMPackedConfig
@@ -24,7 +25,7 @@ from training.trainer.prediction import predict_logits
 
 
 LARGEST_LOSS = 0.005  # of AUC, above which a precision is not recommended
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, packed": {"quantization_config": "float32"},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -33,15 +34,15 @@ MODES = {
 }
 
 
-def load(checkpoint: str, mode: str) -> nn.Module:
+def load(checkpoint: str, mode: str) -> LCMForMultitaskPretraining:
     """The checkpoint in one precision."""
-    settings: dict = dict(MODES[mode])
+    settings = dict(MODES[mode])
     if "quantization_config" in settings:
         settings["quantization_config"] = LCMPackedConfig(settings["quantization_config"])
     return LCMForMultitaskPretraining.from_pretrained(checkpoint, **({"dtype": torch.float32} | settings)).eval()
 
 
-def class_logits(model: nn.Module, logits: Tensor, task: str) -> np.ndarray:
+def class_logits(model: LCMForMultitaskPretraining, logits: Tensor, task: str) -> np.ndarray:
     """Difference of the two logits of a variable with two labels, `(scans,)`.
 
     Raises:

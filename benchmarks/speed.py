@@ -103,7 +103,8 @@ def make_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     labels = np.stack(
         [rng.integers(0, options.tokens - 3, people), rng.integers(0, 2, people), rng.uniform(20, 80, people)], axis=1
     )
-    return tuple(torch.tensor(array, dtype=torch.float32, device=options.device) for array in (connectivity, labels))
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": options.device}
+    return torch.tensor(connectivity, **kind), torch.tensor(labels, **kind)
 
 
 def largest_difference(
@@ -222,9 +223,8 @@ def floating_point_operations(model: nn.Module, batch: tuple[Tensor, Tensor]) ->
 
 def peak_memory(options: argparse.Namespace) -> float:
     """Peak MiB of three training steps with one model: of this process, or of the GPU's tensors."""
-    model: nn.Module = build(options)
-    if options.memory_of == "reference":
-        model = ReferenceLCM(model).to(options.device)
+    ours = build(options)
+    model = ReferenceLCM(ours).to(options.device) if options.memory_of == "reference" else ours
     step = make_step(model, make_batch(options))
     if options.device != "cpu":
         torch.cuda.reset_peak_memory_stats()

@@ -132,7 +132,8 @@ def _convert(run: OfficialRun, output: Path, options: Options) -> dict[str, Any]
 
     def fill(folder: Path) -> None:
         _write_weights(folder, run, model, plan, split)
-        custom_object_save(model, folder, config=model.config)
+        described: Any = model.config  # declared as a dict, but its attributes are used
+        custom_object_save(model, folder, config=described)
         processor.save_pretrained(folder)
         model.config.save_pretrained(folder)
         if options.reference is not None:
@@ -210,7 +211,8 @@ def _empty_model(config: LCMConfig) -> LCMForMultitaskPretraining | LCMForSequen
     """The model without memory for its weights, in the type that they are written in."""
     kind = LCMForSequenceClassification if config.task_variable else LCMForMultitaskPretraining
     with torch.device("meta"):
-        return kind(config).to(config.dtype)
+        model: Any = kind(config)
+    return model.to(config.dtype)
 
 
 def _split(model: torch.nn.Module, max_shard_size: str) -> StateDictSplit:
@@ -262,7 +264,7 @@ def _read(
 
 
 def _layer_choices(model: torch.nn.Module) -> dict[str, Tensor]:
-    fresh = {}
+    fresh: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, LayerChoice):
             targets, layers = module.running_loss.shape

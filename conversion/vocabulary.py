@@ -11,8 +11,8 @@ from .official import COMMON_TOKENS, Architecture, infer_groups
 
 
 # The weights' own units: years, not scaled; the research code's weight of the squared error.
-AGE = {"name": "age", "kind": "continuous", "unit": "years", "loss_weight": 1e-4}
-SEX = {
+AGE: dict[str, Any] = {"name": "age", "kind": "continuous", "unit": "years", "loss_weight": 1e-4}
+SEX: dict[str, Any] = {
     "name": "sex",
     "kind": "categorical",
     "labels": ["M", "F"],
@@ -120,7 +120,7 @@ def _check_groups(path: Path, sizes: dict[str, int], groups: dict[str, int] | No
                     f"and {mine[0]!r} has {mine[1]} in the vocabulary."
                 )
         if len(sizes) != len(groups):
-            longer = list(max(sizes, groups, key=len))
+            longer = list(sizes if len(sizes) > len(groups) else groups)
             raise ValueError(
                 f"{path} does not fit the checkpoint: it has {len(sizes)} groups before sex, the checkpoint "
                 f"{len(groups)}; group {min(len(sizes), len(groups))} ({longer[min(len(sizes), len(groups))]}) is in "

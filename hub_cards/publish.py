@@ -79,7 +79,7 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
         return
     if kind == "adapter":
         check_adapter(folder)
-        base = (options.base_model, options.base_revision)
+        base = str(options.base_model), options.base_revision
         bundle = adapter_bundle(folder, facts, options.repo_id, revision, *base, metrics=options.metrics)
     else:
         check_model(folder, facts.get("size"))

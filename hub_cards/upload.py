@@ -83,7 +83,7 @@ def _publish(api: HfApi, bundle: Bundle, repo_id: str, private: bool, tag: str |
             "Choose another name, or replace its content with --update; earlier revisions stay."
         )
     tagged = tag is not None and _is_tagged(api, repo_id, repo_type, tag, hashes)
-    commit = _commit(api, repo_id, bundle, hashes) if others else info.sha
+    commit = _commit(api, repo_id, bundle, hashes) if others else str(info.sha)
     if tag is not None and not tagged:
         _retry(lambda: _tag(api, repo_id, repo_type, tag, commit))
     compare_download(bundle, repo_id, tag or commit)
@@ -113,7 +113,7 @@ def _commit(api: HfApi, repo_id: str, bundle: Bundle, hashes: dict[str, tuple[st
     def attempt() -> str:
         # Looked up anew in every attempt: a commit whose answer got lost must not be made twice.
         changes = _differences(api, repo_id, bundle.repo_type, "main", hashes)
-        head = api.repo_info(repo_id, repo_type=bundle.repo_type).sha
+        head = str(api.repo_info(repo_id, repo_type=bundle.repo_type).sha)
         if not changes:
             return head
         operations: list[Any] = [

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, RepoCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import AutoProcessor
 
@@ -85,14 +85,13 @@ def check_card(bundle: Bundle) -> dict[str, Any]:
         ValueError: metadata that the Hub could not read, or would read as something else.
     """
     text = bundle.readme
-    kind = DatasetCard if bundle.kind == "dataset" else ModelCard
     try:
-        card = kind(text)
+        card: RepoCard = DatasetCard(text) if bundle.kind == "dataset" else ModelCard(text)
         metadata = yaml.safe_load(card.data.to_yaml())
         # The results must survive the Hub's own reading and writing of them.
         if "model-index" in metadata:
             name, read = model_index_to_eval_results(metadata["model-index"])
-            if len(read) != len(card.data.eval_results or []) or not name:
+            if len(read) != len(getattr(card.data, "eval_results", None) or []) or not name:
                 raise ValueError("the results in model-index do not read back")
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"The card's metadata are not valid: {error}") from error

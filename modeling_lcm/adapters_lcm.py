@@ -41,6 +41,10 @@ _OF_BASE = {
     "num_attention_heads",
     "intermediate_size",
     "edge_readout",
+    "edge_shrinkages",
+    "edge_bias",
+    "atlases",
+    "closed_form",
 }
 # What modules take over when they are made, and predictions depend on: the same for all adapters of one base model.
 _MADE_WITH = ("normalize_rows", "edge_shrinkage", "layer_norm_eps", "batch_norm_eps", "dtype")

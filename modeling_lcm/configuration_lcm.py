@@ -2,12 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import field
+from itertools import accumulate
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .config_checks_lcm import (
+    UNNAMED,
+    check_atlases,
+    check_choice,
+    check_class_weights,
+    check_closed_form,
+    check_task,
+    check_variables,
+    is_json,
+)
 from .settings_lcm import refuse_misspelt
 
 
@@ -29,11 +40,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "147m": {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 768},
     "735m": {"hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 768},
     "1.2b": {"hidden_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 8, "intermediate_size": 768},
+    # The decoder is there in name only: variables are fitted in closed form, or learnt from their edges alone.
+    "linear": {
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+        "normalize_rows": True,
+        "edge_readout": True,
+        "edge_bias": True,
+        "edge_shrinkages": [0.05, 0.2, 0.6],
+    },
 }
 
 SUPERVISIONS = ("momentum", "adaptive", "adaptive_per_sample", "last_layer")
 READOUTS = ("auto", "mean", "max", "best_layer", "last_layer")
-BEI_KINDS = ("categorical", "continuous")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Where Auto classes find the code of a saved folder when this package is not installed (`trust_remote_code=True`).
@@ -69,7 +90,8 @@ class LCMConfig(PreTrainedConfig):
 
     Args:
         num_regions (`int`, *optional*, defaults to 116):
-            Regions of the atlas: both the number of memory vectors and the length of each region's FC row.
+            Regions of the atlas: both the number of memory vectors and the length of each region's FC row. With
+            `atlases` it follows from them: the regions of all.
         bei_variables (`list[dict]`, *optional*):
             The pretrained vocabulary in token order: `name`, `kind` ("categorical" or "continuous"), `labels` (one
             token each; empty for a continuous variable, which has one token) and `loss_weight`. Usually
@@ -93,6 +115,18 @@ class LCMConfig(PreTrainedConfig):
             The published models do not have it; the nano size does.
         edge_shrinkage (`float`, *optional*, defaults to 0.2):
             Share of the identity in the matrix before its logarithm, which FC of short scans needs to have full rank.
+        edge_shrinkages (`list[float]`, *optional*):
+            Several shares instead of one: the edges after each, side by side. Defaults to `edge_shrinkage` alone.
+        edge_bias (`bool`, *optional*, defaults to `False`): Whether the edge read-outs have a bias.
+        atlases (`dict[str, dict]`, *optional*):
+            Beyond the paper: the atlases that the model reads, by id (`"aal-116"`, in alphabetical order), each with
+            `num_regions` and, where they are known, `region_names`. Several atlases have a stem and edge read-outs
+            each, and share tokens and decoder, whose memory is the regions of whichever atlases a scan has.
+        closed_form (`dict[str, dict[str, dict]]`, *optional*):
+            Beyond the paper: variables whose edge read-outs were fitted in closed form, by the atlases that a read-out
+            needs (`"aal-116"`, or `"aal-116+harvard-oxford-111"`) and the variable's name, with the record of the fit:
+            `prevalence` of the labels, what a later fit needs to take it as prior, and scores. Such a variable's
+            logits are those of its edges alone, with labels as if all were equally frequent.
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
@@ -150,6 +184,10 @@ class LCMConfig(PreTrainedConfig):
     normalize_rows: bool = False
     edge_readout: bool = False
     edge_shrinkage: float = 0.2
+    edge_shrinkages: list | None = None
+    edge_bias: bool = False
+    atlases: dict | None = None
+    closed_form: dict | None = None
     supervision: str = "momentum"
     readout: str = "auto"
     layer_loss_momentum: float = 0.95
@@ -163,6 +201,12 @@ class LCMConfig(PreTrainedConfig):
         new = {name: value for name, value in kwargs.items() if not self._is_setting(name) and name not in extra_keys}
         self._refuse_misspelt(new)
         super().__post_init__(**kwargs)
+        check_atlases(self.atlases)
+        # config.json is written with its keys in order; before and after, the atlases' order is the same.
+        self.atlases, self.closed_form = (
+            each and dict(sorted(each.items())) for each in (self.atlases, self.closed_form)
+        )
+        self.num_regions = sum(self.atlas_regions.values())
         for name in kwargs.keys() - vars(self).keys():  # Transformers drops what it knows from text generation
             if not self._is_setting(name):
                 setattr(self, name, kwargs[name])
@@ -215,7 +259,8 @@ class LCMConfig(PreTrainedConfig):
         """Build the configuration of a named size.
 
         Args:
-            size (`str`): `"nano"` (CPU), `"147m"`, `"735m"` or `"1.2b"` (the published ones, paper section 4.1).
+            size (`str`): `"nano"` (CPU), `"147m"`, `"735m"` or `"1.2b"` (the published ones, paper section 4.1), or
+                `"linear"` (edges alone).
             **overrides: Any other setting of the configuration.
 
         Raises:
@@ -255,7 +300,7 @@ class LCMConfig(PreTrainedConfig):
         self.validate_architecture()
         content = self.to_dict()
         content["id2label"] = {str(number): label for number, label in (self.id2label or {}).items()}
-        changed = sorted(name for name, value in content.items() if not _is_json(value))
+        changed = sorted(name for name, value in content.items() if not is_json(value))
         if changed:
             named = ", ".join(f"{name} ({type(content[name]).__name__})" for name in changed)
             raise ValueError(
@@ -269,9 +314,37 @@ class LCMConfig(PreTrainedConfig):
         return sum(max(1, len(variable["labels"])) for variable in self.bei_variables)
 
     @property
-    def num_edges(self) -> int:
-        """Pairs of different regions."""
-        return self.num_regions * (self.num_regions - 1) // 2
+    def token_slices(self) -> dict[str | None, slice]:
+        """Numbers of the tokens of every variable, `{name: slice}`; those of a new downstream task come last."""
+        sizes: dict[str | None, int] = {
+            variable["name"]: max(1, len(variable["labels"])) for variable in self.bei_variables
+        }
+        if not self.task_is_pretrained:
+            sizes[self.task_variable] = cast(int, self.num_labels)
+        ends = list(accumulate(sizes.values()))
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+    @property
+    def bei_names(self) -> list[str]:
+        """Names of the pretrained variables, in token order."""
+        return [variable["name"] for variable in self.bei_variables]
+
+    @property
+    def atlas_regions(self) -> dict[str, int]:
+        """Regions of every atlas, by its id."""
+        return {name: atlas["num_regions"] for name, atlas in (self.atlases or {}).items()} or {
+            UNNAMED: self.num_regions
+        }
+
+    @property
+    def shrinkages(self) -> list[float]:
+        """Shares of the identity before the logarithm, in the order of the edges."""
+        return self.edge_shrinkages or [self.edge_shrinkage]
+
+    def num_edges(self, atlases: Iterable[str]) -> int:
+        """Edges of some atlases together: pairs of different regions, once for every shrinkage."""
+        pairs = sum(regions * (regions - 1) // 2 for name, regions in self.atlas_regions.items() if name in atlases)
+        return pairs * len(self.shrinkages)
 
     @property
     def num_task_tokens(self) -> int:
@@ -306,71 +379,17 @@ class LCMConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if not 0 < self.edge_shrinkage < 1:
             raise ValueError(f"edge_shrinkage must lie between 0 and 1, got {self.edge_shrinkage}.")
+        for share in self.edge_shrinkages or []:
+            if not 0 < share < 1:
+                raise ValueError(f"edge_shrinkages must lie between 0 and 1, got {self.edge_shrinkages}.")
         if self.bei_loss_weight < 0:
             raise ValueError(f"bei_loss_weight must not be negative, got {self.bei_loss_weight}.")
-        _check_choice("supervision", self.supervision, SUPERVISIONS)
-        _check_choice("readout", self.readout, READOUTS)
+        check_choice("supervision", self.supervision, SUPERVISIONS)
+        check_choice("readout", self.readout, READOUTS)
         if self.problem_type is not None:
-            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        _check_variables(self.bei_variables)
-        self._check_task()
-        self._check_class_weights()
-
-    def _check_task(self) -> None:
-        for variable in self.bei_variables:
-            if variable["name"] != self.task_variable or self.problem_type is None:
-                continue
-            expected = max(1, len(variable["labels"]))
-            continuous = variable["kind"] == "continuous"
-            if self.num_labels != expected or continuous != (self.problem_type == "regression"):
-                raise ValueError(
-                    f"The task re-uses the pretrained variable {self.task_variable!r} ({variable['kind']}, {expected} "
-                    f"token(s)), but problem_type is {self.problem_type!r} with num_labels={self.num_labels}."
-                )
-
-    def _check_class_weights(self) -> None:
-        labels = {variable["name"]: len(variable["labels"]) for variable in self.bei_variables}
-        if self.task_variable is not None and self.problem_type == "single_label_classification":
-            labels[self.task_variable] = cast(int, self.num_labels)
-        for name, weights in (self.class_weights or {}).items():
-            if len(weights) != labels.get(name) or not all(weight > 0 for weight in weights):
-                raise ValueError(
-                    f"class_weights of {name!r} are {weights}: needed is one weight above 0 for each of its "
-                    f"{labels.get(name, 0)} labels. Categorical variables: "
-                    f"{', '.join(key for key, count in labels.items() if count)}."
-                )
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON gives a value back; tuples become lists, as everywhere in Transformers."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
-    return value is None or isinstance(value, (str, int, float))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def _check_variables(variables: list) -> None:
-    keys = {"name", "kind", "labels", "loss_weight"}
-    names = []
-    for variable in variables:
-        if not isinstance(variable, dict) or set(variable) != keys:
-            raise ValueError(f"Each of bei_variables needs exactly the keys {sorted(keys)}, got {variable!r}.")
-        name, kind, labels = variable["name"], variable["kind"], variable["labels"]
-        names.append(name)
-        _check_choice(f"kind of the BEI variable {name!r}", kind, BEI_KINDS)
-        if kind == "continuous" and labels:
-            raise ValueError(f"The continuous BEI variable {name!r} must not have labels, got {labels}.")
-        if kind == "categorical" and (len(labels) < 2 or len(set(labels)) != len(labels)):
-            raise ValueError(f"The categorical variable {name!r} needs two or more different labels, got {labels}.")
-        if variable["loss_weight"] < 0:
-            raise ValueError(f"loss_weight of {name!r} must not be negative, got {variable['loss_weight']}.")
-    if len(set(names)) != len(names):
-        raise ValueError(f"bei_variables must have different names, got {names}.")
-    if not names:
-        raise ValueError("bei_variables is empty: the model needs at least one BEI variable.")
+            check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        check_variables(self.bei_variables)
+        check_atlases(self.atlases)
+        check_closed_form(self.closed_form, self.atlas_regions, self.token_slices, self.edge_readout)
+        check_task(self)
+        check_class_weights(self)

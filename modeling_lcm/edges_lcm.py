@@ -1,5 +1,7 @@
 """A linear read-out of all edges beside the decoder, from the matrix logarithm of FC (beyond the paper)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,16 @@ def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
     return (vectors * values.clamp_min(shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
 
 
+def matrix_logarithms(connectivity: Tensor, shrinkages: Sequence[float]) -> Tensor:
+    """The logarithm after each of several shrinkages, `(batch, shrinkages, regions, regions)`."""
+    if len(shrinkages) == 1 or torch.onnx.is_in_onnx_export():
+        return torch.stack([matrix_logarithm(connectivity, share) for share in shrinkages], 1)
+    values, vectors = torch.linalg.eigh(connectivity)  # shrinkage changes the eigenvalues alone
+    shares = values.new_tensor(shrinkages)[:, None]
+    shrunk = ((1 - shares) * values[:, None] + shares).maximum(shares / 2)
+    return (vectors[:, None] * shrunk.log()[:, :, None]) @ vectors.transpose(1, 2)[:, None]
+
+
 class LCMEdgeFeatures(nn.Module):
     """Edges of a connectome as a linear model reads them best: matrix logarithm, centred with a running mean.
 
@@ -34,11 +46,13 @@ class LCMEdgeFeatures(nn.Module):
     ones, which they share. It needs full rank, which a shrinkage towards the identity gives. Noise on the matrix ends
     up in the small eigenvalues: train without `input_noise`.
 
+    With several shrinkages, the edges after each of them stand side by side.
+
     The mean over people is learnt from the training batches and saved with the weights; all processes of a distributed
     run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
 
     Attributes:
-        mean (`Tensor` of shape `(edges,)`): running mean of the logarithm's upper triangle.
+        mean (`Tensor` of shape `(edges,)`): running mean of the logarithms' upper triangles.
         batches (`Tensor`): scalar, how many batches it has seen.
 
     Source:
@@ -49,12 +63,13 @@ class LCMEdgeFeatures(nn.Module):
     batches: Tensor
     weight = None  # PEFT asks for one when it takes a copy of a module back
 
-    def __init__(self, config: LCMConfig) -> None:
+    def __init__(self, config: LCMConfig, num_regions: int | None = None) -> None:
         super().__init__()
-        self.num_regions = config.num_regions
-        self.shrinkage = config.edge_shrinkage
+        self.num_regions = num_regions or config.num_regions
+        self.shrinkages = config.shrinkages
         self.momentum = config.batch_norm_momentum
-        self.register_buffer("mean", torch.zeros(config.num_edges))
+        pairs = self.num_regions * (self.num_regions - 1) // 2
+        self.register_buffer("mean", torch.zeros(len(self.shrinkages) * pairs))
         self.register_buffer("batches", torch.tensor(0))
 
     def forward(self, connectivity: Tensor) -> Tensor:
@@ -62,7 +77,8 @@ class LCMEdgeFeatures(nn.Module):
         with torch.autocast(connectivity.device.type, enabled=False):
             connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
             rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
-            edges = matrix_logarithm(connectivity, self.shrinkage)[:, rows, columns]
+            # (batch, shrinkages, edges of one) -> side by side
+            edges = matrix_logarithms(connectivity, self.shrinkages)[:, :, rows, columns].flatten(1)
             if self.training:
                 self._observe(edges.detach())
             return edges - self.mean.to(edges.dtype)

@@ -30,6 +30,9 @@ BUILT_IN = (
     "normalize_rows",
     "edge_readout",
     "edge_shrinkage",
+    "edge_shrinkages",
+    "edge_bias",
+    "atlases",
 )
 
 

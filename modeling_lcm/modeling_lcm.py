@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_checks_lcm import check_adapters
+from .atlas_batches_lcm import by_atlas, over_parts
 from .attention_lcm import LCMAttention
 from .configuration_lcm import LCMConfig
-from .edges_lcm import LCMEdgeFeatures
-from .fast_paths_lcm import fast_read_out, once
+from .decoder_lcm import LCMDecoderLayer
+from .fast_paths_lcm import fast_read_out
 from .loss_lcm import (
     LayerChoice,
     TargetLayout,
@@ -27,53 +27,11 @@ from .loss_lcm import (
 )
 from .outputs_lcm import LCMModelOutput, LCMMultitaskOutput, LCMSequenceClassifierOutput
 from .pretrained_lcm import LCMPreTrainedModel
-from .stem_lcm import LCMStem
+from .readouts_lcm import is_closed, make_edge_features, make_edge_readout, read_edges, sources, token_mask
+from .stem_lcm import make_stem
 
 
 logger = logging.get_logger("transformers.models.lcm")  # so that Transformers' verbosity rules it
-
-
-class LCMDecoderLayer(GradientCheckpointingLayer):
-    """Self-attention among BEI tokens, cross-attention to the regions, feed-forward; each followed by add and norm.
-
-    The tokens' embeddings act as positions: they are added to the queries and keys of self-attention and to the
-    queries of cross-attention in every layer, never to values.
-    """
-
-    def __init__(self, config: LCMConfig) -> None:
-        super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
-        self.self_attn = LCMAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.cross_attn = LCMAttention(config)
-        self.cross_attn_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.fc1 = nn.Linear(width, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, width)
-        self.final_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.activation = nn.ReLU()
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
-        """Let the tokens see each other, then the regions.
-
-        Args:
-            hidden_states (`Tensor` of shape `(batch, tokens, d)`): the tokens' states.
-            query_embeds (`Tensor` of shape `(tokens, d)`): the tokens' embeddings.
-            memory (`Tensor` of shape `(batch, regions, d)`): from the stem.
-
-        Returns:
-            The states after this layer, `(batch, tokens, d)`.
-        """
-        # All subjects start from one state, so that a batch of 1 stands for all of them until they read their memory.
-        states = once(hidden_states)
-        positioned = states + query_embeds
-        attended, _ = self.self_attn(positioned, positioned, hidden_states)
-        states = self.self_attn_layer_norm(states + self.dropout(attended))
-        attended, _ = self.cross_attn(states + query_embeds, memory, memory)
-        states = self.cross_attn_layer_norm(states + self.dropout(attended))
-        expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(states))))
-        return self.final_layer_norm(states + self.dropout(expanded))
 
 
 class LCMModel(LCMPreTrainedModel):
@@ -91,7 +49,7 @@ class LCMModel(LCMPreTrainedModel):
 
     def __init__(self, config: LCMConfig) -> None:
         super().__init__(config)
-        self.stem = LCMStem(config)
+        self.stem = make_stem(config)
         self.bei_embeddings: nn.Module = nn.Embedding(config.num_bei_tokens, config.hidden_size)
         self.layers = nn.ModuleList(LCMDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -111,11 +69,22 @@ class LCMModel(LCMPreTrainedModel):
         # As a batch of one, because that is what hooks on input embeddings expect (NEFTune).
         return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device)[None])[0]
 
+    def _memory(self, connectivity: dict[str, Tensor]) -> Tensor:
+        """Memory vectors of the regions of all atlases that these scans have, `(batch, regions, hidden_size)`."""
+        if not isinstance(self.stem, nn.ModuleDict):
+            return self.stem(next(iter(connectivity.values())))
+        if any(part[:, 0, 0].isnan().any() for part in connectivity.values()):
+            raise ValueError(
+                "Some scans of this batch lack an atlas (NaN): give scans with the same atlases together, or use a "
+                "model with a head, which does so itself."
+            )
+        return torch.cat([self.stem[name](part) for name, part in connectivity.items()], 1)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        connectivity: Tensor,
+        connectivity: Tensor | dict[str, Tensor],
         query_embeds: Tensor | None = None,
         score: nn.Linear | None = None,
         **kwargs: Any,
@@ -123,7 +92,8 @@ class LCMModel(LCMPreTrainedModel):
         """Read the connectomes with BEI tokens.
 
         Args:
-            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r. With
+                several atlases `dict[str, Tensor]` by atlas, NaN for scans without one.
             query_embeds (`Tensor` of shape `(tokens, hidden_size)`, *optional*): token embeddings; defaults to all
                 pretrained tokens.
             score (`nn.Linear`, *optional*): a head's read-out, `hidden_size` -> 1. With it, `layer_logits` are
@@ -131,16 +101,11 @@ class LCMModel(LCMPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
-            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`.
+            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`, or scans of one batch
+                have different atlases.
         """
         check_adapters(self)
-        regions = self.config.num_regions
-        if connectivity.ndim != 3 or connectivity.shape[1:] != (regions, regions):
-            raise ValueError(
-                f"connectivity has shape {tuple(connectivity.shape)}, this model needs (batch, {regions}, {regions}). "
-                "LCMProcessor makes such a batch from time series or FC matrices and checks the atlas."
-            )
-        memory = self.stem(connectivity)
+        memory = self._memory(by_atlas(self.config, connectivity))
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(1).expand(memory.shape[0], *query_embeds.shape)
@@ -169,8 +134,8 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         self.model = LCMModel(config)
         self.score = nn.Linear(config.hidden_size, 1)
         if config.edge_readout:
-            self.edge_features = LCMEdgeFeatures(config)
-            self.bei_edge_readout = _edge_readout(config, config.num_bei_tokens)
+            self.edge_features = make_edge_features(config)
+            self.bei_edge_readout = make_edge_readout(config, config.bei_names)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         self.post_init()
 
@@ -181,12 +146,17 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, connectivity: Tensor, labels: Tensor | None = None, target_counts: Tensor | None = None, **kwargs: Any
+        self,
+        connectivity: Tensor | dict[str, Tensor],
+        labels: Tensor | None = None,
+        target_counts: Tensor | None = None,
+        **kwargs: Any,
     ) -> LCMMultitaskOutput:
         """Predict every BEI variable.
 
         Args:
-            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r. With
+                several atlases `dict[str, Tensor]` by atlas, NaN for scans without one.
             labels (`Tensor` of shape `(batch, variables)`, *optional*): as the BEI tokenizer makes them: class index
                 or scaled value, -100 where nothing was recorded.
             target_counts (`Tensor` of shape `(variables,)`, *optional*): recorded labels in the whole optimisation
@@ -197,15 +167,12 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
         check_adapters(self)
-        outputs = self.model(connectivity, score=self.score, **kwargs)
-        layer_logits = outputs.layer_logits
-        if self.config.edge_readout:
-            edges = self.edge_features(connectivity).to(self.bei_edge_readout.weight.dtype)
-            layer_logits = layer_logits + self.bei_edge_readout(edges)[:, None]
+        layer_logits, unread, outputs = _read_scans(self, by_atlas(self.config, connectivity), None, kwargs)
         readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
+        logits = read_out(layer_logits, self.target_layout, readout, best_layer)
         return LCMMultitaskOutput(
             loss=None if labels is None else self.compute_loss(layer_logits, labels, target_counts),
-            logits=read_out(layer_logits, self.target_layout, readout, best_layer),
+            logits=logits if unread is None else logits.masked_fill(unread, torch.nan),
             layer_logits=layer_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -235,13 +202,13 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         self.model = LCMModel(config)
         self.score = nn.Linear(config.hidden_size, 1)
         if config.edge_readout:
-            self.edge_features = LCMEdgeFeatures(config)
-            self.bei_edge_readout = _edge_readout(config, config.num_bei_tokens)
+            self.edge_features = make_edge_features(config)
+            self.bei_edge_readout = make_edge_readout(config, config.bei_names)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         if config.num_task_tokens:
             self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
             if config.edge_readout:
-                self.task_edge_readout = _edge_readout(config, config.num_task_tokens)
+                self.task_edge_readout = make_edge_readout(config, [config.task_variable])
         self.task_layer_choice = _layer_choice(config, len(self.target_layout.kinds))
         self.post_init()
 
@@ -251,20 +218,10 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         weights = (self.config.class_weights or {}).get(self.config.task_variable)
         return TargetLayout.from_task(str(self.config.problem_type), self.num_labels, weights)
 
-    def _task_tokens(self) -> slice:
-        """Where the task's tokens stand among all tokens."""
-        start = 0
-        for variable in self.config.bei_variables:
-            size = max(1, len(variable["labels"]))
-            if variable["name"] == self.config.task_variable:
-                return slice(start, start + size)
-            start += size
-        return slice(start, start + self.num_labels)
-
     @can_return_tuple
     def forward(
         self,
-        connectivity: Tensor,
+        connectivity: Tensor | dict[str, Tensor],
         labels: Tensor | None = None,
         bei_targets: Tensor | None = None,
         target_counts: Tensor | None = None,
@@ -273,7 +230,8 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         """Predict the downstream task, and the pretrained BEI variables beside it.
 
         Args:
-            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r.
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r. With
+                several atlases `dict[str, Tensor]` by atlas, NaN for scans without one.
             labels (`Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): downstream labels; -100 for a
                 person without one, who then still contributes through `bei_targets`.
             bei_targets (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
@@ -288,20 +246,24 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         """
         check_adapters(self)
         bei_targets = self._bei_targets(labels, bei_targets, kwargs.pop("bei_labels", None))
-        queries = self.model.bei_queries(connectivity.device)
+        scans = by_atlas(self.config, connectivity)
+        device = next(iter(scans.values())).device
+        queries = self.model.bei_queries(device)
         if self.config.num_task_tokens:
-            new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=connectivity.device))
+            new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=device))
             queries = torch.cat([queries, new])
-        outputs = self.model(connectivity, query_embeds=queries, score=self.score, **kwargs)
-        layer_logits = outputs.layer_logits
-        if self.config.edge_readout:
-            layer_logits = layer_logits + self._edge_logits(connectivity)[:, None]
+        layer_logits, unread, outputs = _read_scans(self, scans, queries, kwargs)
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
+        logits = read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer)
+        all_logits = read_out(bei_logits, self._bei_layout, readout, self.bei_layer_choice.best_layer)
+        if unread is not None:
+            of_task, of_bei = self._by_target(unread)
+            logits, all_logits = logits.masked_fill(of_task, torch.nan), all_logits.masked_fill(of_bei, torch.nan)
         return LCMSequenceClassifierOutput(
             loss=self.compute_loss(layer_logits, labels, bei_targets, target_counts),
-            logits=read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer),
-            bei_logits=read_out(bei_logits, self._bei_layout, readout, self.bei_layer_choice.best_layer),
+            logits=logits,
+            bei_logits=all_logits,
             layer_logits=layer_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -325,12 +287,6 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
                 "task is trained. Trainer drops columns of other names, such as the former bei_labels."
             )
         return targets
-
-    def _edge_logits(self, connectivity: Tensor) -> Tensor:
-        """Edge read-out of all tokens, `(batch, tokens)`: the same for every layer."""
-        edges = self.edge_features(connectivity).to(self.bei_edge_readout.weight.dtype)
-        logits = self.bei_edge_readout(edges)
-        return torch.cat([logits, self.task_edge_readout(edges)], -1) if self.config.num_task_tokens else logits
 
     def compute_loss(
         self,
@@ -361,15 +317,62 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
 
     def _by_target(self, layer_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The task's and the pretrained variables' part of the layer logits."""
-        return layer_logits[..., self._task_tokens()], layer_logits[..., : self.config.num_bei_tokens]
+        return layer_logits[..., self.config.token_slices[self.config.task_variable]], layer_logits[
+            ..., : self.config.num_bei_tokens
+        ]
 
 
-def _edge_readout(config: LCMConfig, num_tokens: int) -> nn.Linear:
-    """Centred edges -> one logit per token.
+def _read_scans(
+    model: Any, scans: dict[str, Tensor], queries: Tensor | None, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, LCMModelOutput]:
+    """Logits of a head, from the decoder and from the edges.
 
-    A plain Linear, which adapters know how to change; its name must not end in `score`, by which PEFT finds read-outs.
+    Args:
+        model (`LCMPreTrainedModel`): the head.
+        scans (`dict[str, Tensor]`): connectivity by atlas.
+        queries (`Tensor` of shape `(tokens, hidden_size)`, *optional*): as for [`LCMModel`].
+        kwargs (`dict`): for [`LCMModel`].
+
+    Returns:
+        Layer logits `(batch, layers, tokens)`; a mask `(batch, tokens)` of those that were fitted in closed form, but
+        not on the atlases that a scan has (None: there are none); and the output of [`LCMModel`].
     """
-    return nn.Linear(config.num_edges, num_tokens, bias=False)
+    config = model.config
+    several = len(config.atlas_regions) > 1
+    outputs: list[LCMModelOutput] = []
+
+    def read(part: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        given = part if several else next(iter(part.values()))
+        queried = {} if queries is None else {"query_embeds": queries}
+        outputs.append(model.model(given, score=model.score, **queried, **kwargs))
+        layer_logits: Any = outputs[-1].layer_logits
+        if config.closed_form:
+            closed = token_mask(config, lambda name: is_closed(config, name), layer_logits)
+            layer_logits = layer_logits.masked_fill(closed, 0.0)
+        if config.edge_readout:
+            layer_logits = layer_logits + _edge_logits(model, part)[:, None]
+        if not (config.closed_form and several):
+            return (layer_logits,)
+        unread = token_mask(config, lambda name: not sources(config, name, part), layer_logits)
+        return layer_logits, unread.expand(layer_logits.shape[0], -1)
+
+    (layer_logits, *masks), at_once = over_parts(scans, read)
+    if not at_once and (outputs[0].hidden_states is not None or outputs[0].attentions is not None):
+        raise ValueError(
+            "The scans have different atlases: give those with the same together to see inside the model."
+        )
+    return layer_logits, masks[0] if masks else None, outputs[0]
+
+
+def _edge_logits(model: Any, connectivity: dict[str, Tensor]) -> Tensor:
+    """Edge read-out of all tokens, `(batch, tokens)`: the same for every layer."""
+    config, features = model.config, model.edge_features
+    several = len(config.atlas_regions) > 1
+    edges = {name: (features[name] if several else features)(part) for name, part in connectivity.items()}
+    logits = read_edges(config, model.bei_edge_readout, edges, config.bei_names)
+    if not hasattr(model, "task_edge_readout"):
+        return logits
+    return torch.cat([logits, read_edges(config, model.task_edge_readout, edges, [config.task_variable])], -1)
 
 
 def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:

@@ -61,10 +61,11 @@ class LCMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            if cast(Tensor | None, module.bias) is None:  # an edge read-out: untrained, it changes nothing
+            if getattr(module, "starts_at_zero", False):  # an edge read-out: untrained, it changes nothing
                 init.zeros_(module.weight)
             else:
                 init.xavier_uniform_(module.weight)
+            if cast(Tensor | None, module.bias) is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)

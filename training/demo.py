@@ -6,7 +6,9 @@ Prepare, pretrain on sex and age, fine-tune for young vs elderly with few labels
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -98,7 +100,7 @@ def _demo(output: Path) -> Results:
     # The checkpoint that stays is fold 0's: its test subjects are known.
     write_folder(
         output / "checkpoint",
-        lambda folder: shutil.copytree(output / "folds" / "fold_0" / "checkpoint", folder, dirs_exist_ok=True),
+        partial(shutil.copytree, output / "folds" / "fold_0" / "checkpoint", dirs_exist_ok=True),
     )
     results.save(output / "metrics.json")
     return results
@@ -142,12 +144,12 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     token = tokenizer.convert_tokens_to_ids(f"{tokenizer.task}={label}")
     # 1 = every region is read equally.
     scores = region_attention(model, tested)[token] * cohort.num_regions
-    names = cohort.feature_extractor.region_names
+    # The demo's atlas is one whose names and places the package knows.
+    names = cast(list[str], cohort.feature_extractor.region_names)
+    places = cast(np.ndarray, region_coordinates(str(cohort.feature_extractor.atlas)))
     title = f"Cross-attention of the token {tokenizer.task}={label} (1 = even)"
     return {
-        f"Regions that the token “{label}” reads": plot_region_attention(
-            np.asarray(scores), region_coordinates(cohort.feature_extractor.atlas), title
-        ),
+        f"Regions that the token “{label}” reads": plot_region_attention(np.asarray(scores), places, title),
         f"Networks that the token “{label}” reads": plot_network_bars(np.asarray(scores), names),
     }
 

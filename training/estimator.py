@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
 from modeling_lcm.array_inputs import as_array, axis_names, brings_names
@@ -19,7 +20,7 @@ from modeling_lcm.region_matching import first_difference
 from modeling_lcm.triangles import find_layout, rebuild
 
 from .data.cohort import Cohort
-from .data.triangles import to_triangles
+from .data.triangles import count_edges, to_triangles
 from .trainer.arguments import FinetuneArguments, PretrainArguments
 from .trainer.checkpoints import load_processor
 from .trainer.finetuning import finetune
@@ -136,6 +137,7 @@ class _LCMEstimator(BaseEstimator):
         self._remember_columns(connectivity)
         cohort = _as_cohort(matrices, extractor, {variable.name: values})
         if isinstance(arguments, FinetuneArguments):
+            self.model_: nn.Module
             self.model_, self.processor_, self.history_ = finetune(cohort, arguments)
         else:
             tokenizer = BEITokenizer(variables=[variable]).fit_scaling(cohort.table)
@@ -143,7 +145,7 @@ class _LCMEstimator(BaseEstimator):
                 tokenizer.save_pretrained(folder)
                 arguments.vocabulary = folder
                 self.model_, self.processor_, self.history_ = pretrain(cohort, arguments)
-        self.n_features_in_ = extractor.num_regions * (extractor.num_regions - 1) // 2
+        self.n_features_in_ = count_edges(extractor)
         return self
 
     def _arguments(self, variable: BEIVariable) -> PretrainArguments | FinetuneArguments:

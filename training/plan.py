@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -22,7 +23,7 @@ from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceCl
 from .cli import command_line, parse_arguments, setting
 from .trainer.arguments import FinetuneArguments
 from .trainer.distributed import copy_with_tensors
-from .trainer.trainable import with_adapter
+from .trainer.trainable import LCMHead, lcm_head, with_adapter
 
 
 MODES = ("pretrain", "finetune", "lora", "predict")
@@ -127,9 +128,10 @@ def footprint(setup: Setup) -> Footprint:
     if setup.mode == "predict":
         # Nothing is kept for a backward pass: one layer at a time.
         return Footprint(weights * BYTES[setup.precision], 0, 0, one, BASE[setup.device])
-    depth = whole.config.num_hidden_layers
+    config = lcm_head(whole).config
+    depth = config.num_hidden_layers
     per_layer, rest = two - one, 2 * one - two
-    state = 4 * setup.batch_size * setup.tokens * whole.config.hidden_size  # what a layer is given
+    state = 4 * setup.batch_size * setup.tokens * config.hidden_size  # what a layer is given
     kept = max(rest, 0) + (depth * state + per_layer if setup.checkpointing else depth * per_layer)
     copies = 2 * (weights if not setup.checkpointing else layer) if setup.precision == "bf16" else 0
     gathered = 4 * (2 * layer + weights - depth * layer) if setup.shards > 1 else 0
@@ -152,7 +154,7 @@ def _kept_by_forward(setup: Setup, layers: int) -> int:
     sizes: dict[int, tuple[int, Tensor]] = {}
     halved = setup.precision == "bf16" and setup.mode != "predict"
     blank = _without_content(setup, layers)
-    width = blank.config.hidden_size
+    width = lcm_head(blank).config.hidden_size
     with FakeTensorMode():
         model = copy_with_tensors(blank, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
@@ -173,12 +175,12 @@ def _kept_by_forward(setup: Setup, layers: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _without_content(setup: Setup, layers: int | None) -> nn.Module:
+def _without_content(setup: Setup, layers: int | None) -> LCMHead | PeftModel:
     with torch.device("meta"):
         return _make(setup, layers)
 
 
-def _make(setup: Setup, layers: int | None) -> nn.Module:
+def _make(setup: Setup, layers: int | None) -> LCMHead | PeftModel:
     """The model of a setup, with its adapters; made where the caller says, with no content."""
     labels = [str(number) for number in range(setup.tokens - 1)]
     variables = [

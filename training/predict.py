@@ -38,7 +38,7 @@ def _predict(arguments: PredictArguments, output: Path) -> None:
     cohort = load_cohort(arguments.data)
     if (arguments.splits is None) != (arguments.fold is None):
         raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
-    if arguments.splits is not None:
+    if arguments.splits is not None and arguments.fold is not None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))

@@ -1,7 +1,7 @@
 """scikit-learn's own tests of estimators, run on ours.
 
 They fit tables of made-up features, which are no connectomes; so here a connectome is made of every row. All that is
-not about the table itself is tested on the real estimators. What needs no data is in tests/test_estimator.py.
+not about the table itself is tested on the real estimators. What needs no data is in tests/training/test_estimator.py.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceCl
 from tests.peers.sources import import_test_module
 
 
-# The distribution leaves these out: text generation, and exports, which tests/test_export.py has.
+# The distribution leaves these out: text generation, and exports, which tests/model/test_export.py has.
 common = import_test_module(
     "transformers",
     "test_modeling_common",
@@ -80,14 +80,14 @@ class Tester:
 class Common(common.ModelTesterMixin):
     """Transformers' tests, without those that do not apply to any of our models."""
 
-    test_resize_embeddings = False  # BEI tokens belong to variables: tests/test_saving.py
+    test_resize_embeddings = False  # BEI tokens belong to variables: tests/model/test_saving.py
     labels: Tensor | None = None
 
     def _prepare_for_class(self, inputs_dict: dict[str, Any], model_class: type, return_labels: bool = False) -> Any:
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
         return {**inputs, "labels": self.labels} if return_labels else inputs
 
-    @unittest.skip("weights that do not fit are refused, not reported: tests/test_saving.py")
+    @unittest.skip("weights that do not fit are refused, not reported: tests/model/test_saving.py")
     def test_model_weights_reload_no_missing_tied_weights(self) -> None:
         """Saves a file without the model's weights, and wants them reported as missing."""
 

@@ -12,6 +12,7 @@ from ..files import write_text
 from ..reporting.tables import table_markdown
 from .cohort import FC_DEFINITION, RECORD_COLUMNS, SCAN_COLUMNS
 from .identity import SAME_PERSON
+from .triangles import count_edges
 
 
 IDENTIFIERS = {*SCAN_COLUMNS, *RECORD_COLUMNS} - {"dataset"}
@@ -101,7 +102,7 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
         "`FCFeatureExtractor`.",
         *([f"- Regions: {region_order}."] if region_order else []),
         f"- Estimator: {extractor.estimator}, over the whole scan, plain r (no Fisher z), diagonal 1.",
-        f"- `connectivity`: the {regions * (regions - 1) // 2} values above the diagonal, row by row "
+        f"- `connectivity`: the {count_edges(extractor)} values above the diagonal, row by row "
         "(`numpy.triu_indices(regions, k=1)`), float16. Regions without signal have correlation 0.",
     ]
     if has_series:
@@ -112,7 +113,10 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
 
 
 def _column_table(table: pd.DataFrame) -> str:
-    rows = [[name, f"{table[name].notna().sum()} of {len(table)}", _values(name, table[name])] for name in table]
+    rows = [
+        [name, f"{column.notna().sum()} of {len(table)}", _values(name, column)]
+        for name, column in ((name, table[name]) for name in table.columns)
+    ]
     return table_markdown([["column", "recorded", "values"], *rows])
 
 

@@ -34,7 +34,9 @@ def join_subjects(cohort: Cohort, column: str) -> Cohort:
     """
     table = cohort.table
     if column not in table:
-        raise ValueError(f"same_person names the column {column!r}, which is not in the data: {', '.join(table)}.")
+        raise ValueError(
+            f"same_person names the column {column!r}, which is not in the data: {', '.join(table.columns)}."
+        )
     shared = [
         (scan, f"shared {value}") for scan, value in enumerate(table[column]) if pd.notna(value) and str(value).strip()
     ]
@@ -87,7 +89,8 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
     """
     cohorts = [tested, *(in_atlas_of(tested.feature_extractor, load_cohort(other)) for other in others)]
     links: list[tuple[int, str]] = []
-    tables, shown = [], []
+    tables: list[pd.DataFrame] = []
+    shown: list[str] = []
     for index, (cohort, path) in enumerate(zip(cohorts, [folder, *others], strict=True)):
         _check_fits(tested, folder, cohort, path)
         first, ids = len(shown), cohort.subjects

@@ -248,7 +248,9 @@ def official_folds(table: pd.DataFrame, column: str) -> Folds:
 
 def _folds_of_column(table: pd.DataFrame, column: str, what: str) -> Folds:
     if column not in table:
-        raise ValueError(f"There is no column {column!r} to take the {what}s from; the data have {', '.join(table)}.")
+        raise ValueError(
+            f"There is no column {column!r} to take the {what}s from; the data have {', '.join(table.columns)}."
+        )
     missing = table["subject_id"][table[column].isna()]
     if len(missing):
         raise ValueError(f"{len(missing)} scans have no {what} in {column!r}, {missing.iloc[0]} among them.")

@@ -94,7 +94,9 @@ def scan_names(table: pd.DataFrame, cohort: str | None = None, keep_width: bool 
     names = pd.Series("", index=table.index, dtype=object)
     for name in cohorts.unique():
         here = (cohorts == name).to_numpy()
-        names[here] = [f"{name}/{each}" if name else each for each in bare_ids(ids[here], keep_width)]
+        names[here] = np.array(
+            [f"{name}/{each}" if name else each for each in bare_ids(ids[here], keep_width)], dtype=object
+        )
     return names
 
 

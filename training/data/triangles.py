@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_lcm import FCFeatureExtractor
+
 
 # ROI time series as `(volumes * regions)` values, row by row; no value and 0 volumes where a scan has none.
 SERIES_FEATURES = {"time_series": datasets.List(datasets.Value("float16")), "volumes": datasets.Value("int32")}
+
+
+def count_edges(extractor: FCFeatureExtractor) -> int:
+    """Values above the diagonal of one scan's FC, for a definition whose number of regions is known."""
+    regions = cast(int, extractor.num_regions)
+    return regions * (regions - 1) // 2
 
 
 class StoredTriangles:

@@ -6,7 +6,7 @@ by cross-validation inside the training subjects.
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -177,7 +177,8 @@ def _fit_linear(
         model = LogisticRegression(C=DEFAULT_LOGISTIC_C, class_weight="balanced", max_iter=1000)
         grid = {"C": LOGISTIC_C_GRID}
     else:
-        model, grid = Ridge(alpha=DEFAULT_RIDGE_ALPHA), {"alpha": RIDGE_ALPHA_GRID}
+        model = Ridge(alpha=DEFAULT_RIDGE_ALPHA)
+        grid = {"alpha": RIDGE_ALPHA_GRID}
     return _choose(model, grid, features, labels, kind, seed, groups)
 
 
@@ -247,7 +248,7 @@ def _fit_mlp(
 
 def _choose(
     model: BaseEstimator,
-    grid: dict[str, tuple[float, ...]],
+    grid: Mapping[str, tuple[float, ...]],
     features: NDArray[np.float64],
     labels: NDArray[Any],
     kind: Kind,

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -120,8 +120,12 @@ class Recipe:
     @property
     def seed(self) -> int:
         """Training seed of the last stage."""
-        stage = self.tuning or self.pretraining
-        return stage.seed
+        return self.last_stage.seed
+
+    @property
+    def last_stage(self) -> PretrainArguments | FinetuneArguments:
+        """The stage whose model is scored; [`make_design`] sees to it that there is one."""
+        return cast(PretrainArguments | FinetuneArguments, self.tuning or self.pretraining)
 
 
 class Parts(NamedTuple):
@@ -234,7 +238,7 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
 def _require_values(table: pd.DataFrame, name: str) -> None:
     """Raise `ValueError` when a column is absent, without any value, or the same for everybody."""
     if name not in table:
-        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table)}.")
+        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table.columns)}.")
     values = table[name].dropna()
     if values.empty:
         raise ValueError(f"{name!r} is recorded for nobody in the tested cohort: there is nothing to score.")
@@ -358,9 +362,10 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
+    tasks: tuple[Task, ...] = ()
     if tuning is not None:
         tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
-    else:
+    elif pretraining is not None:
         tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
     recipe = Recipe(tasks, pretraining, tuning, arguments)
     parts = {TESTED: len(cohort)}
@@ -382,7 +387,7 @@ def _with_positive(
         elif pretraining is not None:
             others = [other for other in pretraining.positive if other.partition("=")[0] != name]
             pretraining = replace(pretraining, positive=[*others, entry])
-        else:
+        elif tuning is not None:
             raise ValueError(f"positive is {entry!r}, but the task is {tuning.task!r}: give one of its labels.")
     return tuning, pretraining
 

@@ -113,11 +113,13 @@ def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_sh
             member.best_epochs = watcher.best(processor.tokenizer) if watcher is not None else {}
             return member
         tuning = replace(tuning, checkpoint=str(place / "pretrained"))
+    if tuning is None:
+        raise ValueError("There is nothing to train: the recipe has neither pretraining nor fine-tuning.")
     tuning = replace(tuning, seed=tuning.seed + seed_shift)
-    model, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
+    tuned, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
     if keep:
         record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint)
-        save_checkpoint(place / "checkpoint", model, processor, tuning, record)
+        save_checkpoint(place / "checkpoint", tuned, processor, tuning, record)
     if "scratch" in recipe.arguments.baselines:
         with tempfile.TemporaryDirectory() as start:
             _tune(recipe, parts, labelled, scratch_start(tuning, Path(start)), member, SCRATCH)

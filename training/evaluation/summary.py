@@ -193,7 +193,7 @@ def _weighted_mean(groups: Sequence[Group]) -> Group:
 
 def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     """How the numbers came about, in words."""
-    arguments, stage = design.recipe.arguments, design.recipe.tuning or design.recipe.pretraining
+    arguments, stage, tuning = design.recipe.arguments, design.recipe.last_stage, design.recipe.tuning
     by = folds[0].stratified_by
     split = "by subject"
     if arguments.splits is not None:
@@ -201,9 +201,7 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     elif arguments.split == "leave_site_out":
         split = f"one {arguments.site_column} left out at a time"
     elif by is not None:
-        split = (
-            f"by subject, balanced by {'the task' if design.recipe.tuning and by == design.recipe.tuning.task else by}"
-        )
+        split = f"by subject, balanced by {'the task' if tuning is not None and by == tuning.task else by}"
     protocol = {
         "folds": len(folds[0].test_subjects),
         "split": split,
@@ -211,12 +209,12 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
         "pretraining": (
             "in every fold, on its training subjects only"
-            if design.recipe.pretraining
-            else design.recipe.tuning.checkpoint
+            if tuning is None or design.recipe.pretraining is not None
+            else tuning.checkpoint
         ),
     }
-    if design.recipe.tuning is not None:
-        few = design.recipe.tuning.labels_per_class
+    if tuning is not None:
+        few = tuning.labels_per_class
         protocol["labelled_training_scans"] = "all of the training fold" if few is None else f"{few} per class"
     if len(folds) > 1:
         protocol["repeats"] = f"{len(folds)}, each with its own fold seed and training seed"

@@ -1,6 +1,7 @@
 """How sure a score is: bootstrap intervals over people and permutation tests, on fixed out-of-fold predictions.
 
-All metrics are computed for many resamples at once; `tests/test_resampling.py` holds them against scikit-learn's.
+All metrics are computed for many resamples at once, and compared with scikit-learn's in
+`tests/training/evaluation/test_resampling.py`.
 """
 
 from collections.abc import Callable

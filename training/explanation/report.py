@@ -40,14 +40,14 @@ def write_explanation(
         reads_edges (`bool`): whether the model has an edge read-out, which no map shows.
     """
     names = cohort.feature_extractor.region_names
-    shown = names or [f"region {index + 1}" for index in range(cohort.feature_extractor.num_regions)]
+    shown = names or [f"region {index + 1}" for index in range(cohort.num_regions)]
     regions = pd.concat([_region_table(entry, shown) for entry in found], ignore_index=True)
 
     def fill(folder: Path) -> None:
         _write_table(folder / "regions.tsv", regions)
         if networks_of(names) is not None:
             keys = ["variable", "token", "network", "hemisphere"]
-            columns = [name for name in regions if name.endswith(("attention", "correlation"))]
+            columns = [name for name in regions.columns if name.endswith(("attention", "correlation"))]
             _write_table(folder / "networks.tsv", regions.groupby(keys, sort=False)[columns].mean().reset_index())
         write_json(folder / "summary.json", [_summary(entry) for entry in found])
         page = render_page(
@@ -147,11 +147,11 @@ def _figures(entry: Explained, method: str, cohort: Cohort) -> dict[str, Figure]
             maps.mean, coordinates, f"Attention of {entry.token}"
         )
         strongest = np.argsort(-maps.mean)[:CONNECTED]
-        edges = np.zeros((extractor.num_regions, extractor.num_regions))
+        edges = np.zeros((cohort.num_regions, cohort.num_regions))
         edges[np.ix_(strongest, strongest)] = _connectivity_difference(entry, cohort)[np.ix_(strongest, strongest)]
         versus = f"{entry.label} minus others" if entry.label else "upper minus lower half"
         drawn[_connections_caption(maps)] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
-    if networks_of(extractor.region_names) is not None:
+    if extractor.region_names is not None and networks_of(extractor.region_names) is not None:
         drawn["By network or lobe; dots are regions"] = plot_network_bars(maps.mean, extractor.region_names)
     return drawn
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -10,6 +11,7 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 
 from ..data.labels import infer_variable, label_columns, read_positive
+from ..data.triangles import count_edges
 from ..files import claim, require_new
 from .arguments import ABSENT_SCANS, BAD_SCANS, PATHS, PrepareArguments
 from .assemble import Excluded, PreparedCohort, assemble
@@ -82,7 +84,7 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     if arguments.shard is not None:
         return work
     cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
-    edges = extractor.num_regions * (extractor.num_regions - 1) // 2
+    edges = count_edges(extractor)
     scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
 
@@ -91,8 +93,8 @@ def _read_scans(
     arguments: PrepareArguments, source: Source, extractor: FCFeatureExtractor, rows: list[int], work: Path
 ) -> None:
     """Compute FC of every scan that is not finished yet."""
-    plan = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict(), "settings": source.settings}
-    plan["keep_time_series"] = arguments.keep_time_series
+    plan: dict[str, Any] = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict()}
+    plan |= {"settings": source.settings, "keep_time_series": arguments.keep_time_series}
     plan["shards"] = arguments.merge_shards or (Shard.parse(arguments.shard).count if arguments.shard else 1)
     open_plan(work, plan)
     if arguments.merge_shards is not None:
@@ -114,18 +116,19 @@ def _read_scans(
 
 def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
     """The FC definition; regions of an atlas that we do not know are those that the files agree on."""
-    options = {"atlas": arguments.atlas, "estimator": arguments.estimator}
+    options: dict[str, Any] = {"atlas": arguments.atlas, "estimator": arguments.estimator}
+    known = find_atlas(arguments.atlas) if arguments.atlas is not None else None
     names = source.region_names()
     if arguments.regions is not None:
         regions = read_table(arguments.regions)
         if "name" not in regions.columns:
             raise ValueError(f"{arguments.regions} has no column 'name'; it has {', '.join(regions.columns)}.")
         names = regions["name"].tolist()
-    elif names is None and find_atlas(arguments.atlas) is not None:
-        names = region_names(arguments.atlas)
+    elif names is None and known is not None:
+        names = region_names(known)
     if names is not None:
         return FCFeatureExtractor(region_names=names, **options)
-    if find_atlas(arguments.atlas) is not None:
+    if known is not None:
         return FCFeatureExtractor(**options)
     if source.num_regions() is None:  # no file can be read
         try:
@@ -138,5 +141,6 @@ def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtr
 def pairs_of(extractor: FCFeatureExtractor) -> np.ndarray:
     """Homotopic regions of an FC definition, `(pairs, 2)`."""
     known = find_atlas(extractor.atlas) if extractor.atlas else None
-    same = known is not None and extractor.region_names == region_names(known)
-    return homotopic_pairs(extractor.region_names, region_coordinates(known) if same else None)
+    if known is None or extractor.region_names != region_names(known):
+        return homotopic_pairs(extractor.region_names, None)
+    return homotopic_pairs(extractor.region_names, region_coordinates(known))

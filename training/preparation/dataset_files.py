@@ -106,7 +106,7 @@ def write_arrow(folder: Path, table: pd.DataFrame, scans: Scans) -> None:
         _tables(arrow, scans, schema), paths, len(table), lambda path: pa.ipc.new_stream(path, schema)
     )
     datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": path.name} for path in written],
         "_fingerprint": "".join(f"{_checksum(path):08x}" for path in written)[:64],
         "_format_columns": None,

@@ -17,6 +17,7 @@ from ..cli import load_yaml
 from ..data.cohort import COHORTS_FILE, PREFIX, QUALITY, Cohort, load_cohort
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels
+from ..data.triangles import count_edges
 from ..files import claim, write_folder
 from .arguments import MergeArguments
 from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
@@ -212,7 +213,7 @@ def _content(
         for part in parts:
             yield from part.triangles()
 
-    statistics = Statistics(extractor.num_regions * (extractor.num_regions - 1) // 2)
+    statistics = Statistics(count_edges(extractor))
     for chunk in triangles():
         statistics.add(chunk)
     pictures = Pictures(table, extractor, statistics.mean)

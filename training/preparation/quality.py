@@ -85,7 +85,7 @@ def measure(matrix: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
     silent = ~off.any(axis=1)
     alive = np.flatnonzero(~silent)
     edges = off[np.ix_(alive, alive)][np.triu_indices(len(alive), k=1)]
-    kept = pairs[~silent[pairs].any(axis=1)] if len(pairs) else pairs
+    kept = pairs[np.isin(pairs, alive).all(axis=1)] if len(pairs) else pairs
     homotopic = None
     if len(kept) and len(edges):
         ranks = np.searchsorted(np.sort(edges), off[kept[:, 0], kept[:, 1]])
@@ -127,12 +127,12 @@ def homotopic_pairs(names: Sequence[str] | None, coordinates: np.ndarray | None)
         coordinates (`np.ndarray` of shape `(regions, 3)`, *optional*): their centres, mm.
     """
     of_name = {name: number for number, name in enumerate(names or [])}
-    pairs = []
-    for name, left in of_name.items():
+    pairs: list[tuple[int, int]] = []
+    for name, number in of_name.items():
         for pattern, other in _SIDES:
-            mirrored = pattern.sub(other, name)
-            if mirrored != name and mirrored in of_name:
-                pairs.append((left, of_name[mirrored]))
+            partner = pattern.sub(other, name)
+            if partner != name and partner in of_name:
+                pairs.append((number, of_name[partner]))
                 break
     # Names of the Schaefer atlas number the regions of each side for themselves: places decide there.
     numbered = names is not None and any(re.search(r"_[LR]H_", str(name)) for name in names)

@@ -82,7 +82,7 @@ class Pictures:
         """Distance of the two regions of every edge in mm, for atlases whose coordinates are known."""
         known = find_atlas(self.extractor.atlas) if self.extractor.atlas else None
         places = None if known is None else region_coordinates(known)
-        if places is None or self.extractor.region_names != region_names(known):
+        if known is None or places is None or self.extractor.region_names != region_names(known):
             return None
         rows, columns = np.triu_indices(len(places), k=1)
         return np.linalg.norm(places[rows] - places[columns], axis=1)

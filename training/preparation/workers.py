@@ -87,7 +87,8 @@ class Job:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # regions without signal are counted in the quality columns
             given = np.stack(values) if kind == "connectivity" else values
-            return self.extractor(**{kind: given})["connectivity"]
+            arguments: dict[str, Any] = {kind: given}
+            return self.extractor(**arguments)["connectivity"]
 
     def _result(self, row: int, scan: Scan, matrix: np.ndarray) -> Result:
         record = measure(matrix, self.pairs) | {"volumes": scan.volumes, "mean_fd": scan.mean_fd}

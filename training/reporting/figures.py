@@ -125,7 +125,7 @@ def plot_confusion(labels: ArrayLike, predictions: ArrayLike, label_names: Seque
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(axis="y", labelrotation=90)
     for tick in axes.get_yticklabels():
-        tick.set_va("center")
+        tick.set_verticalalignment("center")
     return figure
 
 
@@ -194,7 +194,7 @@ def plot_network_bars(scores: ArrayLike, region_names: Sequence[str]) -> Figure:
     positions = np.arange(len(groups))
     for shift, hemisphere, name, colour in ((-0.2, "LH", "left", COLOURS[0]), (0.2, "RH", "right", COLOURS[1])):
         members = [network[hemisphere] for network in groups.values()]
-        means = [np.mean(group) if group else np.nan for group in members]
+        means = [float(np.mean(group)) if group else np.nan for group in members]
         axes.bar(positions + shift, means, width=0.38, color=colour, alpha=0.75, label=f"{name} hemisphere")
         for position, group in zip(positions, members, strict=True):
             axes.scatter(np.full(len(group), position + shift), group, s=5, color="0.25", alpha=0.6, zorder=3)

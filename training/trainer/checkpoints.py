@@ -17,6 +17,7 @@ from modeling_lcm.loading_lcm import check_place
 
 from ..files import write_folder, write_json
 from .arguments import LoopArguments
+from .trainable import lcm_head
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def save_checkpoint(
         if isinstance(model, PeftModel):
             save_adapter(model, processor, path / "adapter")
             whole = model.merge_and_unload(safe_merge=True)
-        whole.save_pretrained(path)
+        lcm_head(whole).save_pretrained(path)
         processor.save_pretrained(path)
         write_json(path / RECORD, {"arguments": asdict(arguments), **record})
 

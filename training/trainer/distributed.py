@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed import DistError, all_reduce
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def start_processes(timeout: int) -> PartialState:
@@ -63,9 +66,12 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        counted, means, variances = self.num_batches_tracked, self.running_mean, self.running_var
+        if counted is None or means is None or variances is None or self.momentum is None:
+            raise TypeError("Shared batch norm keeps running statistics with a momentum; this one keeps none.")
+        counted.add_(1)
+        means.lerp_(mean.to(means.dtype), self.momentum)
+        variances.lerp_(variance.to(variances.dtype), self.momentum)
 
 
 class _Total(torch.autograd.Function):
@@ -99,12 +105,12 @@ def share_batch_norm(model: nn.Module, shared: bool) -> None:
             module.__class__ = after
 
 
-def without_weights(model: nn.Module) -> nn.Module:
+def without_weights(model: Model) -> Model:
     """A copy of the model that takes no memory: its tensors have a shape, but no content."""
     return copy_with_tensors(model, lambda tensor: tensor.detach().to("meta"))
 
 
-def copy_with_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+def copy_with_tensors(model: Model, make: Callable[[Tensor], Tensor]) -> Model:
     """A copy of the model in which `make` has replaced every parameter and buffer; none of them is copied."""
     replaced: dict[int, Any] = {id(buffer): make(buffer) for buffer in model.buffers()}
     for parameter in model.parameters():

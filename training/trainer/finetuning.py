@@ -34,7 +34,7 @@ from .loop import Trainer
 from .prediction import predict_logits
 from .targets import split_scans, task_class_weights, task_scans
 from .trainable import freeze, with_adapter
-from .vocabulary import announce_labels, only_labels, task_tokenizer, with_default_labels
+from .vocabulary import announce_labels, only_labels, task_of, task_tokenizer, with_default_labels
 
 
 MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
@@ -77,7 +77,7 @@ def finetune(
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, arguments)
     cohort = replace(cohort, table=only_labels(cohort.table, arguments))
-    announce_labels(announce, [tokenizer.task_variable], cohort.table, "--positive LABEL")
+    announce_labels(announce, [task_of(tokenizer)], cohort.table, "--positive LABEL")
     if check_leakage:
         _warn_of_leakage(cohort.table, tokenizer)
     set_seed(arguments.seed)
@@ -91,10 +91,9 @@ def finetune(
     if arguments.new_tokens == "related" and model.config.num_task_tokens:
         start_from_related_tokens(model, scans.select(kept))
     freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
-    if arguments.adapter != "none":
-        model = with_adapter(model, arguments)
+    trainable = with_adapter(model, arguments) if arguments.adapter != "none" else model
     held_out = scans.select(validation) if len(validation) else None
-    trainer = Trainer(model, training_dataset(training, arguments), held_out, arguments, folder)
+    trainer = Trainer(trainable, training_dataset(training, arguments), held_out, arguments, folder)
     history = trainer.train(after_epoch)
     made = LCMProcessor(processor.feature_extractor, tokenizer)
     made.limits = training_limits(training.cohort)
@@ -102,7 +101,7 @@ def finetune(
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
-    variable = tokenizer.task_variable
+    variable = task_of(tokenizer)
     names = variable.labels or [variable.name]
     problem = "single_label_classification" if variable.kind == "categorical" else "regression"
     with expected_new_weights():
@@ -120,7 +119,7 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
 
 def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
     """Warn of columns from which the label can be told for certain, such as a site with patients only."""
-    task = tokenizer.task_variable
+    task = task_of(tokenizer)
     known = records[records[task.name].notna()]
     is_class = task.kind == "categorical"
     truth = pd.factorize(known[task.name])[0] if is_class else known[task.name].to_numpy(dtype=float)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +38,7 @@ from .distributed import StopSignals, is_lost_process, refuse_sharding_without_g
 from .losses import batch_loss, readout_loss, target_counts
 from .resume import RunCheckpoints
 from .tracking import LOGS, chosen_trackers, start_trackers
-from .trainable import make_optimizer, set_training_mode
+from .trainable import lcm_head, make_optimizer, set_training_mode
 
 
 @dataclass
@@ -69,7 +69,10 @@ class LoopState:
         self.__dict__.update(content)
 
 
-class Trainer:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Trainer(Generic[Model]):
     """Trains one model on one data set and leaves it at its best epoch.
 
     Args:
@@ -91,7 +94,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         train_data: ConnectomeDataset,
         validation_data: ConnectomeDataset | None,
         arguments: LoopArguments,
@@ -112,7 +115,7 @@ class Trainer:
         # An explicit generator keeps the loader from drawing on the global one, which resuming could not replay.
         self.loader = DataLoader(train_data, batch_sampler=self.batches, generator=torch.Generator(), collate_fn=_same)
         if arguments.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            lcm_head(model).activation_checkpointing_enable()
         share_batch_norm(model, processes > 1)
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if is_sharded and arguments.optimizer == "adafactor":
@@ -121,13 +124,13 @@ class Trainer:
                 "or take a configuration without FSDP."
             )
         self._whole = without_weights(model) if is_sharded else None
-        self.trained = model
+        self.trained: Model = model
         optimizer = make_optimizer(model, arguments)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         steps = math.ceil(len(self.loader) / self.batches_per_step) * arguments.epochs
         self.scheduler = get_scheduler("cosine", optimizer, int(arguments.warmup_fraction * steps), steps)
         self.validation_loader = None
-        if has_validation:
+        if validation_data is not None and has_validation:
             validation = DataLoader(validation_data, batch_size=4 * batch_size, collate_fn=_same)
             self.validation_loader = self.accelerator.prepare(validation)
         self.state = LoopState()
@@ -258,7 +261,7 @@ class Trainer:
 
     def _agree(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, bool]:
         """Recorded labels per target in this step, over all processes, and whether one of these was told to stop."""
-        counts = sum(target_counts(batch) for batch in batches)
+        counts = torch.stack([target_counts(batch) for batch in batches]).sum(0)
         stop = torch.full((1,), self._signals.requested, dtype=counts.dtype, device=counts.device)
         totals = self.accelerator.reduce(torch.cat([counts, stop]), reduction="sum")
         return totals[:-1], bool(totals[-1])
@@ -350,9 +353,9 @@ class Trainer:
             self.trained.load_state_dict(weights, assign=self._whole is not None)
         share_batch_norm(self.trained, False)
         chosen = self.state.best_epoch if self.state.best_epoch >= 0 else -1
-        self.trained.config.supervision = self.state.history[chosen]["stage"]
+        lcm_head(self.trained).config.supervision = self.state.history[chosen]["stage"]
         if self.arguments.activation_checkpointing:
-            self.trained.activation_checkpointing_disable()
+            lcm_head(self.trained).activation_checkpointing_disable()
         self.trained.eval()
         if self.accelerator.num_processes > 1 or self.accelerator.device.type != "cpu":
             # Not in one CPU process, where collecting garbage takes longer than a small training. With several, the
@@ -363,8 +366,9 @@ class Trainer:
 
 
 def _best_layers(model: nn.Module) -> dict[str, int]:
-    names = [variable["name"] for variable in model.config.bei_variables]
-    return dict(zip(names, model.bei_layer_choice.best_layer.tolist(), strict=True))
+    head = lcm_head(model)
+    names = [variable["name"] for variable in head.config.bei_variables]
+    return dict(zip(names, head.bei_layer_choice.best_layer.tolist(), strict=True))
 
 
 def _same(batch: Any) -> Any:

@@ -1,6 +1,7 @@
 """Losses of batches: with noise, with mixup, and of the read-out as validation uses it."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +9,20 @@ from torch.distributions import Beta
 
 from modeling_lcm.loss_lcm import TargetLayout, labelled, layerwise_losses, multitask_loss
 
+from .trainable import LCMHead
+
 
 LABELS = ("labels", "bei_targets")  # label tensors of a batch; the second only where pretrained variables train too
 
 
 def batch_loss(
-    model: nn.Module, head: nn.Module, batch: dict[str, Tensor], counts: Tensor, noise: float, mixup: float
+    model: nn.Module, head: LCMHead, batch: dict[str, Tensor], counts: Tensor, noise: float, mixup: float
 ) -> Tensor:
     """Training loss of one batch; with mixup, of pairs of its scans, weighing both scans' labels by their shares.
 
     Args:
         model (`nn.Module`): what is called, wrapped for several processes or not.
-        head (`nn.Module`): the LCM head in it.
+        head (`LCMHead`): the LCM head in it.
         batch (`dict[str, Tensor]`): `connectivity` `(batch, regions, regions)` and label tensors.
         counts (`Tensor` of shape `(targets,)`): recorded labels in the whole optimisation step.
         noise (`float`): standard deviation of the symmetric noise that is added to FC; 0 for none.
@@ -35,9 +38,11 @@ def batch_loss(
     share = Beta(mixup, mixup).sample().item()
     partner = torch.randperm(len(connectivity), device=connectivity.device)
     outputs = model(connectivity=share * connectivity + (1 - share) * connectivity[partner])
-    own = head.compute_loss(outputs.layer_logits, **labels, target_counts=counts)
-    others = {name: values[partner] for name, values in labels.items()}
-    return share * own + (1 - share) * head.compute_loss(outputs.layer_logits, **others, target_counts=counts)
+
+    def loss_of(targets: dict[str, Tensor]) -> Tensor:
+        return cast(Tensor, head.compute_loss(outputs.layer_logits, **targets, target_counts=counts))
+
+    return share * loss_of(labels) + (1 - share) * loss_of({name: values[partner] for name, values in labels.items()})
 
 
 def with_noise(connectivity: Tensor, std: float) -> Tensor:

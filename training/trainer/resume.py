@@ -74,7 +74,7 @@ class RunCheckpoints:
         """
         if self.folder is not None and self.accelerator.is_main_process:
             require_writable(self.folder)
-            self._require_room()
+            self._require_room(self.folder)
             write_json(self.folder / "arguments.json", self._settings())
 
     def save(self, best: dict[str, Tensor] | None) -> None:
@@ -92,7 +92,7 @@ class RunCheckpoints:
         for part in (self._open, self._fill, self._seal):
             error = None
             try:
-                part()
+                part(self.store)
             except WRITE_ERRORS as caught:
                 if isinstance(caught, RuntimeError) and is_lost_process(caught):
                     raise
@@ -103,19 +103,19 @@ class RunCheckpoints:
                     self.store.discard()
                 raise writing_failed(self.store.folder, error, self.last()) from error
 
-    def _open(self) -> None:
+    def _open(self, store: CheckpointStore) -> None:
         if self.accelerator.is_main_process:
-            self.store.begin()
+            store.begin()
 
-    def _fill(self) -> None:
-        self.accelerator.save_state(str(self.store.partial))
+    def _fill(self, store: CheckpointStore) -> None:
+        self.accelerator.save_state(str(store.partial))
         if self._best is not None and self.accelerator.is_main_process:
-            save_file(self._best, self.store.partial / "best.safetensors")
+            save_file(self._best, store.partial / "best.safetensors")
 
-    def _seal(self) -> None:
+    def _seal(self, store: CheckpointStore) -> None:
         if not self.accelerator.is_main_process:
             return
-        weights = self.store.partial / "model.safetensors"
+        weights = store.partial / "model.safetensors"
         if weights.is_file():  # sharded weights are in the files of all processes
             check_weights(weights, self.accelerator.unwrap_model(self.model).state_dict())
         epoch, step = self.state.epoch, self.state.step
@@ -127,7 +127,7 @@ class RunCheckpoints:
             "git_revision": git_revision(),
             "versions": library_versions(),
         }
-        self.store.commit(f"epoch_{epoch:05d}_step_{step:07d}", record)
+        store.commit(f"epoch_{epoch:05d}_step_{step:07d}", record)
 
     def last(self) -> Path | None:
         """The newest checkpoint's folder."""
@@ -148,7 +148,7 @@ class RunCheckpoints:
         Raises:
             ValueError: there is no such run, all checkpoints are damaged, or settings, scans or model are others.
         """
-        if self.folder is None or not (self.folder / "arguments.json").is_file():
+        if self.folder is None or self.store is None or not (self.folder / "arguments.json").is_file():
             raise ValueError(f"There is no checkpoint to resume from in {self.folder}.")
         newest = self.store.newest()
         if newest is None:
@@ -161,14 +161,14 @@ class RunCheckpoints:
         best = newest / "best.safetensors"
         return load_file(best) if best.is_file() else None
 
-    def _require_room(self) -> None:
+    def _require_room(self, folder: Path) -> None:
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
         copies = 3 if self.arguments.optimizer == "adamw" else 1
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(folder).free
         wanted = self.arguments.checkpoint_every or self.arguments.checkpoint_every_steps
         if wanted and free < copies * weights:
             raise OSError(
-                f"{self.folder} has {free / 1e9:.3f} GB of free space, and one checkpoint of this run takes about "
+                f"{folder} has {free / 1e9:.3f} GB of free space, and one checkpoint of this run takes about "
                 f"{copies * weights / 1e9:.3f} GB: free space, choose another output, or set checkpoint_every to 0."
             )
 

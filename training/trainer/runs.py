@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -46,9 +46,10 @@ def output_folder(arguments: LoopArguments) -> Iterator[Path]:
                 answer[0] = error
         if state.num_processes > 1:
             broadcast_object_list(answer)
-        if not isinstance(answer[0], Path):
-            raise answer[0]
-        yield answer[0]
+        folder = answer[0]
+        if isinstance(folder, Exception):
+            raise folder
+        yield cast(Path, folder)
 
 
 def _claimed(arguments: LoopArguments, stack: ExitStack) -> Path:
@@ -64,10 +65,10 @@ def training_scans(cohort: Cohort, arguments: DataArguments) -> Cohort:
     Raises:
         ValueError: only one of `splits` and `fold` was given.
     """
-    if (arguments.splits is None) != (arguments.fold is None):
-        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
-    if arguments.splits is None:
+    if arguments.splits is None and arguments.fold is None:
         return cohort
+    if arguments.splits is None or arguments.fold is None:
+        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
     return Folds.load(arguments.splits).split(cohort, arguments.fold)[0]
 
 

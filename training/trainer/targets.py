@@ -1,6 +1,6 @@
 """Which scans train on which labels: encoding, few labels, pseudo-labels, class weights."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from ..data.folds import few_labels, hold_out
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .prediction import predict_logits
+from .vocabulary import task_of
 
 
 def class_weights(variables: list[dict[str, Any]], labels: Tensor) -> dict[str, list[float]]:
@@ -31,7 +32,8 @@ def task_class_weights(config: LCMConfig, labels: dict[str, Tensor]) -> dict[str
     """Balanced weights of the task and, where they train, of the pretrained variables."""
     weights = class_weights(config.bei_variables, labels["bei_targets"]) if config.bei_loss_weight else {}
     if config.problem_type == "single_label_classification":
-        weights[config.task_variable] = balanced_class_weights(labels["labels"], config.num_labels)
+        task, classes = cast(str, config.task_variable), cast(int, config.num_labels)
+        weights[task] = balanced_class_weights(labels["labels"], classes)
     return weights
 
 
@@ -53,9 +55,10 @@ def task_scans(cohort: Cohort, tokenizer: BEITokenizer, arguments: FinetuneArgum
     labels = encoded["labels"]
     if not (labels != IGNORE_INDEX).any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
-    if tokenizer.task_variable.kind == "categorical":
-        _require_classes(labels, tokenizer.task_variable)
-        _require_subjects(labels, cohort.subjects, tokenizer.task_variable)
+    task = task_of(tokenizer)
+    if task.kind == "categorical":
+        _require_classes(labels, task)
+        _require_subjects(labels, cohort.subjects, task)
         if arguments.labels_per_class is not None:
             chosen = few_labels(labels.numpy(), arguments.labels_per_class, arguments.seed)
             hidden = np.setdiff1d(np.arange(len(cohort)), chosen)
@@ -89,14 +92,15 @@ def split_scans(
     labels, table = scans.labels["labels"], scans.cohort.table
     has_label = (labels != IGNORE_INDEX).numpy()
     labelled = np.flatnonzero(has_label)
-    categorical = tokenizer.task_variable.kind == "categorical"
+    task = task_of(tokenizer)
+    categorical = task.kind == "categorical"
     stratify = arguments.task if categorical else None
     kept, validation = (
         labelled[part]
         for part in hold_out(table.iloc[labelled], arguments.validation_fraction, arguments.seed, stratify)
     )
     if categorical:
-        _require_classes(labels[torch.from_numpy(kept)], tokenizer.task_variable)
+        _require_classes(labels[torch.from_numpy(kept)], task)
     if arguments.pseudo_labels == "none":
         return kept, labelled[:0], validation
     # Subjects without a label train the pretrained tokens; never another scan of one held back for validation.
@@ -140,11 +144,9 @@ def model_pseudo_labels(checkpoint: str, cohort: Cohort, threshold: float) -> Te
     with expected_new_weights():
         model = LCMForMultitaskPretraining.from_pretrained(checkpoint, dtype=torch.float32)
     logits = predict_logits(model, cohort)["logits"]
-    columns, start = [], 0
+    columns, slices = [], model.config.token_slices
     for variable in model.config.bei_variables:
-        size = max(1, len(variable["labels"]))
-        best = logits[:, start : start + size].softmax(-1).max(-1)
+        best = logits[:, slices[variable["name"]]].softmax(-1).max(-1)
         confident = (best.values >= threshold) & (variable["kind"] == "categorical")
         columns.append(torch.where(confident, best.indices.float(), torch.tensor(float(IGNORE_INDEX))))
-        start += size
     return torch.stack(columns, dim=1)

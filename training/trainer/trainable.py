@@ -1,12 +1,13 @@
 """Which weights train: parameter groups, frozen layers, adapters."""
 
 import re
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from modeling_lcm import LCMConfig, LCMForSequenceClassification
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.adapters_lcm import without_peft_warning
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
 from modeling_lcm.loading_lcm import head_modules
@@ -14,7 +15,14 @@ from modeling_lcm.loading_lcm import head_modules
 from .arguments import FinetuneArguments, LoopArguments
 
 
+LCMHead = LCMForMultitaskPretraining | LCMForSequenceClassification
+
 RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at all ranks
+
+
+def lcm_head(model: nn.Module) -> LCMHead:
+    """The LCM head: the model itself, or the one that an adapter is put on."""
+    return cast(LCMHead, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def make_optimizer(model: nn.Module, arguments: LoopArguments) -> torch.optim.Optimizer:
@@ -48,7 +56,7 @@ def parameter_groups(model: nn.Module, arguments: LoopArguments) -> list[dict]:
     depths: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            depth = _depth(name, model.config.num_hidden_layers) if decay < 1 else 0
+            depth = _depth(name, lcm_head(model).config.num_hidden_layers) if decay < 1 else 0
             depths.setdefault(depth, []).append(parameter)
     groups = []
     for depth, parameters in sorted(depths.items()):
@@ -73,14 +81,14 @@ def trains_pretrained_tokens(config: LCMConfig) -> bool:
     return bool(config.bei_loss_weight) or not config.num_task_tokens
 
 
-def freeze(model: nn.Module, frozen_layers: int = 0, tokens_only: bool = False) -> None:
+def freeze(model: LCMForSequenceClassification, frozen_layers: int = 0, tokens_only: bool = False) -> None:
     """Exclude parameters from training, in place.
 
     The pretrained tokens' edge read-out is always excluded where it receives no gradient, as weight decay alone would
     wear it down.
 
     Args:
-        model (`nn.Module`): an LCM head with a downstream task.
+        model (`LCMForSequenceClassification`): a head with a downstream task.
         frozen_layers (`int`): decoder layers, from the first one on, that stay as they are, together with the stem.
         tokens_only (`bool`): train the shared read-out, and tokens and edge read-out of the task alone. Those of the
             pretrained variables train too where they have a loss of their own, or are the task's.

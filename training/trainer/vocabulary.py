@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import pandas as pd
 
@@ -35,6 +36,11 @@ def only_labels(table: pd.DataFrame, arguments: FinetuneArguments) -> pd.DataFra
             "Not among the labels %s of %r, and left out: %s.", ", ".join(arguments.labels), arguments.task, counts
         )
     return table.assign(**{arguments.task: values.mask(others)})
+
+
+def task_of(tokenizer: BEITokenizer) -> BEIVariable:
+    """The downstream variable of a tokenizer that has one."""
+    return cast(BEIVariable, tokenizer.task_variable)
 
 
 def task_variable(
@@ -152,7 +158,9 @@ def announce_labels(
     announce: Callable[[str], None] | None, variables: Sequence[BEIVariable], records: pd.DataFrame, setting: str
 ) -> None:
     """Say, where anybody listens, which labels the variables have, how many scans have each, and which is positive."""
-    for line in label_lines(variables, records, setting) if announce is not None else ():
+    if announce is None:
+        return
+    for line in label_lines(variables, records, setting):
         announce(line)
 
 

@@ -207,7 +207,7 @@ def _open_npz(path: Path, kind: str) -> _Archive:
             others = {name: read_entry(file, name) for name in file.files if name not in (*ID_ARRAYS, *found)}
             others = {name: value for name, value in others.items() if not _is_of_scans(name, value, len(ids))}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        reason = f"an array {why_unreadable(error)}" if "pickle" in str(error) else error
+        reason = f"an array {why_unreadable(error)}" if "pickle" in str(error) else str(error)
         raise ValueError(f"{path} cannot be used: {reason}.") from error
     scans = len(arrays[-1]) - (kind == "time_series")
     if scans != len(ids) or scans < 1:

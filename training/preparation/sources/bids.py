@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -57,7 +57,8 @@ def bids_source(
         raise FileNotFoundError(f"There is no folder {root}.")
     selection = parse_selection(select)
     found = _selected(_find(root), selection, root)
-    files, remarks = _of_one_kind(found, root), []
+    files = _of_one_kind(found, root)
+    remarks: list[str] = []
     is_image = files[0].entities["suffix"] == "bold"
     if is_image:
         files = _in_space(files, "space" in selection, root)
@@ -217,7 +218,7 @@ def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -
         subject, parts = f"sub-{file.entities['sub']}", file.entities
         record: dict[str, Any] = dict.fromkeys(people.columns) if subject not in people.index else {}
         if subject in people.index:
-            record = people.loc[subject].to_dict()
+            record = cast(dict[str, Any], people.loc[subject].to_dict())
         elif subject not in without:
             without.append(subject)
         record |= _session_record(root, parts)
@@ -281,4 +282,4 @@ def _session_record(root: Path, parts: dict[str, str]) -> dict[str, Any]:
     if "session_id" not in table.columns:
         return {}
     rows = table[table["session_id"].isin([parts["ses"], f"ses-{parts['ses']}"])]
-    return {} if rows.empty else rows.iloc[0].dropna().to_dict()
+    return {} if rows.empty else cast(dict[str, Any], rows.iloc[0].dropna().to_dict())

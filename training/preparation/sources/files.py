@@ -34,7 +34,7 @@ def locate(pattern: str, table: pd.DataFrame, whose: Callable[[int], str]) -> li
     paths: list[Path] = []
     for row, record in enumerate(table.to_dict("records")):
         try:
-            path = Path(pattern.format(**record))
+            path = Path(pattern.format_map(record))
         except (KeyError, IndexError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"The pattern {pattern!r} does not fit the table ({error}): write names of its columns in braces, "
@@ -59,7 +59,11 @@ def locate(pattern: str, table: pd.DataFrame, whose: Callable[[int], str]) -> li
 
 def _first_double(paths: list[Path]) -> Path:
     seen: set[Path] = set()
-    return next(path for path in paths if path in seen or seen.add(path))
+    for path in paths:
+        if path in seen:
+            break
+        seen.add(path)
+    return path
 
 
 @dataclass

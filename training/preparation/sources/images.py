@@ -162,7 +162,7 @@ def load_image(path: Path) -> Any:
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         if image.ndim == 4:
             image = nibabel.Nifti1Image(
                 image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine, image.header

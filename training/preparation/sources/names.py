@@ -39,7 +39,7 @@ def read_entry(archive: Any, key: str) -> Any:
         return Unreadable(why_unreadable(error))
 
 
-def why_unreadable(error: ValueError) -> str:
+def why_unreadable(error: Exception) -> str:
     """NumPy's reason, in words."""
     return "holds Python objects instead of numbers or text" if "pickle" in str(error) else f"cannot be read ({error})"
 

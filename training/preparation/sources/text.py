@@ -126,7 +126,9 @@ def read_numbers(text: str) -> FileArray:
 
 def _without_comments(text: str) -> tuple[list[str], list[str], list[int]]:
     """Comments above the numbers, lines that are none, and the numbers of these lines."""
-    comments, lines, numbers = [], [], []
+    comments: list[str] = []
+    lines: list[str] = []
+    numbers: list[int] = []
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         bare = line.strip()
         if bare.startswith(_COMMENTS):

@@ -1,0 +1,151 @@
+"""One model for several atlases: whichever of them a scan has, and variables that were fitted in closed form."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import NUM_REGIONS, randomise
+from torch import Tensor
+
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+
+
+ATLASES = {"small": {"num_regions": NUM_REGIONS}, "large": {"num_regions": 15}}
+CLOSED = {"small": {"sex": {}, "age": {}}, "large+small": {"sex": {}}}
+
+
+@pytest.fixture
+def several(make_config: Callable[..., LCMConfig]) -> LCMConfig:
+    """A tiny configuration of two atlases."""
+    return make_config(atlases=ATLASES, edge_readout=True, edge_bias=True, edge_shrinkages=[0.1, 0.4])
+
+
+@pytest.fixture
+def scans(make_connectivity: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Four scans in both atlases, of which the second lacks one and the third the other."""
+    found = {name: make_connectivity(regions=atlas["num_regions"]) for name, atlas in ATLASES.items()}
+    found["small"][1] = torch.nan
+    found["large"][2] = torch.nan
+    return found
+
+
+def make(config: LCMConfig, kind: Any = LCMForMultitaskPretraining) -> Any:
+    """A model whose every weight matters, edge read-outs included."""
+    model = kind(config)
+    randomise(model)
+    for name, tensor in model.state_dict().items():
+        if "edge" in name and tensor.is_floating_point():
+            tensor.normal_(std=0.2)
+    return model.eval()
+
+
+def one(scans: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """A single scan with the atlases that it has."""
+    return {name: part[row : row + 1] for name, part in scans.items() if not part[row].isnan().any()}
+
+
+def test_an_atlas_with_a_name_changes_nothing(make_config: Callable[..., LCMConfig], connectivity: Tensor) -> None:
+    unnamed = make(make_config(edge_readout=True))
+    named = LCMForMultitaskPretraining(make_config(edge_readout=True, atlases={"small": ATLASES["small"]})).eval()
+    named.load_state_dict(unnamed.state_dict())
+    expected = unnamed(connectivity).logits
+    assert torch.equal(named(connectivity).logits, expected)
+    assert torch.equal(named({"small": connectivity}).logits, expected)
+
+
+@pytest.mark.parametrize("kind", [LCMForMultitaskPretraining, LCMForSequenceClassification])
+def test_scans_are_read_by_the_atlases_that_they_have(several: LCMConfig, scans: dict[str, Tensor], kind: Any) -> None:
+    model = make(several, kind)
+    together = model(scans).logits
+    alone = torch.cat([model(one(scans, row)).logits for row in range(4)])
+    torch.testing.assert_close(together, alone)
+    assert together.isfinite().all()
+    assert not torch.allclose(model({"small": scans["small"][:1]}).logits, together[:1])
+
+
+def test_regions_of_all_atlases_are_the_memory(several: LCMConfig, scans: dict[str, Tensor]) -> None:
+    assert several.num_regions == NUM_REGIONS + 15
+    model = make(several, LCMModel)
+    model.set_attn_implementation("eager")
+    whole = {name: part[:1] for name, part in scans.items()}
+    assert model(whole, output_attentions=True).cross_attentions[0].shape[-1] == NUM_REGIONS + 15
+    with pytest.raises(ValueError, match="lack an atlas"):
+        model(scans)
+
+
+def test_what_was_fitted_in_closed_form_is_read_from_its_edges_alone(
+    make_config: Callable[..., LCMConfig], scans: dict[str, Tensor]
+) -> None:
+    config = make_config(atlases=ATLASES, edge_readout=True, edge_bias=True, closed_form=CLOSED)
+    model = make(config)
+    logits = model(scans).logits
+    slices = config.token_slices
+    # Age has no read-out of the large atlas, which is all that the second scan has; neither has sex.
+    assert logits[:, slices["age"]].isnan()[:, 0].tolist() == [False, True, False, False]
+    assert logits[:, slices["sex"]].isnan().any(1).tolist() == [False, True, False, False]
+    assert logits[:, slices["state"]].isfinite().all()  # trained by gradients, on whatever there is
+    # Sex of a scan in both is the joint read-out's, not that of one of them.
+    edges = torch.cat([model.edge_features[name](scans[name][:1]) for name in sorted(ATLASES)], -1)
+    torch.testing.assert_close(logits[:1, slices["sex"]], model.bei_edge_readout["large+small"](edges))
+    torch.nn.init.normal_(model.score.weight)
+    changed = model(scans).logits
+    assert torch.equal(changed[[0, 2, 3]][:, slices["sex"]], logits[[0, 2, 3]][:, slices["sex"]])
+    assert not torch.allclose(changed[:, slices["state"]], logits[:, slices["state"]])
+
+
+def test_training_on_scans_with_different_atlases(
+    several: LCMConfig, scans: dict[str, Tensor], labels: Tensor
+) -> None:
+    model = make(several).train()
+    model(scans, labels=labels).loss.backward()
+    missing = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert not missing
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_saved_and_loaded(make_config: Callable[..., LCMConfig], scans: dict[str, Tensor], tmp_path: Path) -> None:
+    model = make(make_config(atlases=ATLASES, edge_readout=True, edge_shrinkages=[0.1, 0.4], closed_form=CLOSED))
+    model.save_pretrained(tmp_path)
+    loaded = LCMForMultitaskPretraining.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(scans).logits, model(scans).logits, equal_nan=True)
+    task = LCMForSequenceClassification.from_pretrained(tmp_path, task_variable="sex", num_labels=2).eval()
+    expected = model(scans).logits[:, model.config.token_slices["sex"]]
+    torch.testing.assert_close(task(scans).logits, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"other": torch.eye(NUM_REGIONS)[None]}, "has the atlases other; this model reads large, small"),
+        ({}, "has the atlases none"),
+        ({"small": torch.eye(15)[None]}, "needed are small: "),
+        ({"small": torch.eye(12)[None], "large": torch.eye(15).expand(2, 15, 15)}, "of the same scans"),
+        (torch.eye(9)[None], r"this model needs \(batch, 15, 15\) or \(batch, 12, 12\)"),
+        (
+            {name: torch.full((1, a["num_regions"], a["num_regions"]), torch.nan) for name, a in ATLASES.items()},
+            "none of",
+        ),
+    ],
+)
+def test_batches_that_are_refused(several: LCMConfig, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LCMForMultitaskPretraining(several).eval()(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"atlases": {"a+b": {"num_regions": 9}}}, "without '.' and"),
+        ({"atlases": {"a": {}}}, "num_regions of 'a'"),
+        ({"atlases": {"a": {"num_regions": 3, "region_names": ["x"]}}}, "1 region_names"),
+        ({"atlases": ATLASES, "edge_readout": True, "closed_form": {"small+large": {}}}, "in alphabetical order"),
+        ({"edge_readout": True, "closed_form": {"atlas": {"height": {}}}}, "variables height"),
+        ({"closed_form": {"atlas": {"sex": {}}}}, "needs edge_readout=True"),
+        ({"edge_shrinkages": [0.2, 1.5]}, "must lie between 0 and 1"),
+    ],
+)
+def test_configurations_that_are_refused(make_config: Callable[..., LCMConfig], settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(**settings)
