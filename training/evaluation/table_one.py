@@ -116,7 +116,10 @@ def _label_rows(name: str, counts: pd.DataFrame, difference: str, missing: str) 
     totals = counts.sum()
     rows = [[name, *([""] * len(totals)), difference, missing]]
     for value, each in counts.iterrows():
-        cells = [f"{count} ({count / total:.0%})" if total else NOT_RECORDED for count, total in zip(each, totals, strict=True)]
+        cells = [
+            f"{count} ({count / total:.0%})" if total else NOT_RECORDED
+            for count, total in zip(each, totals, strict=True)
+        ]
         rows.append([f"   {value}", *cells, "", ""])
     return rows
 

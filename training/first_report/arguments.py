@@ -34,7 +34,9 @@ class ReportArguments:
     atlas: str | None = setting(None, "Atlas id. Default: that of the files, else aal-116.")
     regions: str | None = setting(None, "Table with a column name: regions in the order of the data.")
     labels_img: str | None = setting(None, "Label image of the atlas, for images. Default: fetched by nilearn.")
-    confounds: str | None = setting(None, "fMRIPrep's confounds to remove: simple, scrubbing, compcor, ica_aroma, none.")
+    confounds: str | None = setting(
+        None, "fMRIPrep's confounds to remove: simple, scrubbing, compcor, ica_aroma, none."
+    )
     triangle: Literal["upper", "lower"] | None = setting(None, "Order of vectorised FC.")
     max_mean_fd: float | None = setting(None, "Leave scans out that moved more (mean framewise displacement, mm).")
     min_volumes: int | None = setting(None, "Leave scans out with fewer volumes.")
