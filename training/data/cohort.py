@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -16,7 +16,7 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
 from .identity import SAME_PERSON
-from .triangles import StoredSeries, StoredTriangles, to_matrices
+from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
 
 PREFIX = "qc_"
@@ -34,6 +34,7 @@ FC_DEFINITION = "fc_definition.json"
 FURTHER_ATLASES = "further_atlases.json"  # FC definitions of the columns `connectivity_ATLAS`, if there are any
 QUALITY = "quality.json"
 COHORTS_FILE = "cohorts.json"
+Places = np.ndarray | Sequence[int] | slice  # of scans in a cohort
 _AT_ONCE = 1000  # scans that are read together
 
 
@@ -59,17 +60,22 @@ class AtlasScans:
 
     def select(self, scans: np.ndarray) -> "AtlasScans":
         """Some scans, by position or mask; nothing is read."""
-        stored = isinstance(self.triangles, StoredTriangles)
+        kept = self.triangles
         return AtlasScans(
             self.feature_extractor,
-            self.triangles.select(scans) if stored else self.triangles[scans],
+            kept.select(scans) if isinstance(kept, StoredTriangles) else kept[scans],
             None if self.series is None else self.series.select(scans),
         )
 
-    def matrices(self, scans: np.ndarray | slice) -> np.ndarray:
+    @property
+    def num_regions(self) -> int:
+        """Regions of the atlas; prepared scans always have a number of them."""
+        return cast(int, self.feature_extractor.num_regions)
+
+    def matrices(self, scans: Places) -> np.ndarray:
         """FC matrices `(scans, regions, regions)`, float32; all NaN for a scan without this atlas."""
         triangles = self.triangles[scans]
-        found = to_matrices(torch.from_numpy(triangles), self.feature_extractor.num_regions).numpy()
+        found = to_matrices(torch.from_numpy(triangles), self.num_regions).numpy()
         found[np.isnan(triangles[:, 0])] = np.nan  # the diagonal, too
         return found
 
@@ -166,9 +172,9 @@ class Cohort:
     @property
     def num_regions(self) -> int:
         """Regions of the (first) atlas."""
-        return self.feature_extractor.num_regions
+        return self.by_atlas[0].num_regions
 
-    def connectivity(self, scans: np.ndarray | slice = slice(None)) -> Any:
+    def connectivity(self, scans: Places = slice(None)) -> Any:
         """FC matrices of some scans (by position) or of all.
 
         Returns:
@@ -292,7 +298,7 @@ def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str
     Raises:
         ValueError: the column is not there, or has another number of edges than the FC definition.
     """
-    column, edges = f"connectivity{suffix}", extractor.num_regions * (extractor.num_regions - 1) // 2
+    column, edges = f"connectivity{suffix}", count_edges(extractor)
     stored = data.features[column].length if column in data.column_names else 0
     if stored != edges:
         raise ValueError(

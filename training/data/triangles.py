@@ -119,7 +119,7 @@ def _behind_each_other(
 ) -> tuple[datasets.Dataset, np.ndarray]:
     """The data sets behind each other, and the rows of the whole that are the parts' scans."""
     starts = np.cumsum([0, *(len(part.data) for part in parts)])
-    rows = [start + part.rows for start, part in zip(starts, parts, strict=False)]
+    rows = [start + rows for start, rows in zip(starts, [part.rows for part in parts], strict=False)]
     # Columns of the further atlases have names of their own.
     names = parts[0].data.column_names
     data = [part.data.rename_columns(dict(zip(part.data.column_names, names, strict=True))) for part in parts]

@@ -355,7 +355,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.pretrain is not None:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
         cohort = cohort.with_atlas(pretraining.atlas)
-    else:
+    elif tuning is not None:
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)

@@ -163,7 +163,8 @@ def _by_group(
     if column not in design.cohort.table:
         return {}
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
-    values = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string").to_numpy(object, na_value=None)
+    texts = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string")
+    values = texts.astype(object).where(texts.notna(), None).to_numpy()
     subjects = next(iter(pooled.values())).people
     groups: dict[str, Group] = {}
     for value in sorted(set(values) - {None}):

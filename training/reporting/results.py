@@ -69,7 +69,7 @@ class Score:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Score":
         """JSON has no NaN: a number that is written as null is undefined."""
-        lists = {"per_fold": [_number(value) for value in content.get("per_fold") or []]}
+        lists: dict[str, Any] = {"per_fold": [_number(value) for value in content.get("per_fold") or []]}
         if content.get("interval") is not None:
             low, high = content["interval"]
             lists["interval"] = (_number(low), _number(high))

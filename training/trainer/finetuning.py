@@ -157,8 +157,11 @@ def start_from_related_tokens(model: LCMForSequenceClassification, scans: Connec
     start = start + JITTER * torch.randn_like(start)
     model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
     if model.config.edge_readout:
-        edges = model.bei_edge_readout.weight[best]
-        model.task_edge_readout.weight.copy_(torch.where(follows[:, None], edges, model.task_edge_readout.weight))
+        edges, own = (
+            cast(nn.Linear, model.bei_edge_readout).weight[best],
+            cast(nn.Linear, model.task_edge_readout).weight,
+        )
+        own.copy_(torch.where(follows[:, None], edges, own))
     names = [
         f"{variable['name']}={label}" if label else variable["name"]
         for variable in model.config.bei_variables

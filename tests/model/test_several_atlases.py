@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NUM_REGIONS, randomise
 from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from tests.conftest import NUM_REGIONS, randomise
 
 
 ATLASES = {"small": {"num_regions": NUM_REGIONS}, "large": {"num_regions": 15}}
