@@ -1,9 +1,9 @@
 """Which edges the predictions follow: patterns, not weights, with their stability over folds.
 
 The weights of a linear read-out say what it needs to cancel noise, as much as what it measures. What a score measures
-is its covariance with each edge (Haufe et al. 2014, NeuroImage, doi:10.1016/j.neuroimage.2013.10.067), which also holds
-for the score of a whole network. Only predictions of subjects that were left out are used, and each fold's subjects are
-others, so that a map on which folds agree is not one that they share by having been trained on the same subjects.
+is its covariance with each edge (Haufe et al. 2014, doi:10.1016/j.neuroimage.2013.10.067), which also holds for the
+score of a whole network. Only predictions of left-out subjects are used, and each fold's subjects are others, so that
+folds do not agree on a map just because they were trained on the same subjects.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What makes a task impossible to report on, found before anything is trained, and the settings that follow from it."""
+"""What makes a task impossible to report on, found before anything is trained."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import pandas as pd
 
 from ..cli import did_you_mean
 from ..data.cohort import Cohort
-from ..data.leakage import leaking_columns
 from .arguments import ReportArguments
 
 
@@ -34,7 +33,7 @@ def task_kind(cohort: Cohort, arguments: ReportArguments) -> str:
         raise ValueError(f"{name!r} is recorded for no scan. Is it in another column, or are ids of another spelling?")
     if values.nunique() == 1:
         raise ValueError(
-            f"{name!r} is {values.iloc[0]} for all {subjects} subjects: there is nothing to tell apart. Choose another "
+            f"{name!r} is {values.iloc[0]} for all {subjects} subjects: nothing to tell apart. Choose another "
             "column with --task."
         )
     is_number = pd.api.types.is_numeric_dtype(values)
@@ -79,8 +78,8 @@ def folds_that_fit(cohort: Cohort, arguments: ReportArguments, kind: str) -> tup
         if len(alone):
             kept = " ".join(map(str, counts.index[counts >= LEAST_PER_LABEL]))
             raise ValueError(
-                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. Leave "
-                f"it out: --labels {kept}."
+                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. "
+                f"Leave it out: --labels {kept}."
             )
         fewest = int(counts.iloc[0])
         if fewest < FEW:
@@ -96,11 +95,3 @@ def folds_that_fit(cohort: Cohort, arguments: ReportArguments, kind: str) -> tup
         )
         arguments = replace(arguments, n_folds=max(2, fewest))
     return arguments, notes
-
-
-def leaks(cohort: Cohort, name: str, kind: str) -> list[str]:
-    """Sentences about columns from which the label can be told, such as a site with patients only."""
-    known = cohort.table[cohort.table[name].notna()]
-    is_class = kind == "categorical"
-    truth = pd.factorize(known[name])[0] if is_class else known[name].to_numpy(dtype=float)
-    return leaking_columns(known, name, truth, is_class)

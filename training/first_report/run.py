@@ -27,7 +27,7 @@ from ..trainer.finetuning import finetune
 from ..trainer.pretraining import pretrain
 from ..trainer.runs import record_of
 from .arguments import ReportArguments
-from .checks import folds_that_fit, leaks, task_kind
+from .checks import folds_that_fit, task_kind
 from .page import write_page
 
 

@@ -7,11 +7,23 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import write_text
-from .pages import render_page
-from .results import HEADLINE_METRICS, METRIC_TITLES, UNDEFINED, Score, TaskResults, is_undefined, number_text
+from .pages import Section, render_page
+from .results import (
+    CONSTANT,
+    HEADLINE_METRICS,
+    LCM,
+    MAIN_METRICS,
+    METRIC_TITLES,
+    UNDEFINED,
+    Score,
+    TaskResults,
+    is_undefined,
+    number_text,
+)
 
 
 NOT_MEASURED = "-"
+SIGNIFICANT = 0.05
 
 
 def write_report(
@@ -21,6 +33,8 @@ def write_report(
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
     settings: Mapping[str, Any] | None = None,
     limits: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+    curves: Mapping[str, Figure] | None = None,
 ) -> Path:
     """Write results and pictures as one HTML file that needs nothing else: it can be mailed, printed, opened offline.
 
@@ -34,6 +48,8 @@ def write_report(
             the header; shown below the main one.
         settings (`Mapping[str, Any]`, *optional*): of both stages; a value may be a mapping itself.
         limits (`Sequence[str]`): what the numbers do not say; the notes of the results stand at the top instead.
+        sections (`Sequence[Section]`): what else there is to say, after the scores.
+        curves (`Mapping[str, Figure]`, *optional*): pictures of the training, after them.
 
     Returns:
         The path.
@@ -45,13 +61,16 @@ def write_report(
     html = render_page(
         "report.html",
         title=results.title,
+        verdict=verdict(results),
         summary=summary_sentence(results),
         header=_header(_headline(results)),
         rows=_rows(results, _headline(results)),
         tables=dict(tables or {}),
         figures=figures,
-        protocol=_flat(results.protocol),
-        settings=_flat(settings or {}),
+        sections=sections,
+        curves=dict(curves or {}),
+        protocol=_flat(_without_folders(results.protocol)),
+        settings=_flat(_without_folders(settings or {})),
         notes=list(limits),
         warnings=results.notes,
         num_folds=_num_folds(results),
@@ -172,6 +191,53 @@ def summary_sentence(results: TaskResults) -> str:
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
     return f"{results.n_subjects} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+
+
+def verdict(results: TaskResults) -> str:
+    """The answer in one sentence: what the model does, beside the simple models, and whether it is beyond chance."""
+    metric = next((name for name in (*MAIN_METRICS, *_headline(results)) if name in results.models.get(LCM, {})), None)
+    if metric is None or results.models[LCM][metric].pooled is None:
+        return summary_sentence(results)
+    ours = results.models[LCM][metric]
+    task, labels = results.protocol.get("task", ""), [str(label) for label in results.protocol.get("labels", [])]
+    does = f"predicts {task}"
+    if len(labels) == 2:
+        positive = str(results.protocol.get("positive", labels[1]))
+        does = f"tells {positive} from {next(label for label in labels if label != positive)}"
+    elif labels:
+        does = f"tells {', '.join(labels[:-1])} and {labels[-1]} apart"
+    others = [
+        f"{model} {number_text(metric, scores[metric].pooled)}"
+        for model, scores in results.models.items()
+        if model != LCM and model not in CONSTANT.values() and metric in scores and scores[metric].pooled is not None
+    ]
+    beside = f"; {', '.join(others)}" if others else ""
+    chance = ""
+    if ours.p_value is not None:
+        beyond = ours.p_value < SIGNIFICANT
+        chance = f" That is {'beyond chance' if beyond else 'NOT beyond chance'} (p {ours.p_value:.3f})."
+    text = f"LCM {does} with {METRIC_TITLES.get(metric, metric)} {score_text(metric, ours)}{beside}."
+    return f"{text}{chance} {results.n_subjects} subjects, each predicted by models that have not seen them."
+
+
+def score_text(metric: str, score: Score) -> str:
+    """A pooled score with its interval: 0.705 [0.662, 0.744]."""
+    text = number_text(metric, score.pooled)
+    if score.interval is not None and not is_undefined(score.interval[0]):
+        text += f" [{', '.join(number_text(metric, end) for end in score.interval)}]"
+    return text
+
+
+def _without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are cut to their last part: where files lie on this machine is nobody else's business."""
+    return {
+        name: _without_folders(value)
+        if isinstance(value, Mapping)
+        else Path(value).name
+        if isinstance(value, str) and Path(value).is_absolute()
+        else value
+        for name, value in values.items()
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
