@@ -6,6 +6,7 @@ from ..cli import setting
 
 
 PATHS = (
+    "input",
     "participants",
     "connectivity",
     "time_series",
@@ -31,6 +32,11 @@ class PrepareArguments:
     output: str = setting("", "Folder for the data set.")
     recipe: str | None = setting(None, "Cohort recipe: a name in training/cohorts, or a YAML file of your own.")
     data_dir: str | None = setting(None, "Folder of your download of the recipe's cohort.")
+    input: str | None = setting(
+        None,
+        "What you have, to be recognised: a folder of fMRIPrep or XCP-D, a folder of scans with their table, an "
+        "archive, or one table of edges. The settings below say it in detail.",
+    )
     participants: str = setting("", "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv.")
     connectivity: str | None = setting(
         None,

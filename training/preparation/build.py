@@ -17,10 +17,11 @@ from .arguments import ABSENT_SCANS, BAD_SCANS, PATHS, PrepareArguments
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
-from .recipes import load_recipe
+from .recipes import default_of, load_recipe
+from .recognise import DATASET, recognise
 from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source
-from .sources.opening import open_source
+from .sources.opening import INPUTS, open_source
 from .sources.tables import read_table
 from .table import check_table, describe
 from .workers import Job, run
@@ -53,7 +54,7 @@ def prepare(arguments: PrepareArguments) -> Path:
 
 def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     recipe = load_recipe(arguments.recipe)
-    arguments = recipe.complete(arguments, PATHS)
+    arguments, told = _with_recognised(recipe.complete(arguments, PATHS))
     if arguments.bad_scans not in BAD_SCANS:
         raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
     if arguments.absent_scans not in ABSENT_SCANS:
@@ -64,6 +65,7 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    source.remarks[:0] = told
     arguments = replace(arguments, atlas=source.atlas_id() or arguments.atlas or DEFAULT_ATLAS)
     if arguments.keep_time_series and source.kind != "time_series":
         raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
@@ -87,6 +89,26 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     edges = count_edges(extractor)
     scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
+
+
+def _with_recognised(arguments: PrepareArguments) -> tuple[PrepareArguments, list[str]]:
+    """Settings that read what `input` is, where the user has not set them; and words about it.
+
+    Raises:
+        ValueError: another setting says where the scans are, too; or the input cannot be read.
+        FileNotFoundError: there is no such input, or no table.
+    """
+    if arguments.input is None:
+        return arguments, []
+    given = [name for name in INPUTS if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"input is recognised, and {given[0]} says where the scans are: give one of them.")
+    found = recognise(arguments.input, arguments.participants, [arguments.atlas] if arguments.atlas else [])
+    if found.kind == DATASET:
+        raise ValueError(f"{found.words} There is nothing to prepare: give it as --data to the next command.")
+    free = {item.name for item in fields(arguments) if getattr(arguments, item.name) == default_of(item)}
+    changes = {name: value for name, value in found.settings.items() if name in free}
+    return replace(arguments, input=None, **changes), [found.words]
 
 
 def _read_scans(

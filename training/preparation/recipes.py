@@ -66,7 +66,7 @@ class Recipe:
             raise ValueError(f"The recipe {self.name} has unknown settings {', '.join(unknown)}.")
         changes = {}
         for name, value in self.settings.items():
-            if getattr(arguments, name) != _default(known[name]):
+            if getattr(arguments, name) != default_of(known[name]):
                 continue
             if name in paths and value is not None:
                 if arguments.data_dir is None:
@@ -79,7 +79,8 @@ class Recipe:
         return replace(arguments, **changes)
 
 
-def _default(item: Field[Any]) -> Any:
+def default_of(item: Field[Any]) -> Any:
+    """Default value of a setting."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 

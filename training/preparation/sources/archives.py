@@ -54,6 +54,7 @@ class ArchiveSource(Source):
         regions (`Regions`): order and number of regions that are wanted.
         names (`list[str]`, *optional*): names of the archive's regions.
         layout (`TriangleLayout`, *optional*): how vectorised FC is read.
+        paths (`list[Path]`): the file.
     """
 
     arrays: list[np.ndarray] = field(default_factory=list)
@@ -62,6 +63,7 @@ class ArchiveSource(Source):
     regions: Regions = field(default_factory=lambda: Regions(None))
     names: list[str] | None = None
     layout: TriangleLayout | None = None
+    paths: list[Path] = field(default_factory=list)
 
     in_memory = True
 
@@ -150,6 +152,7 @@ def archive_source(
         regions=find_regions_of_files(first, kind, regions, layout),
         names=archive.names,
         layout=layout,
+        paths=[path],
     )
 
 

@@ -12,6 +12,7 @@ from modeling_lcm.atlases import find_atlas, region_names
 from .archives import archive_source
 from .base import DEFAULT_ATLAS, Source
 from .bids import bids_source
+from .edge_tables import edge_source
 from .fetchers import fetch_source
 from .files import file_source
 from .images import image_source
@@ -50,8 +51,8 @@ def open_source(arguments: Any, check: Callable[[pd.DataFrame], None]) -> Source
     given = [name for name in INPUTS if getattr(arguments, name) is not None]
     if len(given) != 1:
         raise ValueError(
-            f"Give either connectivity (FC matrices) or time_series, or one of images, bids and fetch; got "
-            f"{', '.join(given) or 'none'}."
+            "Give --input with what you have, or one of connectivity (FC matrices), time_series, images, bids and "
+            f"fetch; got {', '.join(given) or 'none'}."
         )
     kind = given[0]
     if arguments.select and kind != "bids":
@@ -98,6 +99,8 @@ def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]
     regions, triangle = _regions(arguments), arguments.triangle
     if pattern.lower().endswith(".npz") and "{" not in pattern:
         return archive_source(Path(pattern), kind, table, whose, where, arguments.subject_column, regions, triangle)
+    if kind == "connectivity" and "{" not in pattern and Path(pattern).suffix.lower() in (".tsv", ".csv", ".txt"):
+        return edge_source(Path(pattern), table, whose, regions, triangle)
     return file_source(pattern, kind, table, whose, regions, arguments.array_name, triangle)
 
 
