@@ -39,6 +39,7 @@ from .uncertainty import Predictions
 
 
 Table = list[list[str]]
+POOLED = "Pooled predictions: score [95 % interval], p-value"
 
 
 def write_reports(output: Path, design: Design, results: Results, folds: Sequence[dict[str, Any]]) -> None:
@@ -90,7 +91,19 @@ def task_details(design: Design, task: Task, results: TaskResults, folds: Sequen
         folds (`Sequence[dict]`): result of every fold.
     """
     pooled = pooled_predictions(design, task, folds)
-    tables = further_tables(results) | threshold_tables(task, pooled[LCM])
+    # The page has the pooled scores in its main table; the spread over folds and p-values are for who looks further.
+    tables = threshold_tables(task, pooled[LCM]) | further_tables(results)
+    headline = [metric for metric in HEADLINE_METRICS if metric in results.models[LCM]]
+    if tables.pop(POOLED, None) is not None:
+        tables |= {
+            "Mean ± standard deviation over folds": [
+                ["model", *(METRIC_TITLES[metric] for metric in headline)],
+                *(
+                    [name, *(_over_folds(metric, scores.get(metric)) for metric in headline)]
+                    for name, scores in results.models.items()
+                ),
+            ],
+        } | _p_values(results, headline)
     figures = result_figures(task, results, pooled, folds)
     return Details(figures, tables, [_who(design, task)], learning_curves(folds))
 
@@ -101,7 +114,7 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
     ours = results.models[LCM]
     headline = [metric for metric in HEADLINE_METRICS if metric in ours]
     if any(headline[0] in scores and scores[headline[0]].interval is not None for scores in results.models.values()):
-        tables["Pooled predictions: score [95 % interval], p-value"] = _uncertainty(results, headline)
+        tables[POOLED] = _uncertainty(results, headline)
     others = [metric for metric in METRIC_TITLES if metric in ours and metric not in headline]
     positive = results.protocol.get("positive")
     speaks_of = "" if positive is None else f" ({positive} is positive)"
@@ -123,13 +136,13 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             ]
             for value, group in groups.items()
         ]
-        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "people", *models], *rows]
+        tables[f"{METRIC_TITLES[metric]} by {column}"] = [[column, "subjects", *models], *rows]
     if results.best_layers:
         layers = Counter(layer + 1 for layer in results.best_layers)
         rows = [[str(layer), str(count)] for layer, count in sorted(layers.items())]
         tables["Layer with the lowest training loss after pretraining"] = [["layer", "folds"], *rows]
     for name, found in results.external.items():
-        tables[f"External test on {name}: {found.n_subjects} people"] = _uncertainty(found, headline)
+        tables[f"External test on {name}: {found.n_subjects} subjects"] = _uncertainty(found, headline)
     return tables
 
 
@@ -139,6 +152,21 @@ def _uncertainty(results: TaskResults, metrics: Sequence[str]) -> Table:
         if model not in CONSTANT.values() and any(score.pooled is not None for score in scores.values()):
             rows.append([model, *(_uncertain(metric, scores.get(metric)) for metric in metrics)])
     return [["model", *(METRIC_TITLES[metric] for metric in metrics)], *rows]
+
+
+def _p_values(results: TaskResults, metrics: Sequence[str]) -> dict[str, Table]:
+    rows = [
+        [name, *(_p_text(scores.get(metric)) for metric in metrics)]
+        for name, scores in results.models.items()
+        if any(score.p_value is not None for score in scores.values()) and name not in CONSTANT.values()
+    ]
+    return (
+        {"p-values against shuffled labels": [["model", *(METRIC_TITLES[m] for m in metrics)], *rows]} if rows else {}
+    )
+
+
+def _p_text(score: Score | None) -> str:
+    return "-" if score is None or score.p_value is None else f"{score.p_value:.3f}"
 
 
 def _over_folds(metric: str, score: Score | None) -> str:

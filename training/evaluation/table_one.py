@@ -11,7 +11,7 @@ NUMBERS = (
     ("age", "age (years)", 1),
     ("qc_mean_fd", "mean framewise displacement (mm)", 3),
     ("qc_volumes", "volumes", 0),
-    ("qc_missing_regions", "regions without signal", 1),
+    ("qc_missing_regions", "regions without signal", 0),
     ("qc_mean_fc", "mean FC", 3),
 )
 MOST_SITES = 12
@@ -39,12 +39,13 @@ def table_one(
     table, membership = table[first], np.asarray(groups, dtype=object)[first]
     parts = {label: table[membership == label] for label in labels}
     rows = [["", *(f"{label} (n = {len(part)})" for label, part in parts.items()), "std. difference", "missing"]]
-    sentences, large = [], []
+    constant: list[str] = []
+    large: list[str] = []
     for name, title, digits in NUMBERS:
         if name not in table or not pd.api.types.is_numeric_dtype(table[name]) or table[name].isna().all():
             continue
         if table[name].nunique() == 1:
-            sentences.append(f"{title}: {table[name].dropna().iloc[0]:.{digits}f} for all.")
+            constant.append(f"{title} {table[name].dropna().iloc[0]:.{digits}f}")
             continue
         values = [part[name].dropna().to_numpy(dtype=float) for part in parts.values()]
         difference = largest_difference(values)
@@ -56,12 +57,13 @@ def table_one(
             continue
         texts = table[name].astype("string")
         if texts.nunique() == 1:
-            sentences.append(f"{name}: {texts.dropna().iloc[0]} for all.")
+            constant.append(f"{name} {texts.dropna().iloc[0]}")
             continue
         shares = _shares(parts, name)
         difference = largest_share_difference(shares.to_numpy(dtype=float))
         rows += _label_rows(name, shares, _difference_text(difference), _missing_text(table[name]))
         large += [name] if difference > LARGE else []
+    sentences = [f"The same for all subjects: {', '.join(constant)}."] if constant else []
     if large:
         sentences.append(
             f"The labels' subjects differ in {', '.join(large)} (standardised difference above {LARGE}): part of any "

@@ -150,7 +150,7 @@ def stage_of(arguments: ReportArguments, kind: str) -> PretrainArguments | Finet
     """How the model is trained: from a checkpoint, or a small network from random weights."""
     common: dict[str, Any] = {
         "epochs": arguments.epochs, "batch_size": 16, "mixup": 1.0, "checkpoint_every": 0, "seed": arguments.seed,
-        "log_with": "none", "progress": False,
+        "log_with": "none", "progress": False, "class_weights": "balanced" if kind == "categorical" else "none",
     }  # fmt: skip
     if arguments.checkpoint is not None:
         labels, positive = arguments.labels or None, arguments.positive
@@ -182,7 +182,7 @@ def evaluation_arguments(
         seed=arguments.seed,
         keep_checkpoints=False,
         resume=True,
-        title=arguments.title or f"{arguments.task}: {Path(arguments.input).resolve().name}",
+        title=arguments.title or f"First report on {Path(arguments.input).resolve().name}",
         **{name: str(recipe)},
     )
 

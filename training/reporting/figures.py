@@ -28,6 +28,7 @@ NETWORK_TITLES = {
     "Default": "default\nmode",
 }
 WIDTH_INCHES = 7.0
+FEWEST_FOR_CURVE = 10  # subjects of either class for a fold's own ROC curve; with fewer it is a few large steps
 CONNECTIONS = 30  # drawn in a glass brain
 
 
@@ -65,7 +66,7 @@ def plot_training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Fi
 def plot_roc(
     curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], areas: Mapping[str, str] | None = None
 ) -> Figure:
-    """ROC curves of several models: a thin line per fold, a thick one for the predictions of all folds together.
+    """ROC curves of several models: a thick line for the predictions of all folds, thin ones for folds that are large enough.
 
     Args:
         curves: per model one pair per fold, true classes `(subjects,)` (1 = positive) and probabilities of the
@@ -86,7 +87,8 @@ def plot_roc(
         if not drawn:
             raise ValueError(f"No fold of model {name!r} holds both classes: it has no ROC curve.")
         colour = COLOURS[index % len(COLOURS)]
-        for labels, scores in drawn if len(pairs) > 1 else ():
+        smallest = min(min(np.sum(labels == 0), np.sum(labels == 1)) for labels, _ in drawn)
+        for labels, scores in drawn if len(pairs) > 1 and smallest >= FEWEST_FOR_CURVE else ():
             axes.plot(*roc_curve(labels, scores)[:2], color=colour, linewidth=0.6, alpha=0.3)
         labels, scores = (np.concatenate(part) for part in zip(*pairs, strict=True))
         area = (areas or {}).get(name) or f"{roc_auc_score(labels, scores):.2f}"

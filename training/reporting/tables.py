@@ -64,7 +64,7 @@ def write_report(
         verdict=verdict(results),
         summary=summary_sentence(results),
         header=_header(_headline(results)),
-        rows=_rows(results, _headline(results)),
+        rows=_pooled_rows(results) or _rows(results, _headline(results)),
         tables=dict(tables or {}),
         figures=figures,
         sections=sections,
@@ -148,13 +148,29 @@ def _rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
     rows = [
         [model, *(_cell(metric, scores.get(metric)) for metric in metrics)] for model, scores in results.models.items()
     ]
-    if results.chance:
-        chance = [
+    return rows + ([_chance_row(results, metrics)] if results.chance else [])
+
+
+def _pooled_rows(results: TaskResults) -> list[list[str]]:
+    """The main table as the pictures have it: predictions of all folds together, with intervals; empty without any."""
+    metrics = _headline(results)
+    if not any(scores[metrics[0]].pooled is not None for scores in results.models.values() if metrics[0] in scores):
+        return []
+    rows = [
+        [model, *(score_text(metric, scores[metric]) if metric in scores else NOT_MEASURED for metric in metrics)]
+        for model, scores in results.models.items()
+    ]
+    return rows + ([_chance_row(results, metrics)] if results.chance else [])
+
+
+def _chance_row(results: TaskResults, metrics: Sequence[str]) -> list[str]:
+    return [
+        "chance",
+        *(
             number_text(metric, results.chance[metric]) if metric in results.chance else NOT_MEASURED
             for metric in metrics
-        ]
-        rows.append(["chance", *chance])
-    return rows
+        ),
+    ]
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
@@ -190,7 +206,7 @@ def summary_sentence(results: TaskResults) -> str:
         values.append(f"chance {number_text(metric, results.chance[metric])}")
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
-    return f"{results.n_subjects} people; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+    return f"{results.n_subjects} subjects; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
 
 
 def verdict(results: TaskResults) -> str:
@@ -221,7 +237,9 @@ def verdict(results: TaskResults) -> str:
 
 
 def score_text(metric: str, score: Score) -> str:
-    """A pooled score with its interval: 0.705 [0.662, 0.744]."""
+    """A pooled score with its interval: 0.705 [0.662, 0.744]; the mean over folds where none was pooled."""
+    if score.pooled is None:
+        return number_text(metric, score.mean)
     text = number_text(metric, score.pooled)
     if score.interval is not None and not is_undefined(score.interval[0]):
         text += f" [{', '.join(number_text(metric, end) for end in score.interval)}]"
