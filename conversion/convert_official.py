@@ -24,6 +24,7 @@ from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
 from modeling_lcm.loss_lcm import LayerChoice
 from training.cli import command_line, parse_arguments, setting
 from training.files import claim, write_folder, write_json
+from training.manifest import seal
 
 from .key_mapping import UNUSED, map_tensor
 from .official import (
@@ -139,6 +140,7 @@ def _convert(run: OfficialRun, output: Path, options: Options) -> dict[str, Any]
         if options.reference is not None:
             report["parity"] = _agreement(folder, options)
         write_json(folder / REPORT, report)
+        seal(folder)
 
     write_folder(output, fill)
     return report

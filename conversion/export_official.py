@@ -14,6 +14,7 @@ from torch import Tensor
 from modeling_lcm import BEITokenizer, LCMConfig
 from training.cli import command_line, parse_arguments, setting
 from training.files import claim, write_folder, write_json
+from training.manifest import seal
 
 from .convert_official import REPORT, UNUSED_WEIGHTS
 from .key_mapping import FUSED_ATTENTION, HEAD, LAYER_MODULES, PROJECTIONS, STEM, UNUSED
@@ -121,6 +122,7 @@ def _export(checkpoint: Path, output: Path, dataset: str | None, fold: int) -> P
             torch.save(_stem(weights), folder / run / names["bb"])
             torch.save(_head(weights, config, order, checkpoint), folder / run / names["head"])
         write_json(folder / "export_report.json", {"files": names, "notes": order.notes})
+        seal(folder)
 
     write_folder(output, fill)
     return output / run

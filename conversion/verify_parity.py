@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig
 
-from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.loss_lcm import IGNORE_INDEX, TargetLayout, labelled, read_out, supervised_losses
 from training.cli import command_line, parse_arguments, setting
 
@@ -68,7 +67,7 @@ def measure(checkpoint: str | Path, reference: str | Path, tolerance: float = TO
 
 
 def _load(checkpoint: str | Path) -> LCMForMultitaskPretraining | LCMForSequenceClassification:
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    architectures = LCMConfig.from_pretrained(checkpoint).architectures or []
     finetuned = LCMForSequenceClassification.__name__ in architectures
     kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
     # Only eager attention returns its maps.

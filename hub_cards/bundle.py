@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,16 +13,19 @@ from typing import Any
 import datasets
 import torch
 from safetensors import safe_open
-from transformers import AutoProcessor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_lcm
 from modeling_lcm import LCMConfig
 from modeling_lcm.limits_lcm import LIMITS_FILE
+from training.checked_files import load_own_processor
 from training.data.card import describe_dataset
 from training.data.cohort import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
 from training.files import without_nan
-from training.reporting.results import Results, TaskResults
+from training.manifest import CHECKSUMS, FORMAT, checksum, is_inside
+from training.reporting.results import Results
 
+from .public import public_record, public_report, public_results
 from .render import dataset_card, model_card
 from .results import load_results
 
@@ -30,15 +33,11 @@ from .results import load_results
 # Files of a checkpoint folder that are published, with the code that they name; everything else stays here.
 MODEL_FILES = (
     "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
+    SAFE_WEIGHTS_INDEX_NAME,
     "official_unused.safetensors",
-    "conversion_report.json",
 )
 PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", LIMITS_FILE)
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
-# Settings that hold paths on the machine of whoever trained.
-LOCAL_SETTINGS = ("data", "output", "splits", "checkpoint", "vocabulary")
 ROWS_PER_FILE = 20_000  # scans in a file of a published data set
 
 
@@ -69,8 +68,44 @@ class Bundle:
         return content.decode()
 
 
-def _select(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path | bytes]:
-    return {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
+def with_checksums(bundle: Bundle) -> Bundle:
+    """Add the list of all files' checksums, which whoever loads the repository compares them with."""
+    found = {name: checksum(content) for name, content in sorted(bundle.files.items())}
+    bundle.files[CHECKSUMS] = _as_bytes({"format": FORMAT, "files": found})
+    return bundle
+
+
+def _select(folder: Path, names: Iterable[str]) -> dict[str, Path | bytes]:
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `ValueError` for a folder with symbolic links in it: what they lead to is not meant to be published."""
+    link = next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
+    if link is not None:
+        raise ValueError(
+            f"{link.relative_to(folder)} in {folder} is a symbolic link to {link.readlink()}, and links are not "
+            "published: put the file itself there (cp -rL copies a folder so), or remove the link."
+        )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the weights' files of a checkpoint: what its index names, or the one file.
+
+    Raises:
+        ValueError: the index is damaged, or names files outside the folder.
+    """
+    index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        return [SAFE_WEIGHTS_NAME]
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) and _is_plain(name) for name in names.values()):
+        raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} is damaged, or names files outside the folder.")
+    return sorted(set(names.values()))
+
+
+def _is_plain(name: str) -> bool:
+    return is_inside(name) and "/" not in name
 
 
 def code_files(folder: Path) -> set[str]:
@@ -85,6 +120,9 @@ def code_files(folder: Path) -> set[str]:
         for value in entry.values()
         for target in ([value] if isinstance(value, str) else value)
     ]
+    foreign = [target for target in targets if target and not re.fullmatch(r"\w+\.\w+", target)]
+    if foreign:
+        raise ValueError(f"{folder} names code outside the folder ({foreign[0]}): save model and processor again.")
     waiting = {f"{target.split('.')[0]}.py" for target in targets if target}
     needed: set[str] = set()
     while waiting:
@@ -102,37 +140,6 @@ def _as_bytes(content: Any) -> bytes:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    """A training record without the names of subjects, which data use terms rarely allow, and without local paths."""
-    kept = {name: value for name, value in record.items() if name != "training_subjects"}
-    kept["num_training_subjects"] = len(record.get("training_subjects", []))
-    kept["arguments"] = _without_paths(record.get("arguments") or {})
-    return kept
-
-
-def public_results(results: Results) -> Results:
-    """Results without local paths."""
-    settings = {name: None if stage is None else _without_paths(stage) for name, stage in results.settings.items()}
-    tasks = {name: _public_task(task) for name, task in results.tasks.items()}
-    return replace(results, protocol=_public_protocol(results.protocol), tasks=tasks, settings=settings)
-
-
-def _public_task(results: TaskResults) -> TaskResults:
-    external = {name: _public_task(each) for name, each in results.external.items()}
-    return replace(results, protocol=_public_protocol(results.protocol), external=external)
-
-
-def _public_protocol(protocol: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = Path(protocol.get("pretraining") or "")
-    if checkpoint.name and (checkpoint.is_absolute() or checkpoint.exists()):
-        return protocol | {"pretraining": f"an existing checkpoint ({checkpoint.name})"}
-    return protocol
-
-
-def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in LOCAL_SETTINGS}
 
 
 def _skeleton(folder: Path) -> torch.nn.Module:
@@ -161,7 +168,12 @@ def count_adapter_parameters(adapter: Path, whole: Path) -> int:
 
 
 def model_bundle(
-    folder: Path, facts: dict[str, Any], repo_id: str, revision: str, metrics: str | None = None
+    folder: Path,
+    facts: dict[str, Any],
+    repo_id: str,
+    revision: str,
+    metrics: str | None = None,
+    hashes: bool = True,
 ) -> Bundle:
     """The content of a model's repository.
 
@@ -171,29 +183,36 @@ def model_bundle(
         repo_id (`str`): where it goes.
         revision (`str`): tag or branch that the card's snippets load.
         metrics (`str`, *optional*): `metrics.json`; default: the one in the folder, if any.
+        hashes (`bool`): whether salted hashes of the training subjects' ids are published.
 
     Raises:
         FileNotFoundError: it is not a checkpoint folder.
-        ValueError: weights that are not safetensors, or something that the card needs is missing.
+        ValueError: links, or weights that are not safetensors, or something that the card needs is missing.
     """
-    files = _select(folder, (*MODEL_FILES, *PROCESSOR_FILES, *sorted(code_files(folder))))
+    refuse_links(folder)
+    weights = weight_files(folder)
+    files = _select(folder, (*MODEL_FILES, *weights, *PROCESSOR_FILES, *sorted(code_files(folder))))
     for name in ("config.json", "processor_config.json", "bei_vocab.json"):
         if name not in files:
             raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {name}.")
-    weights = [path for name, path in files.items() if name.startswith("model") and name.endswith(".safetensors")]
-    if not weights:
-        raise FileNotFoundError(f"{folder} has no model.safetensors: pickled weights are not published.")
-    record, results = _add_records(folder, files, metrics)
-    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    lacking = [name for name in weights if name not in files]
+    if lacking:
+        raise FileNotFoundError(f"{folder} has no {lacking[0]}: pickled weights are not published.")
+    record, results = _add_records(folder, files, metrics, hashes)
+    conversion = _read_json(folder / "conversion_report.json")
+    if conversion is not None:
+        conversion = public_report(conversion)
+        files["conversion_report.json"] = _as_bytes(conversion)
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md", CHECKSUMS})
     card = model_card(
         facts,
         repo_id,
         revision,
         config=LCMConfig.from_pretrained(folder),
-        processor=AutoProcessor.from_pretrained(folder),
+        processor=load_own_processor(str(folder)),
         parameters=count_parameters(folder),
         record=record,
-        conversion=_read_json(folder / "conversion_report.json"),
+        conversion=conversion,
         results=results,
     )
     files["README.md"] = card.encode()
@@ -201,12 +220,12 @@ def model_bundle(
 
 
 def _add_records(
-    folder: Path, files: dict[str, Path | bytes], metrics: str | None
+    folder: Path, files: dict[str, Path | bytes], metrics: str | None, hashes: bool
 ) -> tuple[dict[str, Any] | None, Results | None]:
     """Put the public forms of the run's record and results among the files."""
     record = _read_json(folder / "training_record.json")
     if record is not None:
-        record = public_record(record)
+        record = public_record(record, hashes)
         files["training_record.json"] = _as_bytes(record)
     path = Path(metrics) if metrics is not None else folder / "metrics.json"
     results = None
@@ -224,6 +243,7 @@ def adapter_bundle(
     base_model: str,
     base_revision: str,
     metrics: str | None = None,
+    hashes: bool = True,
 ) -> Bundle:
     """The content of an adapter's repository; its processor lies in a folder of its own.
 
@@ -232,13 +252,15 @@ def adapter_bundle(
 
     Args:
         folder (`Path`): `adapter/` inside a checkpoint of training.finetune.
-        facts, repo_id, revision, metrics: as for a model.
+        facts, repo_id, revision, metrics, hashes: as for a model.
         base_model (`str`): Hub id of the base model.
         base_revision (`str`): its revision.
 
     Raises:
         FileNotFoundError: it is not an adapter, or the checkpoint around it is missing.
     """
+    refuse_links(folder)
+    refuse_links(folder.parent)
     files = _select(folder, ADAPTER_FILES)
     settings = _read_json(folder / "adapter_config.json")
     if settings is None or "adapter_model.safetensors" not in files:
@@ -252,13 +274,13 @@ def adapter_bundle(
     files["adapter_config.json"] = _as_bytes(settings)
     beside = _select(whole, (*PROCESSOR_FILES, *sorted(code_files(whole))))
     files |= {f"processor/{name}": path for name, path in beside.items()}
-    record, results = _add_records(whole, files, metrics)
+    record, results = _add_records(whole, files, metrics, hashes)
     card = model_card(
         facts,
         repo_id,
         revision,
         config=LCMConfig.from_pretrained(whole),
-        processor=AutoProcessor.from_pretrained(whole),
+        processor=load_own_processor(str(whole)),
         parameters=count_adapter_parameters(folder / "adapter_model.safetensors", whole),
         record=record,
         results=results,
@@ -266,7 +288,7 @@ def adapter_bundle(
         base_revision=base_revision,
     )
     files["README.md"] = card.encode()
-    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md"})
+    left_out = sorted({path.name for path in folder.iterdir()} - files.keys() - {"README.md", CHECKSUMS})
     return Bundle("adapter", files, left_out)
 
 
@@ -283,6 +305,7 @@ def dataset_bundle(folder: Path, facts: dict[str, Any], repo_id: str, revision: 
     Raises:
         FileNotFoundError: the folder does not say what was left out, or where the data come from.
     """
+    refuse_links(folder)
     cohort = load_cohort(folder)
     data = datasets.load_from_disk(str(folder))
     quality, cohorts = _read_json(folder / QUALITY), _read_json(folder / COHORTS_FILE)

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from training.cli import command_line, parse_arguments, setting
 from training.data.cohort import FC_DEFINITION
 
-from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle
+from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle, with_checksums
 from .facts import load_facts
 from .upload import publish
 from .validate import check_adapter, check_card, check_dataset, check_model
@@ -35,6 +35,9 @@ class PublishArguments:
     metrics: str | None = setting(None, "metrics.json of training.evaluate; default: the one in the folder.")
     base_model: str | None = setting(None, "ORG/NAME of the published base model (adapters only).")
     base_revision: str = setting("main", "Its tag or commit.")
+    subject_hashes: bool = setting(
+        True, "Publish salted hashes of the training subjects' ids, by which others can avoid to test on them."
+    )
     private: bool = setting(False, "Make a new repository private.")
     tag: str | None = setting(None, "Tag for this version, such as v1; never moved once it exists.")
     update: bool = setting(False, "Replace the content of an existing repository.")
@@ -75,17 +78,17 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
         check_dataset(folder)
         with dataset_bundle(folder, facts, options.repo_id, revision) as bundle:
             check_card(bundle)
-            yield bundle
+            yield with_checksums(bundle)
         return
+    where, records = (facts, options.repo_id, revision), (options.metrics, options.subject_hashes)
     if kind == "adapter":
         check_adapter(folder)
-        base = str(options.base_model), options.base_revision
-        bundle = adapter_bundle(folder, facts, options.repo_id, revision, *base, metrics=options.metrics)
+        bundle = adapter_bundle(folder, *where, str(options.base_model), options.base_revision, *records)
     else:
         check_model(folder, facts.get("size"))
-        bundle = model_bundle(folder, facts, options.repo_id, revision, options.metrics)
+        bundle = model_bundle(folder, *where, *records)
     check_card(bundle)
-    yield bundle
+    yield with_checksums(bundle)
 
 
 def describe(bundle: Bundle, options: PublishArguments) -> str:

@@ -13,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import safe_open
 
+from training.manifest import differences
+
 from .bundle import Bundle
 
 
@@ -178,6 +180,9 @@ def compare_download(bundle: Bundle, repo_id: str, revision: str) -> None:
                 repo_id, repo_type=bundle.repo_type, revision=revision, local_dir=folder, max_workers=2
             )
         )
+        changed = differences(Path(folder), again=True)
+        if changed:
+            raise ValueError(f"{repo_id} at {revision}: {changed[0]} after the download.")
         for path, content in bundle.files.items():
             downloaded = Path(folder) / path
             if not downloaded.is_file() or _hashes(downloaded) != _hashes(content):

@@ -7,10 +7,10 @@ import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, RepoCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from transformers import AutoProcessor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, load_adapter
 from modeling_lcm.configuration_lcm import SIZES
+from training.checked_files import check_adapter_files, check_files, load_own_processor
 from training.data.cohort import load_cohort
 
 from .bundle import Bundle, code_files
@@ -29,6 +29,7 @@ def check_model(folder: Path, size: str | None = None) -> None:
     Raises:
         ValueError: it does not load, is of another size, or its output is not finite.
     """
+    check_files(str(folder))
     config = LCMConfig.from_pretrained(folder)
     if size is not None:
         for name, value in SIZES[size].items():
@@ -49,7 +50,7 @@ def check_model(folder: Path, size: str | None = None) -> None:
 
 @torch.no_grad()
 def _run_once(model: torch.nn.Module, folder: Path, config: LCMConfig) -> None:
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_own_processor(str(folder))
     processor.check_config(config)
     regions = config.num_regions
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +67,8 @@ def check_adapter(folder: Path) -> None:
     Raises:
         ValueError: the base model is not there or has other weights, or the output is not finite.
     """
+    check_adapter_files(str(folder))
+    check_files(str(folder.parent))
     _run_once(load_adapter(folder)[0], folder.parent, LCMConfig.from_pretrained(folder.parent))
 
 

@@ -13,7 +13,6 @@ from typing import cast
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from transformers import AutoProcessor
 
 from modeling_lcm import LCMForSequenceClassification
 from modeling_lcm.atlases import region_coordinates
@@ -30,6 +29,7 @@ from .preparation.build import prepare
 from .reporting.figures import plot_confusion, plot_network_bars, plot_region_attention, plot_roc, plot_training_curves
 from .reporting.results import Results, TaskResults
 from .reporting.tables import results_table_text, write_report
+from .trainer.checkpoints import load_processor
 
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
@@ -138,7 +138,7 @@ def attention_figures(output: Path, cohort: Cohort, label: str) -> dict[str, Fig
     """Where the token of one label looks: glass brain and networks, mean over fold 0's test subjects."""
     checkpoint = output / "folds" / "fold_0" / "checkpoint"
     model = LCMForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager")
-    tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
+    tokenizer = load_processor(str(checkpoint)).tokenizer
     splits = Folds.load(output / "folds" / "splits.json")
     tested = splits.split(cohort, 0)[1]
     token = tokenizer.convert_tokens_to_ids(f"{tokenizer.task}={label}")

@@ -7,6 +7,7 @@ from .cli import command_line, parse_arguments, setting
 from .data.cohort import load_cohort
 from .data.folds import Folds
 from .files import claim, write_text
+from .manifest import seal_file
 from .trainer.limits import summarise_limits
 from .trainer.prediction import predict_table
 
@@ -42,6 +43,7 @@ def _predict(arguments: PredictArguments, output: Path) -> None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
     write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
+    seal_file(output)
     print(f"{len(table)} predictions written to {output}")
     for line in summarise_limits(table):
         print(line)

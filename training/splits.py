@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .cli import command_line, parse_arguments, setting
 from .data.cohort import load_cohort
+from .data.combine import join_subjects
 from .data.folds import leave_site_out, make_folds, official_folds
 from .files import claim
 
@@ -21,6 +22,9 @@ class SplitArguments:
     )
     n_folds: int = setting(5, "Folds of random splits.")
     seed: int = setting(0, "Seed of random splits.")
+    same_person: str | None = setting(
+        None, "Column with one value for the scans of one subject (two ids, twins, a family): no fold parts them."
+    )
 
 
 @command_line
@@ -32,7 +36,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _split(arguments: SplitArguments, output: Path) -> None:
-    table = load_cohort(arguments.data).table
+    cohort = load_cohort(arguments.data)
+    if arguments.same_person is not None:
+        cohort = join_subjects(cohort, arguments.same_person)
+    table = cohort.table
     if arguments.kind == "random":
         folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
     elif arguments.kind == "leave_site_out":
@@ -41,7 +48,7 @@ def _split(arguments: SplitArguments, output: Path) -> None:
         folds = official_folds(table, arguments.column)
     else:
         raise ValueError(f"kind is random, leave_site_out, or official with --column; got {arguments.kind!r}.")
-    folds.save(output)
+    folds.of_cohort(cohort).save(output)
     sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
     print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")
 

@@ -182,7 +182,8 @@ class TestDemoAdapterAndDataset:
         self, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
-        (folder / "cohorts.json").unlink()
+        for name in ("cohorts.json", "checksums.json"):
+            (folder / name).unlink()
         given = ("--repo-id", "org/lemon", "--entry", "lemon-schaefer200")
         assert "lacks quality.json or cohorts.json" in refusal(capsys, folder, *given)
 
@@ -253,6 +254,9 @@ class TestRefusals:
         shard = next(folder.glob("model-00002-*"))
         shard.write_bytes(shard.read_bytes()[:-100])
         message = refusal(capsys, folder, "--repo-id", "org/lcm", "--card", facts_file(tmp_path))
+        assert "is not as it was written: model-00002-of-00003.safetensors has" in message
+        (folder / "checksums.json").unlink()
+        message = refusal(capsys, folder, "--repo-id", "org/lcm", "--card", facts_file(tmp_path))
         assert "truncated or damaged" in message
 
     def test_missing_code(self, converted: Path, tmp_path: Path) -> None:
@@ -268,6 +272,7 @@ class TestRefusals:
         for path in folder.glob("model*"):
             path.unlink()
         model.save_pretrained(folder)
+        (folder / "checksums.json").unlink()
         with pytest.raises(ValueError, match="not finite"):
             check_model(folder)
 

@@ -15,6 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
+from ..manifest import require_intact
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
@@ -275,6 +276,7 @@ def load_cohort(folder: str | Path) -> Cohort:
         raise FileNotFoundError(
             f"{folder} is not a data set made by training.prepare: it has no {FC_DEFINITION}, or does not exist."
         )
+    require_intact(folder, unread=("parquet/", "quality.html"))
     try:
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(Path(folder) / FC_DEFINITION)

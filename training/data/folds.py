@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from ..files import write_json
 from .cohort import Cohort
+from .combine import join_groups
+from .identity import recorded_ids
 
+
+logger = logging.getLogger(__name__)
 
 NOT_RECORDED = "(not recorded)"
 
@@ -25,11 +30,17 @@ class Folds:
         test_subjects (`tuple[tuple[str, ...], ...]`): subject ids, one tuple per fold.
         seed (`int`): seed they were drawn with.
         stratified_by (`str`, *optional*): phenotype column whose classes are balanced over folds.
+        groups (`tuple[tuple[str, ...], ...]`): ids that are one subject (or family), as they were joined when the
+            folds were drawn; the first one stands for all in `test_subjects`.
+        data (`str`, *optional*): fingerprint of the subjects of the data they were drawn from, by
+            [`subjects_fingerprint`].
     """
 
     test_subjects: tuple[tuple[str, ...], ...]
     seed: int
     stratified_by: str | None = None
+    groups: tuple[tuple[str, ...], ...] = ()
+    data: str | None = None
 
     def __post_init__(self) -> None:
         seen: dict[str, int] = {}
@@ -42,7 +53,8 @@ class Folds:
     @property
     def checksum(self) -> str:
         """Short SHA-256 of the folds: two runs with the same checksum tested the same subjects."""
-        return hashlib.sha256(json.dumps(self.test_subjects).encode()).hexdigest()[:16]
+        content = [self.test_subjects, self.groups] if self.groups else self.test_subjects
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write the split file (JSON)."""
@@ -53,6 +65,8 @@ class Folds:
                 "seed": self.seed,
                 "stratified_by": self.stratified_by,
                 "checksum": self.checksum,
+                "data": self.data,
+                "groups": self.groups,
                 "test_subjects": self.test_subjects,
             },
         )
@@ -69,16 +83,50 @@ class Folds:
             raise FileNotFoundError(f"There is no split file {path}.")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            folds = cls(tuple(map(tuple, content["test_subjects"])), content["seed"], content["stratified_by"])
+            test, groups = (tuple(map(tuple, each)) for each in (content["test_subjects"], content.get("groups", ())))
+            folds = cls(test, content["seed"], content["stratified_by"], groups, content.get("data"))
             checksum = content["checksum"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a split file: {error!r}.") from error
         if folds.checksum != checksum:
             raise ValueError(f"{path} was changed: its checksum is {folds.checksum}, recorded is {checksum}.")
         return folds
 
+    def of_cohort(self, cohort: Cohort) -> "Folds":
+        """These folds, with what a split file has to know of the data that they were drawn from.
+
+        Args:
+            cohort (`Cohort`): the data, with the subjects as they were joined.
+        """
+        ids, recorded = cohort.subjects, recorded_ids(cohort.table)
+        named = cohort.table["recorded_subject_id"].astype(str) if "recorded_subject_id" in cohort.table else ids
+        members = {subject: list(dict.fromkeys([subject, *each])) for subject, each in named.groupby(ids)}
+        groups = tuple(tuple(each) for each in members.values() if len(each) > 1)
+        return replace(self, groups=groups, data=subjects_fingerprint(recorded))
+
+    def join(self, cohort: Cohort) -> Cohort:
+        """A cohort whose subjects are joined as those of the folds were, for every split inside it.
+
+        A warning is logged where other subjects are in it: no fold tests them, and who belongs to them is not known.
+
+        Args:
+            cohort (`Cohort`): the data.
+        """
+        tested = {subject for each in self.test_subjects for subject in each}
+        known = tested | {subject for group in self.groups for subject in group}
+        others = sorted(set(cohort.subjects) - known)
+        if others and self.data is not None and self.data != subjects_fingerprint(recorded_ids(cohort.table)):
+            logger.warning(
+                "The split file was made for other data: %d subjects are in none of its folds, %s among them. They "
+                "are trained on in every fold.",
+                len(others),
+                others[0],
+            )
+        return join_groups(cohort, self.groups)
+
     def split(self, cohort: Cohort, fold: int) -> tuple[Cohort, Cohort]:
         """Training and test scans of one fold; all scans of a subject are on one side. Raises as [`tests`] does."""
+        cohort = self.join(cohort)
         is_test = self.tests(cohort.subjects, fold)
         return cohort.select(~is_test), cohort.select(is_test)
 
@@ -97,13 +145,20 @@ class Folds:
         """
         if not 0 <= fold < len(self.test_subjects):
             raise ValueError(f"There is no fold {fold}: the split file has folds 0 to {len(self.test_subjects) - 1}.")
-        missing = set(self.test_subjects[fold]) - set(subjects)
+        whole = {subject: group[0] for group in self.groups for subject in group}
+        joined = subjects.map(lambda subject: whole.get(subject, subject))
+        missing = {whole.get(subject, subject) for subject in self.test_subjects[fold]} - set(joined)
         if missing:
             raise ValueError(
                 f"{len(missing)} test subjects of fold {fold} are not in the data, {sorted(missing)[0]} among them: "
-                "the split file belongs to another data set."
+                "the split file belongs to another data set, or to other settings of same_person."
             )
-        return subjects.isin(self.test_subjects[fold]).to_numpy()
+        return joined.isin({whole.get(subject, subject) for subject in self.test_subjects[fold]}).to_numpy()
+
+
+def subjects_fingerprint(ids: pd.Series) -> str:
+    """Short SHA-256 of the subjects of a data set, as they were recorded: the same in every atlas and order."""
+    return hashlib.sha256(json.dumps(sorted(set(ids.astype(str)))).encode()).hexdigest()[:16]
 
 
 def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | None = None) -> Folds:

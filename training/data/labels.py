@@ -2,16 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from modeling_lcm import BEITokenizer, BEIVariable
 
+from ..manifest import require_intact
 from .cohort import is_phenotype
 
 
 MOST_SHOWN = 10  # labels of a variable; more are no diagnosis
 _MOST_NUMBERS = 5  # different whole numbers that may be labels
+
+
+def load_vocabulary(place: str | Path) -> list[BEIVariable]:
+    """The variables of a saved vocabulary.
+
+    Args:
+        place (`str` or `Path`): a data set's `vocabulary/`, a checkpoint, or a repository of the Hub.
+
+    Raises:
+        ValueError: it has changed since it was written, or is none.
+    """
+    if Path(place).is_dir():
+        require_intact(place)
+    return BEITokenizer.from_pretrained(place).variables
 
 
 def infer_variable(records: pd.DataFrame, name: str, kind: str, labels: list[str] | None = None) -> BEIVariable:

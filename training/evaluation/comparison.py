@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 
-from modeling_lcm import LCMForMultitaskPretraining
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 
 from ..data.cohort import Cohort
 from ..reporting.results import CONSTANT
@@ -65,7 +65,7 @@ def scratch_start(tuning: FinetuneArguments, folder: Path) -> FinetuneArguments:
     and pseudo-labels by the pretrained model (those of the subjects' records are used instead).
     """
     set_seed(tuning.seed)
-    LCMForMultitaskPretraining(AutoConfig.from_pretrained(tuning.checkpoint)).save_pretrained(folder)
+    LCMForMultitaskPretraining(LCMConfig.from_pretrained(tuning.checkpoint)).save_pretrained(folder)
     load_processor(tuning.checkpoint).save_pretrained(folder)
     pseudo_labels = "recorded" if tuning.pseudo_labels == "model" else tuning.pseudo_labels
     return replace(

@@ -17,6 +17,7 @@ from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..files import claim, require_writable, write_json, write_text
+from ..manifest import seal
 from ..reporting.results import LCM, METRIC_TITLES, Results, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
@@ -96,6 +97,7 @@ def _evaluate(arguments: EvaluateArguments, output: Path) -> Results:
     for name, table in prediction_tables(design, outcomes, external).items():
         write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_reports(output, design, results, outcomes)
+    seal(output)
     return results
 
 

@@ -11,13 +11,14 @@ import pandas as pd
 from accelerate import PartialState
 from sklearn.exceptions import UndefinedMetricWarning
 
-from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm import BEIVariable
 
 from ..cli import parse_arguments
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
+from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.checkpoints import load_processor
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
@@ -219,7 +220,7 @@ def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequen
     """
     table = cohort.table
     if arguments.vocabulary is not None:
-        variables = [variable.name for variable in BEITokenizer.from_pretrained(arguments.vocabulary).variables]
+        variables = [variable.name for variable in load_vocabulary(arguments.vocabulary)]
     else:
         variables = [*arguments.categorical, *arguments.continuous]
     unknown = [name for name in names if name not in variables]
@@ -293,7 +294,7 @@ def draw_folds(design: Design, output: Path) -> list[Folds]:
             folds = make_folds(tested.table, arguments.n_folds, arguments.seed + repeat, column)
         for task in tasks:
             _check_folds(tested, task, folds, arguments)
-        every.append(folds)
+        every.append(folds.of_cohort(tested))
     return every
 
 
@@ -359,6 +360,8 @@ def make_design(arguments: EvaluateArguments) -> Design:
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
+    if arguments.splits is not None:
+        cohort = Folds.load(arguments.splits).join(cohort)
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)

@@ -18,6 +18,7 @@ from ..data.card import describe_dataset, write_card
 from ..data.cohort import COHORTS_FILE, FC_DEFINITION, PREFIX, QUALITY
 from ..data.labels import data_set_labels
 from ..files import write_folder, write_json
+from ..manifest import seal
 from .dataset_files import Scans, write_arrow, write_parquet
 from .phenotypes import Cleaned
 from .quality import (
@@ -203,12 +204,14 @@ def write_dataset(folder: Path, content: Content) -> None:
         write_json(folder / COHORTS_FILE, content.cohorts)
         if content.variables:
             BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
+            seal(folder / VOCABULARY)
         write_quality_report(folder / "quality.html", content.quality, content.pictures)
         has_series = content.scans.series is not None
         description = describe_dataset(content.quality, content.cohorts, content.extractor, content.table, has_series)
         write_card(folder, content.quality["title"], description, content.parquet)
         if content.parquet:
             write_parquet(folder / "parquet", content.table, content.scans)
+        seal(folder)
 
 
 def _with_measures(cohort: PreparedCohort, scans: FinishedScans, rows: list[int]) -> pd.DataFrame:

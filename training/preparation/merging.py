@@ -16,7 +16,7 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 from ..cli import load_yaml
 from ..data.cohort import COHORTS_FILE, PREFIX, QUALITY, Cohort, load_cohort
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
-from ..data.labels import data_set_labels
+from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
 from ..files import claim, write_folder
 from .arguments import MergeArguments
@@ -124,7 +124,7 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
     for column in {"site", "scanner"} & set(table) if prefix_sites else ():
         table[column] = [None if pd.isna(place) else f"{name}/{place}" for place in table[column]]
     vocabulary = folder / VOCABULARY
-    variables = BEITokenizer.from_pretrained(vocabulary).variables if vocabulary.is_dir() else []
+    variables = load_vocabulary(vocabulary) if vocabulary.is_dir() else []
     return Part(name, folder, table, variables, cohort, dict(cohort.positive))
 
 

@@ -8,14 +8,21 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoProcessor
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
-from modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMProcessor, save_adapter
+from modeling_lcm import (
+    LCMConfig,
+    LCMForMultitaskPretraining,
+    LCMForSequenceClassification,
+    LCMProcessor,
+    save_adapter,
+)
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
 from modeling_lcm.loading_lcm import check_place
 
+from ..checked_files import check_files, load_own_processor, read_settings_file
 from ..files import write_folder, write_json
+from ..manifest import seal
 from .arguments import LoopArguments
 from .trainable import lcm_head
 
@@ -44,24 +51,23 @@ def save_checkpoint(
         whole = model
         if isinstance(model, PeftModel):
             save_adapter(model, processor, path / "adapter")
+            seal(path / "adapter")
             whole = model.merge_and_unload(safe_merge=True)
         lcm_head(whole).save_pretrained(path)
         processor.save_pretrained(path)
         write_json(path / RECORD, {"arguments": asdict(arguments), **record})
+        seal(path)
 
     return write_folder(folder, fill)
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any]:
     """The run's record beside a checkpoint, a folder or a Hub repository; empty where none is within reach."""
-    path: str | Path | None = Path(checkpoint) / RECORD
-    if not Path(checkpoint).is_dir():
-        try:
-            check_place(checkpoint)
-            path = cached_file(str(checkpoint), RECORD)
-        except OSError:  # no such repository or file, or none within reach
-            path = None
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
+    try:
+        check_files(str(checkpoint))
+    except FileNotFoundError:
+        return {}
+    return read_settings_file(str(checkpoint), RECORD)
 
 
 def load_processor(checkpoint: str) -> LCMProcessor:
@@ -79,9 +85,9 @@ def load_processor(checkpoint: str) -> LCMProcessor:
         inside = folder / "checkpoint"
         hint = f" Is {inside} meant?" if inside.is_dir() else ""
         raise ValueError(f"The folder {checkpoint} holds no checkpoint (no config.json).{hint}")
+    check_files(checkpoint)
     try:
-        check_place(checkpoint)
-        return AutoProcessor.from_pretrained(checkpoint)
+        return load_own_processor(checkpoint)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -103,7 +109,8 @@ def load_model(checkpoint: str, **options: Any) -> LCMForMultitaskPretraining | 
         checkpoint (`str`): folder or Hub repository.
         **options: for `from_pretrained`.
     """
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    check_files(checkpoint)
+    architectures = LCMConfig.from_pretrained(checkpoint).architectures or []
     finetuned = "LCMForSequenceClassification" in architectures
     kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
     return kind.from_pretrained(checkpoint, **options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
 from modeling_lcm.limits_lcm import TrainingLimits
 
+from ..checked_files import check_adapter_files
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.identity import seen_subjects
@@ -65,6 +66,7 @@ def predict_table(
         FileNotFoundError: a folder is not there.
     """
     if adapter is not None or (checkpoint and is_adapter(checkpoint)):
+        check_adapter_files(adapter or checkpoint, base=checkpoint if adapter else None)
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
         finetuned = True
     else:

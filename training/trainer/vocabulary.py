@@ -13,7 +13,7 @@ from modeling_lcm import (
 )
 
 from ..data.cohort import Cohort
-from ..data.labels import infer_variable, label_lines, read_positive, with_positive
+from ..data.labels import infer_variable, label_lines, load_vocabulary, read_positive, with_positive
 from .arguments import FinetuneArguments, PretrainArguments
 
 
@@ -106,7 +106,7 @@ def pretraining_variables(
         ValueError: a variable that the data do not have, or a positive label that no variable has.
     """
     if arguments.vocabulary is not None:
-        variables = BEITokenizer.from_pretrained(arguments.vocabulary).variables
+        variables = load_vocabulary(arguments.vocabulary)
         known = {variable.name for variable in variables}
         variables = [variable for variable in variables if names is None or variable.name in names]
     else:

@@ -1,6 +1,7 @@
 """Splits by subject: nobody on two sides, the same seed the same people, and files that cannot be changed unseen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.data.cohort import Cohort
+from training.data.combine import join_subjects
 from training.data.folds import Folds, few_labels, hold_out, make_folds
 
 
@@ -166,3 +169,63 @@ def test_few_labels_refuses_more_than_there_are() -> None:
         few_labels(labels, 3, 0)
     with pytest.raises(ValueError, match="labels_per_class must be at least 1, got 0"):
         few_labels(labels, 0, 0)
+
+
+@pytest.fixture
+def families(cohort: Cohort) -> Cohort:
+    """Pairs of subjects are families, and one of a family stands first in the table now and then."""
+    family = [f"family {number // 2}" for number in range(len(cohort))]
+    return replace(cohort, table=cohort.table.assign(family=family))
+
+
+def test_a_split_file_keeps_families_on_one_side_wherever_it_is_used(families: Cohort, tmp_path: Path) -> None:
+    joined = join_subjects(families, "family")
+    make_folds(joined.table, 3, 0).of_cohort(joined).save(tmp_path / "splits.json")
+    folds = Folds.load(tmp_path / "splits.json")
+    assert len(folds.groups) == len(families) // 2
+    # The data set itself, in another order: other members stand first.
+    turned = families.select(np.random.default_rng(0).permutation(len(families)))
+    for data in (families, joined, turned):
+        tested = set()
+        for fold in range(3):
+            training, test = folds.split(data, fold)
+            assert len(training) + len(test) == len(families)
+            assert not set(training.table["family"]) & set(test.table["family"])
+            assert not set(training.subjects) & set(test.subjects)
+            # Inner splits keep families together, too, and what was recorded stays known.
+            assert training.table.groupby("family")["subject_id"].nunique().max() == 1
+            assert set(training.table["recorded_subject_id"]) <= set(families.subjects)
+            tested |= set(test.table["recorded_subject_id"])
+        assert tested == set(families.subjects)
+    second = families.select(np.arange(1, len(families), 2))  # the first member of every family is not in the data
+    assert sum(folds.tests(second.subjects, fold).sum() for fold in range(3)) == len(second)
+
+
+def test_a_split_file_of_other_data_is_told_by_its_fingerprint(
+    families: Cohort, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = families.select(np.arange(20))
+    folds = make_folds(some.table, 2, 0).of_cohort(some)
+    folds.split(some, 0)
+    folds.split(replace(some, others=(), table=some.table[::-1]), 0)  # the order of the scans is no matter
+    assert not caplog.records
+    folds.split(families, 0)
+    assert f"{len(families) - 20} subjects are in none of its folds" in caplog.text
+    older = Folds(folds.test_subjects, 0)  # a split file of an older version says nothing of its data
+    caplog.clear()
+    older.split(families, 0)
+    assert not caplog.records
+    with pytest.raises(ValueError, match="or to other settings of same_person"):
+        folds.split(join_subjects(families, "family"), 0)
+
+
+def test_groups_are_part_of_the_checksum(families: Cohort, tmp_path: Path) -> None:
+    joined = join_subjects(families, "family")
+    folds = make_folds(joined.table, 3, 0)
+    assert folds.of_cohort(families).checksum == folds.checksum != folds.of_cohort(joined).checksum
+    folds.of_cohort(joined).save(tmp_path / "splits.json")
+    content = json.loads((tmp_path / "splits.json").read_text())
+    content["groups"].pop()
+    (tmp_path / "splits.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="was changed: its checksum is"):
+        Folds.load(tmp_path / "splits.json")

@@ -1,0 +1,138 @@
+"""What is checked of a checkpoint's or an adapter's files before anything is made of them.
+
+They may come from anywhere. Only this package's own classes are built, and code beside the weights is never run.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from modeling_lcm import BEITokenizer, FCFeatureExtractor, LCMConfig, LCMProcessor
+from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
+from modeling_lcm.loading_lcm import check_place, file_of
+
+from .manifest import CARDS, CHECKSUMS, read_checksums, require_intact
+
+
+PROCESSOR_CONFIG = "processor_config.json"
+# Settings that name a class, and the one of ours that they may name.
+OWN = {
+    "model_type": LCMConfig.model_type,
+    "processor_class": LCMProcessor.__name__,
+    "tokenizer_class": BEITokenizer.__name__,
+    "feature_extractor_type": FCFeatureExtractor.__name__,
+}
+NAMING = ("config.json", PROCESSOR_CONFIG, "preprocessor_config.json", "tokenizer_config.json")
+
+
+def check_files(place: str) -> None:
+    """Check that files are as they were written, and for this package's classes.
+
+    Args:
+        place (`str`): folder or Hub repository of a checkpoint or an adapter.
+
+    Raises:
+        ValueError: a file has changed since it was written, is damaged, or asks for foreign code; names the file.
+        FileNotFoundError: a folder that is not there.
+    """
+    check_place(place)
+    if Path(place).is_dir():
+        require_intact(place, unread=("adapter/",))
+    else:
+        _require_intact_repository(place)
+    for name in (*NAMING, *(f"processor/{name}" for name in NAMING)):
+        _refuse_foreign_classes(place, name)
+    megatron = read_settings_file(place, ADAPTER_CONFIG).get("megatron_config")
+    if megatron is not None:
+        raise ValueError(f"{place}: {ADAPTER_CONFIG} asks for a module of its own (megatron_config); nothing was run.")
+
+
+def check_adapter_files(adapter: str, base: str | None = None) -> None:
+    """Check an adapter's files as [`check_files`] does, and those of its base model, if that is within reach.
+
+    Args:
+        adapter (`str`): folder or Hub repository.
+        base (`str`, *optional*): its base model; default: where the adapter says.
+    """
+    check_files(adapter)
+    base = base or read_settings_file(adapter, ADAPTER_CONFIG).get("base_model_name_or_path")
+    with suppress(FileNotFoundError):  # whoever loads it says so, and which adapter needs it
+        if isinstance(base, str) and base:
+            check_files(base)
+
+
+def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
+    """The processor in a folder or Hub repository, by this package's classes whatever its files name.
+
+    Transformers' Auto classes would look for the code that a checkpoint names.
+    """
+    where = {"subfolder": subfolder} if subfolder else {}
+    return LCMProcessor(
+        FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
+    )
+
+
+def read_settings_file(place: str, name: str) -> dict[str, Any]:
+    """Content of a JSON file of a folder or a Hub repository; empty where it has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = Path(place) / name if Path(place).is_dir() else file_of(place, name)
+    if path is None or not Path(path).is_file():
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no table of settings")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: {name} is damaged ({' '.join(str(error).split())[:100]}).") from error
+    return content
+
+
+def _refuse_foreign_classes(place: str, name: str) -> None:
+    settings = read_settings_file(place, name)
+    nested = settings.get("feature_extractor")
+    for part in (settings, nested if isinstance(nested, dict) else {}):
+        for key, own in OWN.items():
+            if part.get(key) not in (None, own):
+                raise ValueError(
+                    f"{place} is no Large Connectome Model of this package: {name} says {key} {part[key]!r}, not "
+                    f"{own!r}. Nothing of it was run."
+                )
+
+
+def repository_folder(repo_id: str, repo_type: str = "model", revision: str | None = None) -> Path | None:
+    """The files of a Hub repository that its checksums list, downloaded; None where it has none within reach."""
+    try:
+        listed = hf_hub_download(repo_id, CHECKSUMS, repo_type=repo_type, revision=revision)
+    except (EntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    names = [name for name in read_checksums(Path(listed).parent) or () if name not in CARDS]
+    return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision, allow_patterns=[CHECKSUMS, *names]))
+
+
+def downloaded(repo_id: str, repo_type: str, revision: str) -> Path:
+    """The files of a Hub repository that its checksums list, which it must have.
+
+    Raises:
+        FileNotFoundError: it is meant as a folder, and there is none.
+        ValueError: it is not within reach, or has no checksums.
+    """
+    check_place(repo_id)
+    found = repository_folder(repo_id, repo_type, revision)
+    if found is None:
+        raise ValueError(f"{repo_id} is neither a folder, nor a repository within reach that has checksums.")
+    return found
+
+
+def _require_intact_repository(repo_id: str) -> None:
+    folder = repository_folder(repo_id)
+    if folder is not None:
+        # Without a network there is what was downloaded before; what is lacking cannot be loaded either.
+        absent = tuple(name for name in read_checksums(folder) or () if not (folder / name).is_file())
+        require_intact(folder, unread=absent)
