@@ -160,9 +160,8 @@ def _p_values(results: TaskResults, metrics: Sequence[str]) -> dict[str, Table]:
         for name, scores in results.models.items()
         if any(score.p_value is not None for score in scores.values()) and name not in CONSTANT.values()
     ]
-    return (
-        {"p-values against shuffled labels": [["model", *(METRIC_TITLES[m] for m in metrics)], *rows]} if rows else {}
-    )
+    header = ["model", *(METRIC_TITLES[metric] for metric in metrics)]
+    return {"p-values against shuffled labels": [header, *rows]} if rows else {}
 
 
 def _p_text(score: Score | None) -> str:

@@ -76,9 +76,8 @@ def _quality(data: Path, found: Recognised) -> Section:
     texts += [f"{Path(item['scan']).name}: {item['reason']}" for item in excluded[:MOST_NAMED]]
     texts += [f"... and {len(excluded) - MOST_NAMED} more."] if len(excluded) > MOST_NAMED else []
     texts += [quality["motion"]] if quality.get("motion") else []
-    texts += (
-        [f"{quality['region_order'][:1].upper()}{quality['region_order'][1:]}."] if quality.get("region_order") else []
-    )
+    order = quality.get("region_order", "")
+    texts += [f"{order[:1].upper()}{order[1:]}."] if order else []
     warnings = [quality["order_warning"]] if quality.get("order_warning") else []
     warnings += [f"To be confirmed: {text}" for text in quality.get("questions", [])[:MOST_NAMED]]
     return Section("Quality of the scans", texts, warnings)

@@ -66,7 +66,7 @@ def plot_training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Fi
 def plot_roc(
     curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], areas: Mapping[str, str] | None = None
 ) -> Figure:
-    """ROC curves of several models: a thick line for the predictions of all folds, thin ones for folds that are large enough.
+    """ROC curves of several models: a thick line for the predictions of all folds, thin ones for large folds.
 
     Args:
         curves: per model one pair per fold, true classes `(subjects,)` (1 = positive) and probabilities of the

@@ -164,13 +164,8 @@ def _pooled_rows(results: TaskResults) -> list[list[str]]:
 
 
 def _chance_row(results: TaskResults, metrics: Sequence[str]) -> list[str]:
-    return [
-        "chance",
-        *(
-            number_text(metric, results.chance[metric]) if metric in results.chance else NOT_MEASURED
-            for metric in metrics
-        ),
-    ]
+    known = results.chance
+    return ["chance", *(number_text(name, known[name]) if name in known else NOT_MEASURED for name in metrics)]
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
