@@ -111,13 +111,13 @@ def _file(path: Path, participants: str) -> Recognised:
         words = f"{path} is an archive of {_NAMES[kind]}; the table is {table}."
         return Recognised(kind, words, {kind: str(path), "participants": table})
     try:
-        table = read_table(path)
+        content = read_table(path)
     except ValueError as error:
         raise ValueError(
             f"{path} is no input that can be read: give a folder of derivatives, or of scans with their table; one "
             f"archive (.npz); or one table of edges. ({error})"
         ) from error
-    edges = find_edges(table)
+    edges = find_edges(content)
     if edges is None:
         raise ValueError(
             f"{path} is a table, but its columns are no edges of a connectome: if it is the table of phenotypes, give "
