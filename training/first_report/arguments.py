@@ -41,12 +41,17 @@ class ReportArguments:
     max_mean_fd: float | None = setting(None, "Leave scans out that moved more (mean framewise displacement, mm).")
     min_volumes: int | None = setting(None, "Leave scans out with fewer volumes.")
     checkpoint: str | None = setting(
-        None, "Pretrained checkpoint to start from. Default: random weights.", group="model and evaluation"
+        None, "Pretrained checkpoint to start from. Default: none.", group="model and evaluation"
+    )
+    head: Literal["ridge", "decoder"] = setting(
+        "ridge", "A closed form, in seconds, or training by gradients, which needs a checkpoint."
     )
     n_folds: int = setting(5, "Folds, by subject; fewer where a label has fewer subjects.")
     repeats: int = setting(1, "Cross-validations with other folds.")
-    baselines: list[str] = setting(["majority", "linear", "linear_log"], "Models that LCM is held against.")
-    epochs: int = setting(12, "Passes over the training subjects.")
+    baselines: list[str] = setting(
+        ["majority", "linear_best", "confounds"], "Models that LCM is held against; see training.evaluate."
+    )
+    epochs: int = setting(12, "Passes over the training subjects, with the decoder.")
     resamples: int = setting(1000, "Bootstrap resamples and permutations.")
     seed: int = setting(0, "Seed of folds and weights.")
     workers: int = setting(1, "Processes that read scans.")
@@ -60,5 +65,9 @@ class ReportArguments:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.positive is not None and self.kind == "continuous":
             raise ValueError(f"positive is {self.positive!r}, but kind is continuous: leave one of them out.")
+        if self.head == "decoder" and not self.checkpoint:
+            raise ValueError(
+                "head is decoder, which is trained from a checkpoint: add --checkpoint, or leave head out."
+            )
         if self.labels and len(set(self.labels)) < 2:
             raise ValueError(f"labels needs two or more labels of the task, got {' '.join(self.labels)}.")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ..cli import did_you_mean
-from ..data.cohort import Cohort
+from ..data.cohort import is_phenotype
 from .arguments import ReportArguments
 
 
@@ -14,14 +14,18 @@ MOST_LABELS = 12
 FEW = 20  # subjects of the smallest label, below which the page says that the numbers are loose
 
 
-def task_kind(cohort: Cohort, arguments: ReportArguments) -> str:
+def task_kind(table: pd.DataFrame, arguments: ReportArguments) -> str:
     """Whether the task is "categorical" or "continuous".
+
+    Args:
+        table (`pd.DataFrame`): one row per scan, as data sets have it.
+        arguments (`ReportArguments`): task, kind and labels.
 
     Raises:
         ValueError: there is no such column, it has no or one value, too few subjects, or it is an identifier.
     """
-    table, name = cohort.table, arguments.task
-    known = cohort.phenotypes()
+    name = arguments.task
+    known = [str(column) for column in table.columns if is_phenotype(str(column))]
     if name not in known:
         raise ValueError(
             f"There is no column {name!r} to predict.{did_you_mean(name, known)} The table has {', '.join(known)}: "
@@ -54,13 +58,18 @@ def task_kind(cohort: Cohort, arguments: ReportArguments) -> str:
     return kind
 
 
-def folds_that_fit(cohort: Cohort, arguments: ReportArguments, kind: str) -> tuple[ReportArguments, list[str]]:
+def folds_that_fit(table: pd.DataFrame, arguments: ReportArguments, kind: str) -> tuple[ReportArguments, list[str]]:
     """As many folds as the smallest label has subjects at most, and what the page has to say about it.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan.
+        arguments (`ReportArguments`): task, labels and folds.
+        kind (`str`): of the task.
 
     Raises:
         ValueError: a label has a single subject, or there are fewer than four subjects.
     """
-    table, name = cohort.table, arguments.task
+    name = arguments.task
     known = table[table[name].notna()]
     if arguments.labels and kind == "categorical":
         known = known[known[name].astype(str).isin(arguments.labels)]

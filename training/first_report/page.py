@@ -20,7 +20,7 @@ from ..reporting.figures import plot_region_attention
 from ..reporting.pages import Section
 from ..reporting.results import Results
 from ..reporting.tables import write_report
-from .arguments import ReportArguments
+from .plan import Plan
 
 
 MOST_NAMED = 5
@@ -28,26 +28,17 @@ MOST_PAIRS = 8
 
 
 def write_page(
-    path: Path,
-    arguments: ReportArguments,
-    found: Recognised,
-    design: Design,
-    results: Results,
-    patterns: Sequence[Patterns],
-    data: Path,
-    notes: Sequence[str],
+    path: Path, plan: Plan, design: Design, results: Results, patterns: Sequence[Patterns], data: Path
 ) -> None:
     """Write the page.
 
     Args:
         path (`Path`): the HTML file.
-        arguments (`ReportArguments`): what was asked for.
-        found (`Recognised`): what the input was taken for.
+        plan (`Plan`): what was asked for, and found before.
         design (`Design`): data and settings of the evaluation.
         results (`Results`): its results.
         patterns (`Sequence[Patterns]`): what the predictions follow.
         data (`Path`): the prepared data set.
-        notes (`Sequence[str]`): what has to be said about the data.
     """
     task = design.recipe.tasks[0]
     outcome = results.tasks[task.name]
@@ -58,8 +49,8 @@ def write_page(
         if (place / "result.json").is_file()
     ]
     details: Details = task_details(design, task, outcome, folds)
-    outcome.notes = [*notes, *outcome.notes]
-    sections = [*details.sections, _quality(data, found), *_maps(design, patterns)]
+    outcome.notes = [*plan.notes, *outcome.notes]
+    sections = [*details.sections, _quality(data, plan.found), *_maps(design, patterns)]
     sections.append(_files(path.parent, data))
     write_report(
         path, outcome, details.figures, details.tables, results.settings, (), sections, details.curves

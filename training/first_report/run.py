@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from ..data.cohort import FC_DEFINITION, Cohort, load_cohort
 from ..evaluation.arguments import EvaluateArguments
@@ -16,29 +15,22 @@ from ..evaluation.cross_validation import evaluate
 from ..evaluation.design import make_design
 from ..explanation.patterns import Patterns, edge_patterns
 from ..files import claim, write_json, write_text
-from ..preparation.arguments import PrepareArguments
 from ..preparation.assemble import summary_of
 from ..preparation.build import prepare
-from ..preparation.recognise import DATASET, Recognised, recognise
+from ..preparation.recognise import DATASET
 from ..reporting.results import LCM, Results
-from ..trainer.arguments import FinetuneArguments, PretrainArguments
+from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
 from ..trainer.finetuning import finetune
-from ..trainer.pretraining import pretrain
 from ..trainer.runs import record_of
 from .arguments import ReportArguments
-from .checks import folds_that_fit, task_kind
 from .page import write_page
+from .plan import Plan, make_plan
+from .settings import evaluation_arguments, finetune_arguments, prepare_arguments
 
 
-SETTINGS, PAGE = "settings.json", "report.html"
+SETTINGS, PAGE, PREDICTIONS = "settings.json", "report.html", "evaluation/predictions.tsv"
 FREE = ("output", "dry_run", "workers", "title")  # settings that change no number
-# Settings that preparing has under the same name.
-PREPARING = (
-    "participants", "select", "atlas", "regions", "labels_img", "confounds", "triangle", "subject_column",
-    "session_column", "site_column", "missing", "max_mean_fd", "min_volumes", "workers",
-)  # fmt: skip
-
 Say = Callable[[str], None]
 
 
@@ -56,34 +48,29 @@ def make_report(arguments: ReportArguments, say: Say) -> Path:
         ValueError: an input, a table or a task that cannot be used; says which setting to change.
         FileExistsError: the output holds something else, or a report with other settings.
     """
-    found = recognise(arguments.input, arguments.participants, [arguments.atlas] if arguments.atlas else [])
-    say(found.words)
     _require_same(arguments)
+    page = Path(arguments.output) / PAGE
+    if page.is_file():
+        say("Finished before. For another report, choose another output.")
+        return page
+    plan = make_plan(arguments)
+    say("\n".join([plan.found.words, *plan.notes]))
     with claim(arguments.output, resume=True) as output:
-        page = output / PAGE
-        if page.is_file():
-            say(f"Finished before: {page}. For another one, choose another output.")
-            return page
         write_json(output / SETTINGS, _settings(arguments))
         steps = _Steps(say)
-        data = _prepared(arguments, found, output, steps)
+        data = _prepared(plan, output, steps)
         cohort = load_cohort(data)
-        kind = task_kind(cohort, arguments)
-        arguments, notes = folds_that_fit(cohort, arguments, kind)
-        for line in notes:
-            say(line)
-        stage = stage_of(arguments, kind)
-        evaluation = evaluation_arguments(arguments, stage, data, output)
+        tuning = finetune_arguments(plan.arguments, plan.kind)
+        evaluation = evaluation_arguments(plan.arguments, tuning, data, output)
         steps.begin("evaluating: every subject is predicted by models that have not seen them")
         results = _evaluated(evaluation)
         steps.begin("fine-tuning on all subjects")
-        _train_on_all(arguments, stage, cohort, output, results)
+        _train_on_all(tuning, cohort, output, results)
         steps.begin("explaining")
-        design = make_design(evaluation)
-        predictions = pd.read_csv(_predictions(output, arguments.task), sep="\t", dtype={"subject_id": str})
-        patterns = _explained(cohort, predictions, results, arguments, output)
+        predictions = pd.read_csv(output / PREDICTIONS, sep="\t", dtype={"subject_id": str, "session": str})
+        patterns = _explained(cohort, predictions, results, plan.arguments, output)
         steps.begin("writing the page")
-        write_page(page, arguments, found, design, results, patterns, data, notes)
+        write_page(page, plan, make_design(evaluation), results, patterns, data)
     return page
 
 
@@ -122,69 +109,19 @@ def _require_same(arguments: ReportArguments) -> None:
         )
 
 
-def _prepared(arguments: ReportArguments, found: Recognised, output: Path, steps: _Steps) -> Path:
+def _prepared(plan: Plan, output: Path, steps: _Steps) -> Path:
     """The data set: the input itself, the one that an earlier run has finished, or a new one."""
-    if found.kind == DATASET:
-        steps.begin(f"the data set {arguments.input} is prepared already")
-        return Path(arguments.input)
+    if plan.found.kind == DATASET:
+        steps.begin("nothing to prepare")
+        return Path(plan.arguments.input)
     data = output / "dataset"
     if (data / FC_DEFINITION).is_file():
         steps.begin("scans are prepared already")
         return data
     steps.begin("preparing scans and checking their quality")
-    prepare(prepare_arguments(arguments, found, data))
+    prepare(prepare_arguments(plan.arguments, plan.found, data))
     steps.say(summary_of(data)[0])
     return data
-
-
-def prepare_arguments(arguments: ReportArguments, found: Recognised, data: Path) -> PrepareArguments:
-    """Settings of training.prepare; what was said goes before what was recognised."""
-    chosen = {name: getattr(arguments, name) for name in PREPARING}
-    chosen = {name: value for name, value in chosen.items() if value not in (None, "", [])}
-    if arguments.positive is not None:
-        chosen["positive"] = [f"{arguments.task}={arguments.positive}"]
-    return PrepareArguments(**{**found.settings, **chosen, "output": str(data), "parquet": False})
-
-
-def stage_of(arguments: ReportArguments, kind: str) -> PretrainArguments | FinetuneArguments:
-    """How the model is trained: from a checkpoint, or a small network from random weights."""
-    common: dict[str, Any] = {
-        "epochs": arguments.epochs, "batch_size": 16, "mixup": 1.0, "checkpoint_every": 0, "seed": arguments.seed,
-        "log_with": "none", "progress": False, "class_weights": "balanced" if kind == "categorical" else "none",
-    }  # fmt: skip
-    if arguments.checkpoint is not None:
-        labels, positive = arguments.labels or None, arguments.positive
-        return FinetuneArguments(
-            checkpoint=arguments.checkpoint, task=arguments.task, kind=kind, labels=labels, positive=positive, **common
-        )
-    columns: dict[str, Any] = {"categorical": [], "continuous": [], kind: [arguments.task]}
-    positive = [f"{arguments.task}={arguments.positive}"] if arguments.positive is not None else []
-    return PretrainArguments(size="nano", learning_rate=2e-3, positive=positive, **columns, **common)
-
-
-def evaluation_arguments(
-    arguments: ReportArguments, stage: PretrainArguments | FinetuneArguments, data: Path, output: Path
-) -> EvaluateArguments:
-    """Settings of training.evaluate; those of the stage are written as YAML, so that anyone can repeat it."""
-    is_tuning = isinstance(stage, FinetuneArguments)
-    name = "finetune" if is_tuning else "pretrain"
-    recipe = output / "recipe" / f"{name}.yaml"
-    write_text(recipe, yaml.safe_dump(asdict(stage), sort_keys=False))
-    return EvaluateArguments(
-        data=str(data),
-        output=str(output / "evaluation"),
-        n_folds=arguments.n_folds,
-        repeats=arguments.repeats,
-        baselines=list(arguments.baselines),
-        positive=[arguments.positive] if arguments.positive is not None and is_tuning else [],
-        resamples=arguments.resamples,
-        site_column=arguments.site_column or "site",
-        seed=arguments.seed,
-        keep_checkpoints=False,
-        resume=True,
-        title=arguments.title or f"First report on {Path(arguments.input).resolve().name}",
-        **{name: str(recipe)},
-    )
 
 
 def _evaluated(arguments: EvaluateArguments) -> Results:
@@ -192,36 +129,21 @@ def _evaluated(arguments: EvaluateArguments) -> Results:
     return Results.load(path) if path.is_file() else evaluate(arguments)
 
 
-def _predictions(output: Path, task: str) -> Path:
-    names = ("predictions.tsv", f"predictions_{task}.tsv")
-    return next(output / "evaluation" / name for name in names if (output / "evaluation" / name).is_file())
-
-
-def _train_on_all(
-    arguments: ReportArguments,
-    stage: PretrainArguments | FinetuneArguments,
-    cohort: Cohort,
-    output: Path,
-    results: Results,
-) -> None:
+def _train_on_all(tuning: FinetuneArguments, cohort: Cohort, output: Path, results: Results) -> None:
     """The checkpoint to keep; how far its predictions are off is learnt from those of the folds."""
     folder = output / "checkpoint"
     if (folder / "config.json").is_file():
         return
-    if isinstance(stage, FinetuneArguments):
-        model, processor, history = finetune(cohort, stage, check_leakage=False)
-        record = record_of(cohort, history, stage.checkpoint)
-    else:
-        model, processor, history = pretrain(cohort, stage)
-        record = record_of(cohort, history)
+    model, processor, history = finetune(cohort, tuning, check_leakage=False)
+    record = record_of(cohort, history, tuning.checkpoint or None)
     if processor.limits is not None:
-        table = pd.read_csv(_predictions(output, arguments.task), sep="\t")
-        labels = results.tasks[arguments.task].protocol["labels"]
+        table = pd.read_csv(output / PREDICTIONS, sep="\t")
+        labels = results.tasks[tuning.task].protocol["labels"]
         guesses: list[Any] = table[LCM].tolist() if not labels else [
             {label: row[f"{LCM}: {label}"] for label in labels} for row in table.to_dict("records")
         ]  # fmt: skip
-        processor.limits.learn_errors(arguments.task, table[arguments.task].tolist(), guesses)
-    save_checkpoint(folder, model, processor, stage, record)
+        processor.limits.learn_errors(tuning.task, table[tuning.task].tolist(), guesses)
+    save_checkpoint(folder, model, processor, tuning, record)
 
 
 def _explained(
