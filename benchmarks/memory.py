@@ -31,9 +31,9 @@ from modeling_lcm import (
 )
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
 from training.data.cohort import Cohort
-from training.plan import GB, Setup, footprint
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.finetuning import finetune
+from training.trainer.memory import GB, Setup, footprint
 from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
 
@@ -115,7 +115,7 @@ def run_case(case: str, checkpoint: str, batch_size: int) -> None:
             predict_logits(model, cohort.select(np.arange(batch_size)), batch_size)
     elif mode == "pretrain":
         tokens = str(Path(checkpoint))
-        pretrain(cohort, PretrainArguments(size=size, vocabulary=tokens, **loop, **settings))
+        pretrain(cohort, PretrainArguments(**{"size": size, "vocabulary": tokens, **loop, **settings}))
     else:
         rank = 8 if mode == "lora" else 0
         given = {"checkpoint": checkpoint, "task": "task", "lora_rank": rank, **loop, **settings}

@@ -5,13 +5,13 @@ in `docs/results/NAME.json`, and the tables of docs/results.md are made of these
 one per study, or one line per study in a comparison.
 """
 
-import argparse
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from training.cli import command_line, parse_arguments
+from training.cli import command, did_you_mean, parse_arguments, setting
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
 from training.files import write_text
@@ -115,14 +115,24 @@ COMPARISONS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclass
+class StudyArguments:
+    """Run studies and write docs/results.md's tables."""
+
+    studies: list[str] = setting([], "Studies to run; without any, tables are made anew.", example="lemon")
+
+    def __post_init__(self) -> None:
+        """Refuse studies that there are not."""
+        names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
+        for name in self.studies:
+            if name not in names:
+                raise ValueError(f"There is no study {name}.{did_you_mean(name, names)} There are {', '.join(names)}.")
+
+
+@command(StudyArguments)
+def main(arguments: StudyArguments) -> None:
     """Command line."""
-    names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
-    parser = argparse.ArgumentParser(description="Run studies and write docs/results.md's tables.")
-    parser.add_argument(
-        "--studies", nargs="*", choices=names, default=[], help="studies to run; without any, tables are made anew"
-    )
-    for name in parser.parse_args(argv).studies:
+    for name in arguments.studies:
         run(name)
     write_pages()
 
@@ -269,4 +279,4 @@ def study_tables(name: str, record: Results) -> str:
 
 
 if __name__ == "__main__":
-    command_line(main)()
+    main()

@@ -20,7 +20,8 @@ from modeling_lcm import LCMConfig
 from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.checked_files import load_own_processor
 from training.data.card import describe_dataset
-from training.data.cohort import COHORTS_FILE, FC_DEFINITION, QUALITY, load_cohort
+from training.data.cohort import load_cohort
+from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
 from training.files import without_nan
 from training.manifest import CHECKSUMS, FORMAT, checksum, is_inside
 from training.reporting.results import Results

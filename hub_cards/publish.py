@@ -7,39 +7,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from training.cli import command, hide_bars_of_files, setting
+from training.data.dataset_folder import FC_DEFINITION
 
-from training.cli import command_line, parse_arguments, setting
-from training.data.cohort import FC_DEFINITION
-
-from .bundle import Bundle, adapter_bundle, dataset_bundle, model_bundle, with_checksums
 from .facts import load_facts
-from .upload import publish
-from .validate import check_adapter, check_card, check_dataset, check_model
+
+
+if TYPE_CHECKING:  # it imports torch
+    from .bundle import Bundle
 
 
 @dataclass(frozen=True)
 class PublishArguments:
     """Publish a checkpoint, an adapter or a prepared data set with a complete card."""
 
-    folder: str = setting("", "Checkpoint folder, adapter folder, or data set made by training.prepare.")
-    repo_id: str = setting("", "ORG/NAME on the Hub.")
-    card: str | None = setting(None, "YAML file with the card's facts: a filled-in copy of card_template.yaml.")
+    folder: str = setting(
+        "",
+        "Checkpoint folder, adapter folder, or data set made by training.prepare.",
+        example="runs/finetuned/checkpoint",
+        required=True,
+    )
+    repo_id: str = setting("", "ORG/NAME on the Hub.", example="my-lab/lcm-autism", required=True)
+    card: str | None = setting(
+        None,
+        "YAML file with the card's facts: a filled-in copy of card_template.yaml.",
+        group="card",
+        example="card.yaml",
+    )
     entry: str | None = setting(None, "Instead of --card: an entry of hub_cards/checkpoints.yaml.")
-    license: str | None = setting(None, "Licence of the weights, such as apache-2.0; overrides the card's facts.")
+    license: str | None = setting(None, "Licence of the weights; overrides the card's facts.", example="apache-2.0")
     license_name: str | None = setting(None, "Its name, with --license other.")
     metrics: str | None = setting(None, "metrics.json of training.evaluate; default: the one in the folder.")
-    base_model: str | None = setting(None, "ORG/NAME of the published base model (adapters only).")
+    base_model: str | None = setting(
+        None, "ORG/NAME of the published base model (adapters only).", group="repository", example="my-lab/lcm"
+    )
     base_revision: str = setting("main", "Its tag or commit.")
     subject_hashes: bool = setting(
         True, "Publish salted hashes of the training subjects' ids, by which others can avoid to test on them."
     )
     private: bool = setting(False, "Make a new repository private.")
-    tag: str | None = setting(None, "Tag for this version, such as v1; never moved once it exists.")
+    tag: str | None = setting(None, "Tag for this version; never moved once it exists.", example="v1")
     update: bool = setting(False, "Replace the content of an existing repository.")
     dry_run: bool = setting(True, "Only show what would be uploaded; --no-dry-run uploads.")
 
@@ -60,12 +69,15 @@ def kind_of(folder: Path) -> str:
 
 
 @contextmanager
-def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) -> Iterator[Bundle]:
+def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) -> "Iterator[Bundle]":
     """Validate a folder and put together what would be published; exists for the duration of the `with`.
 
     Raises:
         ValueError: the folder does not load or run, or the card is not complete.
     """
+    from .bundle import adapter_bundle, dataset_bundle, model_bundle, with_checksums
+    from .validate import check_adapter, check_card, check_dataset, check_model
+
     kind = kind_of(folder)
     if facts["kind"] != kind:
         raise ValueError(f"{folder} is a {kind}, but the card's facts are for a {facts['kind']}.")
@@ -91,8 +103,10 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
     yield with_checksums(bundle)
 
 
-def describe(bundle: Bundle, options: PublishArguments) -> str:
+def describe(bundle: "Bundle", options: PublishArguments) -> str:
     """What an upload would do, for the terminal."""
+    from huggingface_hub import constants
+
     lines = [f"{bundle.kind} -> {constants.ENDPOINT}/{options.repo_id}", ""]
     sizes = {
         path: len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -107,10 +121,12 @@ def describe(bundle: Bundle, options: PublishArguments) -> str:
     return "\n".join(lines)
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+@command(PublishArguments, "folder")
+def main(options: PublishArguments) -> None:
     """Command line."""
-    options = parse_arguments(PublishArguments, argv, positional="folder")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         for name in filter(None, (options.repo_id, options.base_model)):
             validate_repo_id(name)
@@ -118,8 +134,13 @@ def main(argv: list[str] | None = None) -> None:
                 raise HFValidationError(f"{name!r} has no owner: write ORG/NAME.")
     except HFValidationError as error:
         raise ValueError(f"Not a repository's name: {error}") from error
+    folder = Path(options.folder)
+    kind_of(folder)
     facts = load_facts(options.entry, options.card, license=options.license, license_name=options.license_name)
-    with make_bundle(Path(options.folder), facts, options) as bundle:
+    from .upload import publish
+
+    hide_bars_of_files()
+    with make_bundle(folder, facts, options) as bundle:
         if options.dry_run:
             print(f"{bundle.readme}\n{describe(bundle, options)}")
             print("Dry run: nothing was uploaded. Add --no-dry-run to upload.")

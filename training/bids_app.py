@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .cli import command_line
+from .cli import ending_in_words
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,9 +41,13 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command_line
 def main(argv: list[str] | None = None) -> None:
     """Command line; ends as training.prepare or training.report ends."""
+    with ending_in_words():
+        _start(argv)
+
+
+def _start(argv: list[str] | None) -> None:
     given, flags = _make_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
     source, data = Path(given.bids_dir), Path(given.output_dir) / "data"
     if not source.is_dir():

@@ -13,13 +13,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .settings import Settings, did_you_mean, load_yaml, parse_arguments, setting
+from .doors import in_users_words, program
+from .settings import (
+    Settings,
+    did_you_mean,
+    load_yaml,
+    parse_arguments,
+    require_choices,
+    require_given,
+    setting,
+)
 
 
-__all__ = ["command", "command_line", "did_you_mean", "ending_in_words", "load_yaml", "parse_arguments", "setting"]
+__all__ = [
+    "command",
+    "did_you_mean",
+    "ending_in_words",
+    "hide_bars_of_files",
+    "load_yaml",
+    "parse_arguments",
+    "require_choices",
+    "setting",
+]
 
 
-def command(kind: type[Settings], positional: str | None = None) -> Callable[[Callable[[Settings], None]], Callable]:
+def command(kind: type[Settings], *positional: str) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:
     """Decorator that makes a command of a function of its settings.
 
     A mistake or a full disk ends the command with one line, `error: ...`, and exit code 2; Ctrl-C with one line and
@@ -27,7 +45,7 @@ def command(kind: type[Settings], positional: str | None = None) -> Callable[[Ca
 
     Args:
         kind (`type`): the settings' dataclass.
-        positional (`str`, *optional*): see [`parse_arguments`].
+        positional (`str`): settings that may be given as bare words, in this order.
 
     Returns:
         The command `main(argv=None)`.
@@ -37,27 +55,15 @@ def command(kind: type[Settings], positional: str | None = None) -> Callable[[Ca
         @functools.wraps(run)
         def main(argv: list[str] | None = None) -> None:
             with ending_in_words():
-                settings = parse_arguments(kind, argv, positional)
+                settings = parse_arguments(kind, argv, positional, program(run.__module__))
+                require_given(settings)
                 use_threads()
-                hide_bars_of_files()
                 run(settings)
 
         del main.__wrapped__  # its signature is another one
         return main
 
     return decorate
-
-
-def command_line(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Decorator of a `main` that reads its settings itself; it ends as a [`command`] does."""
-
-    @functools.wraps(main)
-    def wrapper(argv: list[str] | None = None) -> None:
-        with ending_in_words():
-            hide_bars_of_files()
-            main(argv)
-
-    return wrapper
 
 
 @contextmanager
@@ -74,8 +80,16 @@ def ending_in_words() -> Iterator[None]:
         is_known = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
         if not is_known and type(error).__name__ != "SafetensorError":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_users_words(_sentence(error))}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, and for a library that an installation of the core alone lacks, how to get it."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if name is None or name.partition(".")[0] == __package__:
+        return str(error)
+    return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
 
 
 class Terminated(KeyboardInterrupt):

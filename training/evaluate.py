@@ -4,16 +4,23 @@ Per fold: pretrain (and fine-tune) on the training subjects alone, predict the t
 simple models on the same subjects. Nothing is chosen on a test fold.
 """
 
-from .cli import command_line, parse_arguments
-from .evaluation.arguments import EvaluateArguments
-from .evaluation.cross_validation import evaluate
-from .reporting.tables import results_table_text
+from .cli import command, hide_bars_of_files
+from .data.dataset_folder import require_dataset
+from .evaluation.arguments import EvaluateArguments, read_stages
+from .files import require_new
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+@command(EvaluateArguments)
+def main(arguments: EvaluateArguments) -> None:
     """Command line."""
-    for results in evaluate(parse_arguments(EvaluateArguments, argv)).tasks.values():
+    require_new(arguments.output, arguments.resume)
+    require_dataset(arguments.data)
+    read_stages(arguments)
+    from .evaluation.cross_validation import evaluate
+    from .reporting.tables import results_table_text
+
+    hide_bars_of_files()
+    for results in evaluate(arguments).tasks.values():
         print(results.title)
         print(results_table_text(results))
 

@@ -2,18 +2,23 @@
 
 import json
 
-from .cli import command_line, parse_arguments
-from .data.cohort import QUALITY
+from .cli import command
+from .data.dataset_folder import QUALITY, require_dataset
+from .files import require_new
 from .preparation.arguments import MergeArguments
-from .preparation.merging import merge
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+@command(MergeArguments)
+def main(arguments: MergeArguments) -> None:
     """Command line."""
-    for folder in merge(parse_arguments(MergeArguments, argv)):
+    require_new(arguments.output)
+    for part in arguments.inputs:
+        require_dataset(part)
+    from .preparation.merging import merge
+
+    for folder in merge(arguments):
         quality = json.loads((folder / QUALITY).read_text(encoding="utf-8"))
-        print(f"{quality['scans']} scans of {quality['subjects']} people written to {folder}")
+        print(f"{quality['scans']} scans of {quality['subjects']} subjects written to {folder}")
         print("\n".join(quality["remarks"]))
 
 

@@ -3,42 +3,52 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli import command_line, parse_arguments, setting
-from .data.cohort import load_cohort
-from .data.folds import Folds
+from .cli import command, hide_bars_of_files, setting
+from .data.dataset_folder import require_dataset
 from .files import claim, write_text
 from .manifest import seal_file
-from .trainer.limits import summarise_limits
-from .trainer.prediction import predict_table
 
 
 @dataclass
 class PredictArguments:
     """Predict with a checkpoint and write one row per scan."""
 
-    checkpoint: str = setting("", "Checkpoint or adapter: folder or Hub repository.")
+    checkpoint: str = setting(
+        "", "Checkpoint or adapter: folder or Hub repository.", example="runs/finetuned/checkpoint", required=True
+    )
+    data: str = setting("", "Folder made by training.prepare.", example="runs/dataset", required=True)
+    output: str = setting("", "Table to write (.tsv).", example="predictions.tsv", required=True)
     adapter: str | None = setting(None, "Adapter of this checkpoint: folder or Hub repository.")
-    data: str = setting("", "Folder made by training.prepare.")
-    output: str = setting("", "Table to write (.tsv).")
     splits: str | None = setting(None, "Split file; with --fold, only that fold's test subjects are predicted.")
     fold: int | None = setting(None, "Fold of the split file.")
     batch_size: int = setting(32, "Scans per forward pass.")
 
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        if (self.splits is None) != (self.fold is None):
+            raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+
+@command(PredictArguments)
+def main(arguments: PredictArguments) -> None:
     """Command line."""
-    arguments = parse_arguments(PredictArguments, argv)
+    if Path(arguments.output).is_dir():
+        raise ValueError(f"{arguments.output} is a folder; the output is one table: give a file name, such as p.tsv.")
+    require_dataset(arguments.data)
     with claim(arguments.output) as output:
         _predict(arguments, output)
 
 
 def _predict(arguments: PredictArguments, output: Path) -> None:
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; the output is one table: give a file name such as predictions.tsv.")
+    from .data.cohort import load_cohort
+    from .data.folds import Folds
+    from .trainer.limits import summarise_limits
+    from .trainer.prediction import predict_table
+
+    hide_bars_of_files()
     cohort = load_cohort(arguments.data)
-    if (arguments.splits is None) != (arguments.fold is None):
-        raise ValueError("Give both splits (a split file) and fold, or neither to predict every subject.")
     if arguments.splits is not None and arguments.fold is not None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)

@@ -2,17 +2,19 @@
 
 import sys
 
-from .cli import command_line, parse_arguments
+from .cli import command
+from .files import require_new
 from .preparation.arguments import PrepareArguments
-from .preparation.assemble import summary_of
-from .preparation.build import prepare
-from .preparation.recipes import load_recipe
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+@command(PrepareArguments)
+def main(arguments: PrepareArguments) -> None:
     """Command line; exit code 1 when scans or values were dropped without a rule, or a guess is to be confirmed."""
-    arguments = parse_arguments(PrepareArguments, argv)
+    require_new(arguments.output)
+    from .preparation.assemble import summary_of
+    from .preparation.build import prepare
+    from .preparation.recipes import load_recipe
+
     recipe = load_recipe(arguments.recipe)
     if recipe.name:
         print(f"{recipe.title}\nTerms of use: {recipe.terms}\n{recipe.url}\n")

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from .doors import in_users_words
+
 
 Settings = TypeVar("Settings")
 
@@ -20,7 +22,9 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 EMPTY = ("", "null", "~")  # no value, for settings that need not have one
 
 
-def setting(default: Any, text: str, *, group: str | None = None, example: str | None = None) -> Any:
+def setting(
+    default: Any, text: str, *, group: str | None = None, example: str | None = None, required: bool = False
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -28,14 +32,17 @@ def setting(default: Any, text: str, *, group: str | None = None, example: str |
         text (`str`): what `--help` prints.
         group (`str`, *optional*): heading under which `--help` lists it; default: that of the setting before.
         example (`str`, *optional*): a value, as it is typed.
+        required (`bool`): a command is refused without it; the default stands for "not given".
     """
-    metadata = {"help": text, "group": group, "example": example}
+    metadata = {"help": text, "group": group, "example": example, "required": required}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def parse_arguments(kind: type[Settings], argv: list[str] | None = None, positional: str | None = None) -> Settings:
+def parse_arguments(
+    kind: type[Settings], argv: list[str] | None = None, positional: tuple[str, ...] = (), program: str | None = None
+) -> Settings:
     """Read settings from `--config FILE.yaml` and from flags; flags win.
 
     Flags are spelt `--two_words`, or `--two-words`; switches are `--flag`, `--flag false` or `--no_flag`.
@@ -43,32 +50,54 @@ def parse_arguments(kind: type[Settings], argv: list[str] | None = None, positio
     Args:
         kind (`type`): a dataclass whose fields are made by [`setting`].
         argv (`list[str]`, *optional*): command line without the program's name; defaults to `sys.argv[1:]`.
-        positional (`str`, *optional*): a setting that must be given, and may be given as a bare word.
+        positional (`tuple[str, ...]`): settings that may be given as bare words, in this order.
+        program (`str`, *optional*): what is typed to start it, for `--help`.
 
     Raises:
-        ValueError: an unknown setting, a value of the wrong kind, the positional one is missing, or the YAML file is
-            not a table of settings.
+        ValueError: an unknown setting, a value of the wrong kind, or the YAML file is not a table of settings.
         FileNotFoundError: there is no such YAML file.
     """
-    parser = _make_parser(kind, positional)
+    parser = _make_parser(kind, positional, program)
     given, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     values = {name: value for name, value in vars(given).items() if value is not None}
     path = values.pop("config", None)
-    if positional is not None and len(unknown) == 1 and not unknown[0].startswith("-"):
-        values[positional] = unknown.pop()
-    if unknown:
+    words = [word for word in unknown if not word.startswith("-")]
+    if unknown and (words != unknown or len(words) > len(positional)):
         raise ValueError(_about_unknown(unknown, kind))
+    values |= dict(zip(positional, words, strict=False))
     kinds, read = get_type_hints(kind), {} if path is None else read_settings(path, kind)
     read |= {name: as_kind(value, kinds[name], f"--{name}") for name, value in values.items()}
-    if positional is not None and not read.get(positional):
-        raise ValueError(f"No {positional} was given. See --help.")
     return kind(**read)
+
+
+def require_given(settings: Any) -> None:
+    """Refuse settings of which a required one was not given.
+
+    Raises:
+        ValueError: one was not.
+    """
+    for item in dataclasses.fields(settings):
+        if item.metadata.get("required") and not getattr(settings, item.name):
+            raise ValueError(f"No {item.name} was given: add --{item.name} {_example(item)}. See --help.")
+
+
+def require_choices(settings: Any) -> None:
+    """Refuse settings of which one is none of its choices; for those that no command line has read.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        choices, value = _choices(kind), getattr(settings, name)
+        for each in (value if isinstance(value, list) else [value]) if choices and value is not None else []:
+            _require_choice(each, choices, name)
 
 
 def read_settings(path: str | Path, kind: type) -> dict[str, Any]:
     """Settings of a YAML file, each as its field's type wants it.
 
-    Every value is taken as it is written: `no` is the label no, and `007` is not 7, where a setting is text.
+    Every value is taken as it is written: `no` is the label no, and `007` is not 7, where a setting is text. A setting
+    without a value has its default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,10 +108,11 @@ def read_settings(path: str | Path, kind: type) -> dict[str, Any]:
     unknown = [name for name in content if name not in known]
     if unknown:
         raise ValueError(
-            f"{path}: unknown settings {', '.join(unknown)}.{did_you_mean(unknown[0], known)} Known: "
-            f"{', '.join(sorted(known))}."
+            f"{path}: unknown settings {', '.join(unknown)}.{did_you_mean(unknown[0], known)} --help lists all."
         )
-    return {name: as_kind(value, kinds[name], f"{path}: {name}") for name, value in content.items()}
+    return {
+        name: as_kind(value, kinds[name], f"{path}: {name}") for name, value in content.items() if value is not None
+    }
 
 
 def as_kind(value: Any, kind: Any, where: str) -> Any:
@@ -108,13 +138,22 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, str):
         raise ValueError(f"{where} is {value!r}: one value is needed.")
     if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        if value not in choices:
-            raise ValueError(
-                f"{where} is {value!r}: it must be one of {', '.join(choices)}.{did_you_mean(value, choices)}"
-            )
+        _require_choice(value, get_args(kind), where)
         return value
     return _READERS[kind](value, where)
+
+
+def _require_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise ValueError(f"{where} must be one of {', '.join(filter(None, choices))}, got {value!r}.{hint}")
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The choices of a setting's type, or of the items of its list; none for other types."""
+    if _is_union(kind) or get_origin(kind) is list:
+        return next(filter(None, map(_choices, get_args(kind))), ())
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _is_union(kind: Any) -> bool:
@@ -154,18 +193,26 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}. See --help.")
 
 
-def _make_parser(kind: type, positional: str | None) -> argparse.ArgumentParser:
+def _make_parser(kind: type, positional: tuple[str, ...], program: str | None) -> argparse.ArgumentParser:
+    fields = dataclasses.fields(kind)
+    needed = [item for item in fields if item.metadata.get("required")]
+    bare = "".join(f"{name.upper()} " for name in positional)
     parser = _Parser(
-        description=(kind.__doc__ or "").split("\n")[0],
-        usage=f"%(prog)s {f'{positional.upper()} ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]",
+        prog=program,
+        description=in_users_words((kind.__doc__ or "").split("\n")[0]),
+        usage=f"%(prog)s {bare}[--config FILE.yaml] [--SETTING VALUE ...]",
+        epilog=_example_command(needed, positional),
         allow_abbrev=False,  # a misspelt flag must not pass as the beginning of another one
     )
     parser.add_argument("--config", help="YAML file with any of these settings; flags on the command line win.")
-    kinds, target = get_type_hints(kind), parser.add_argument_group("settings")
-    for item in dataclasses.fields(kind):
-        if item.metadata.get("group"):
-            target = parser.add_argument_group(item.metadata["group"])
-        _add_flag(target, item, kinds[item.name])
+    kinds, title = get_type_hints(kind), "settings"
+    groups = {"required": parser.add_argument_group("required")} if needed else {}
+    for item in fields:
+        title = item.metadata.get("group") or title
+        where = "required" if item in needed else title
+        if where not in groups:
+            groups[where] = parser.add_argument_group(where)
+        _add_flag(groups[where], item, kinds[item.name])
     return parser
 
 
@@ -173,15 +220,6 @@ def _add_flag(parser: Any, item: Field, kind: Any) -> None:
     """One setting's flags. Values stay text here; [`as_kind`] reads them, as it reads those of a YAML file."""
     names = [f"--{item.name}"] + ([f"--{item.name.replace('_', '-')}"] if "_" in item.name else [])
     options = [each for each in get_args(kind) if each is not type(None)] if _is_union(kind) else [kind]
-    default = item.default_factory() if item.default_factory is not MISSING else item.default
-    text = item.metadata.get("help", "")
-    if get_origin(options[0]) is Literal:
-        text += f" One of: {', '.join(get_args(options[0]))}."
-    shown = " ".join(map(str, default)) if isinstance(default, list) else default
-    if shown not in (None, ""):
-        text += f" Default: {str(shown).lower() if isinstance(shown, bool) else shown}."
-    if item.metadata.get("example"):
-        text += f" Example: --{item.name} {item.metadata['example']}"
     shape: dict[str, Any] = {"metavar": "VALUE"}
     if get_origin(options[0]) is list:
         shape = {"nargs": "*", "metavar": "VALUE"}
@@ -192,7 +230,35 @@ def _add_flag(parser: Any, item: Field, kind: Any) -> None:
         parser.add_argument(
             *dict.fromkeys(opposite), dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS
         )
-    parser.add_argument(*names, dest=item.name, default=None, help=text.replace("%", "%%"), **shape)
+    text = _help(item, tuple(filter(None, _choices(kind)))).replace("%", "%%")
+    for name, shown in zip(names, (text, argparse.SUPPRESS), strict=False):
+        parser.add_argument(name, dest=item.name, default=None, help=shown, **shape)
+
+
+def _example_command(needed: list[Field], positional: tuple[str, ...]) -> str | None:
+    words = [_example(item) if item.name in positional else f"--{item.name} {_example(item)}" for item in needed]
+    return f"Example: %(prog)s {' '.join(words)}" if words else None
+
+
+def _help(item: Field, choices: tuple[str, ...]) -> str:
+    """A setting's text, choices, default, and an example where it has choices or none is needed to understand it."""
+    default = _default(item)
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    text = item.metadata.get("help", "")
+    if choices:
+        text += f" One of: {', '.join(choices)}."
+    if shown not in (None, ""):
+        text += f" Default: {str(shown).lower() if isinstance(shown, bool) else shown}."
+    example = item.metadata.get("example") or next((choice for choice in choices if choice != default), None)
+    return in_users_words(f"{text} Example: --{item.name} {example}" if example else text)
+
+
+def _default(item: Field) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def _example(item: Field) -> str:
+    return item.metadata.get("example") or item.name.upper()
 
 
 def _about_unknown(unknown: list[str], kind: type) -> str:
@@ -231,16 +297,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TextLoader(_Loader):
-    """Every value as it is written."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own declaration)
+    """Every value as it is written, but for no value."""
 
 
 _KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+for _kind in (_Loader, _TextLoader):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),

@@ -1,12 +1,11 @@
-"""Splits by subject: folds, validation subjects, few-label subsets, and the file that records them."""
+"""A file of folds by subject: `python -m training.splits --data DIR --output splits.json`."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from .cli import command_line, parse_arguments, setting
-from .data.cohort import load_cohort
-from .data.combine import join_subjects
-from .data.folds import leave_site_out, make_folds, official_folds
+from .cli import command, require_choices, setting
+from .data.dataset_folder import require_dataset
 from .files import claim
 
 
@@ -14,11 +13,17 @@ from .files import claim
 class SplitArguments:
     """Write a split file: which subjects every fold tests, with a checksum."""
 
-    data: str = setting("", "Folder made by training.prepare or training.merge.")
-    output: str = setting("", "Split file (JSON) to write.")
-    kind: str = setting("random", '"random", "leave_site_out", or "official" (a column says the fold).')
+    data: str = setting(
+        "", "Folder made by training.prepare or training.merge.", example="runs/dataset", required=True
+    )
+    output: str = setting("", "Split file (JSON) to write.", example="runs/splits.json", required=True)
+    kind: Literal["random", "leave_site_out", "official"] = setting(
+        "random", '"random", "leave_site_out", or "official" (a column says the fold).', group="folds"
+    )
     column: str | None = setting(
-        None, "random: phenotype to balance; leave_site_out: site, scanner or dataset; official: the fold."
+        None,
+        "random: phenotype to balance; leave_site_out: site, scanner or dataset; official: the fold.",
+        example="diagnosis",
     )
     n_folds: int = setting(5, "Folds of random splits.")
     seed: int = setting(0, "Seed of random splits.")
@@ -26,16 +31,26 @@ class SplitArguments:
         None, "Column with one value for the scans of one subject (two ids, twins, a family): no fold parts them."
     )
 
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit each other."""
+        require_choices(self)
+        if self.kind == "official" and self.column is None:
+            raise ValueError("kind official needs the column that says the fold: add --column NAME.")
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
+
+@command(SplitArguments)
+def main(arguments: SplitArguments) -> None:
     """Command line."""
-    arguments = parse_arguments(SplitArguments, argv)
+    require_dataset(arguments.data)
     with claim(arguments.output) as output:
         _split(arguments, output)
 
 
 def _split(arguments: SplitArguments, output: Path) -> None:
+    from .data.cohort import load_cohort
+    from .data.combine import join_subjects
+    from .data.folds import leave_site_out, make_folds, official_folds
+
     cohort = load_cohort(arguments.data)
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
@@ -44,10 +59,8 @@ def _split(arguments: SplitArguments, output: Path) -> None:
         folds = make_folds(table, arguments.n_folds, arguments.seed, arguments.column)
     elif arguments.kind == "leave_site_out":
         folds = leave_site_out(table, arguments.column or "site")
-    elif arguments.kind == "official" and arguments.column is not None:
-        folds = official_folds(table, arguments.column)
     else:
-        raise ValueError(f"kind is random, leave_site_out, or official with --column; got {arguments.kind!r}.")
+        folds = official_folds(table, str(arguments.column))
     folds.of_cohort(cohort).save(output)
     sizes = ", ".join(str(len(subjects)) for subjects in folds.test_subjects)
     print(f"{len(folds.test_subjects)} folds ({sizes} subjects) written to {output}; checksum {folds.checksum}")

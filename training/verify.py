@@ -5,6 +5,7 @@ For checkpoints, adapters, data sets, evaluations and tables of predictions, on 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .cli import command, setting
 
@@ -13,13 +14,18 @@ from .cli import command, setting
 class VerifyArguments:
     """Compare finished files with the checksums that were written with them."""
 
-    folder: str = setting("", "Checkpoint, adapter, data set, evaluation or table; or a Hub repository, ORG/NAME.")
-    repo_type: str = setting("model", 'Of a repository: "model" or "dataset".')
+    folder: str = setting(
+        "",
+        "Checkpoint, adapter, data set, evaluation or table; or a Hub repository, ORG/NAME.",
+        example="runs/finetuned/checkpoint",
+        required=True,
+    )
+    repo_type: Literal["model", "dataset"] = setting("model", "Of a repository.")
     revision: str = setting("main", "Of a repository: tag, branch or commit.")
     renew: bool = setting(False, "Write the checksums anew, for what you have changed on purpose.")
 
 
-@command(VerifyArguments, positional="folder")
+@command(VerifyArguments, "folder")
 def main(arguments: VerifyArguments) -> None:
     """Command line; exit code 2 and the files that differ, if any do."""
     from .checked_files import downloaded

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoProcessor
 
 from conversion import export_official, verify_parity
+from conversion import parity as comparison
 from conversion.official import infer_groups
 from modeling_lcm import BEITokenizer, LCMForMultitaskPretraining, LCMForSequenceClassification
 from tests.conversion.conftest import RUN, SMALL, TEMPLATE, convert, refused
@@ -88,7 +89,7 @@ class TestConvert:
         model = LCMForSequenceClassification.from_pretrained(tmp_path / "out")
         assert model.config.id2label == {0: "control", 1: "schizophrenia"}
         assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.task == "sz"
-        parity = verify_parity.measure(tmp_path / "out", SMALL)
+        parity = comparison.measure(tmp_path / "out", SMALL)
         assert parity["passed"]
         assert "layer logits, fine-tuned" in parity["quantities"]
 
@@ -142,7 +143,7 @@ class TestParity:
         assert report["parity"]["tolerance"] == 1e-5
 
     def test_quantities(self, converted: Path) -> None:
-        quantities = verify_parity.measure(converted, SMALL)["quantities"]
+        quantities = comparison.measure(converted, SMALL)["quantities"]
         assert {"memory", "layer logits", "cross-attention", "read-out, categorical", "read-out, age"} < set(
             quantities
         )
@@ -180,9 +181,9 @@ class TestParity:
 
     def test_not_a_recording(self, converted: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"meta\.json"):
-            verify_parity.measure(converted, tmp_path)
+            comparison.measure(converted, tmp_path)
         with pytest.raises(FileNotFoundError, match=r"config\.json"):
-            verify_parity.measure(tmp_path, SMALL)
+            comparison.measure(tmp_path, SMALL)
 
 
 class TestExport:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from conversion import convert_official
-from conversion.official import find_run, load_state
+from conversion import converting
+from conversion.official import load_state
+from conversion.run_files import find_run
 from tests.conversion.conftest import RUN, TEMPLATE, convert, refused
 
 
@@ -226,14 +227,14 @@ class TestBadInput:
         successful_writes: int,
         error: Exception,
     ) -> None:
-        original, count = convert_official.save_file, iter(range(1000))
+        original, count = converting.save_file, iter(range(1000))
 
         def write(*arguments: Any, **options: Any) -> None:
             if next(count) >= successful_writes:
                 raise error
             original(*arguments, **options)
 
-        monkeypatch.setattr(convert_official, "save_file", write)
+        monkeypatch.setattr(converting, "save_file", write)
         (tmp_path / "disk").mkdir()
         message = refused(capsys, RUN, "--output", tmp_path / "disk" / "out", "--max-shard-size", "20KB")
         assert "No space left on device" in message

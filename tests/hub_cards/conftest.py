@@ -15,8 +15,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from conversion.convert_official import Options, convert
-from conversion.official import find_run
+from conversion.arguments import Options
+from conversion.converting import convert
+from conversion.run_files import find_run
 from modeling_lcm import (
     BEITokenizer,
     BEIVariable,

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.cli import command, load_yaml, parse_arguments, setting
+from training.cli import command, load_yaml, parse_arguments, require_choices, setting
 
 
 @dataclass
 class Settings:
     """Do something. With care."""
 
-    data: str = setting("", "Folder.", group="input", example="runs/data")
-    epochs: int = setting(3, "Passes.")
+    data: str = setting("", "Folder.", example="runs/data", required=True)
+    epochs: int = setting(3, "Passes.", group="input")
     rate: float = setting(1e-3, "Rate, in %.")
     labels: list[str] = setting(["a"], "Labels.")
     others: list[str] | None = setting(None, "More of them.")
@@ -46,7 +46,7 @@ def test_flags() -> None:
     assert not read("--no_dry_run").dry_run
     assert read("--labels", "-9999", "007").labels == ["-9999", "007"]
     assert read("--fold", "2").fold == 2
-    assert parse_arguments(Settings, ["here", "--fold", "2"], "data") == Settings("here", fold=2)
+    assert parse_arguments(Settings, ["here", "--fold", "2"], ("data",)) == Settings("here", fold=2)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_flags() -> None:
         (["--epochs", "ten"], "--epochs is 'ten': a whole number is needed."),
         (["--rate", "fast"], "--rate is 'fast': a number is needed."),
         (["--resume", "maybe"], "--resume is 'maybe': true or false is needed."),
-        (["--kind", "tow"], "--kind is 'tow': it must be one of one, two."),
+        (["--kind", "tow"], "--kind must be one of one, two, got 'tow'."),
         (["--epochs"], "Argument --epochs: expected one argument. See --help."),
     ],
 )
@@ -67,13 +67,25 @@ def test_flags_that_are_refused(argv: list[str], message: str) -> None:
         read(*argv)
 
 
-def test_a_positional_setting_is_needed() -> None:
-    with pytest.raises(ValueError, match="No data was given"):
-        parse_arguments(Settings, [], "data")
+def test_required_settings_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    @command(Settings, "data")
+    def main(settings: Settings) -> None:
+        print(settings.data, settings.kind)
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err == "error: No data was given: add --data runs/data. See --help.\n"
+    main(["here", "--kind", "two"])
+    assert capsys.readouterr().out == "here two\n"
+    with pytest.raises(ValueError, match="kind must be one of one, two, got 'three'"):
+        require_choices(Settings("x", kind="three"))
+    require_choices(Settings("x"))
 
 
 def test_yaml_is_what_was_written(tmp_path: Path) -> None:
-    text = "labels: [no, 007, --x, 1:30, 2020-01-01, 'null']\nrate: 1e-4\nresume: yes\nothers: []\nfold: null\n"
+    text = (
+        "labels: [no, 007, --x, 1:30, 2020-01-01, 'null']\nrate: 1e-4\nresume: yes\nothers: []\nfold: null\nepochs:\n"
+    )
     settings = from_yaml(tmp_path, text, "--rate", "0.5")
     assert settings.labels == ["no", "007", "--x", "1:30", "2020-01-01", "null"]
     assert (settings.rate, settings.resume, settings.others, settings.fold) == (0.5, True, [], None)
@@ -84,9 +96,10 @@ def test_yaml_is_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 3", "unknown settings epoch. Did you mean epochs\\? Known: data, dry_run, epochs"),
+        ("epoch: 3", "unknown settings epoch. Did you mean epochs\\? --help lists all"),
         ("epochs: 1.5", "epochs is '1.5': a whole number is needed"),
         ("epochs: [1, 2]", "one value is needed"),
+        ("labels: [a, null]", "one value is needed"),
         ("labels: {a: 1}", "a list is needed"),
         ("labels: [[a]]", "one value is needed"),
         ("epochs: 1\nepochs: 2", "'epochs' stands there twice"),
@@ -124,10 +137,11 @@ def test_help_shows_groups_defaults_and_examples(capsys: pytest.CaptureFixture[s
     text = " ".join(capsys.readouterr().out.split())
     for part in (
         "Do something.",
-        "input:",
+        "required:",
         "Example: --data runs/data",
+        "input:",
         "method:",
-        "One of: one, two.",
+        "One of: one, two. Default: one. Example: --kind two",
         "Default: 3.",
     ):
         assert part in text
@@ -149,7 +163,7 @@ def test_how_a_command_ends(
         raise raised
 
     with pytest.raises(SystemExit) as stopped:
-        main([])
+        main(["--data", "x"])
     assert stopped.value.code == code
     assert capsys.readouterr().err.strip() == message
 

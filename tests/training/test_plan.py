@@ -11,8 +11,9 @@ from benchmarks import data as data_benchmark
 from benchmarks import memory
 from tests.training.trainer.test_engine import arguments, make_data, make_model
 from training.data.cohort import Cohort
-from training.plan import HEADROOM, PlanArguments, Setup, _make, footprint, parse_gpus, plan
+from training.trainer.arguments import PlanArguments
 from training.trainer.loop import Trainer
+from training.trainer.memory import HEADROOM, Setup, _make, footprint, parse_gpus, plan
 from training.trainer.trainable import make_optimizer
 
 

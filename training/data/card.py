@@ -10,7 +10,8 @@ from modeling_lcm import FCFeatureExtractor
 
 from ..files import write_text
 from ..reporting.tables import table_markdown
-from .cohort import FC_DEFINITION, RECORD_COLUMNS, SCAN_COLUMNS
+from .cohort import RECORD_COLUMNS, SCAN_COLUMNS
+from .dataset_folder import FC_DEFINITION
 from .identity import SAME_PERSON
 from .triangles import count_edges
 

@@ -16,6 +16,7 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
 from ..manifest import require_intact
+from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
@@ -30,11 +31,6 @@ SCAN_COLUMNS = ("subject_id", "session", *SIGNAL_COLUMNS)
 # Not phenotypes either: quality, and where a subject comes from when cohorts were merged.
 RECORD_COLUMNS = ("dataset", "cohort_subject_id", "recorded_subject_id")
 RECORD_PREFIXES = (PREFIX, SAME_PERSON)
-# Beside the Arrow data: the FC processor's settings, what was left out and why, and the cohorts with their terms.
-FC_DEFINITION = "fc_definition.json"
-FURTHER_ATLASES = "further_atlases.json"  # FC definitions of the columns `connectivity_ATLAS`, if there are any
-QUALITY = "quality.json"
-COHORTS_FILE = "cohorts.json"
 Places = np.ndarray | Sequence[int] | slice  # of scans in a cohort
 _AT_ONCE = 1000  # scans that are read together
 
@@ -270,16 +266,11 @@ def load_cohort(folder: str | Path) -> Cohort:
         FileNotFoundError: it is not a prepared data set.
         ValueError: no folder was given, or its content is damaged.
     """
-    if not str(folder):
-        raise ValueError("No data was given: add --data FOLDER (made by python -m training.prepare).")
-    if not (Path(folder) / FC_DEFINITION).is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a data set made by training.prepare: it has no {FC_DEFINITION}, or does not exist."
-        )
+    folder = require_dataset(folder)
     require_intact(folder, unread=("parquet/", "quality.html"))
     try:
         data = datasets.load_from_disk(str(folder))
-        extractor = FCFeatureExtractor.from_json_file(Path(folder) / FC_DEFINITION)
+        extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
     missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
@@ -288,10 +279,10 @@ def load_cohort(folder: str | Path) -> Cohort:
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
     first = _in_atlas(data, extractor, "", folder)
-    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in _further_atlases(Path(folder)))
+    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in _further_atlases(folder))
     signals = {f"{name}{suffix}" for name in SIGNAL_COLUMNS for suffix in ("", *(f"_{part.id}" for part in others))}
     table = data.select_columns([name for name in data.column_names if name not in signals]).to_pandas()
-    return Cohort(table, first.triangles, extractor, first.series, _declared_positive(Path(folder)), others)
+    return Cohort(table, first.triangles, extractor, first.series, _declared_positive(folder), others)
 
 
 def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str, folder: str | Path) -> AtlasScans:

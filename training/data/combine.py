@@ -11,7 +11,8 @@ import pandas as pd
 
 from modeling_lcm import FCFeatureExtractor, LCMProcessor
 
-from .cohort import COHORTS_FILE, Cohort, join_scans, load_cohort
+from .cohort import Cohort, join_scans, load_cohort
+from .dataset_folder import COHORTS_FILE
 from .identity import first_of_each, other_names, same_subject, scan_names
 
 

@@ -1,46 +1,49 @@
 """Settings of an evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-from ..cli import setting
+from ..settings import parse_arguments, require_choices, setting
+from ..trainer.arguments import FinetuneArguments, PretrainArguments
 
 
-SPLITS = ("kfold", "leave_site_out")
-
-
-BASELINES = ("majority", "linear", "linear_log", "svm", "mlp", "scratch")
+Baseline = Literal["majority", "linear", "linear_log", "svm", "mlp", "scratch"]
 
 
 @dataclass
 class EvaluateArguments:
     """Cross-validate pretraining and fine-tuning by subject, beside simple baselines."""
 
-    data: str = setting("", "Folder made by training.prepare.")
-    output: str = setting("", "Folder for metrics, predictions, splits and checkpoints.")
+    data: str = setting("", "Folder made by training.prepare.", example="runs/dataset", required=True)
+    output: str = setting(
+        "", "Folder for metrics, predictions, splits and checkpoints.", example="runs/evaluation", required=True
+    )
     finetune: str = setting(
         "",
         "YAML file for training.finetune; data, output and checkpoint are set per fold. Without it the pretrained "
-        "variables themselves are predicted and scored.",
+        "variables themselves are predicted and scored. This or pretrain is needed.",
+        group="what is trained and scored",
+        example="finetune.yaml",
     )
     pretrain: str | None = setting(
         None,
         "YAML file for training.pretrain, run in every fold on its training subjects. Without it the checkpoint of "
         "the fine-tuning file is used, which must not have seen any test subject.",
+        example="pretrain.yaml",
     )
-    tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Without --finetune: the pretrained variables to score; default: all that the data have."},
+    tasks: list[str] = setting(
+        [], "Without --finetune: the pretrained variables to score; default: all that the data have."
     )
-    split: str = setting("kfold", '"kfold" (by subject), or "leave_site_out" (one fold per site).')
+    split: Literal["kfold", "leave_site_out"] = setting(
+        "kfold", '"kfold" (by subject), or "leave_site_out" (one fold per site).', group="folds"
+    )
     n_folds: int = setting(5, "Number of folds of kfold; sites and split files bring their own.")
     repeats: int = setting(1, "Cross-validations, each with its own fold seed and training seed.")
     splits: str | None = setting(None, "Existing split file; default: drawn with the seed, balanced by the task.")
-    positive: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Positive one of two labels, as LABEL or VARIABLE=LABEL; goes before that of the other files. "
-            "Sensitivity, F1 and ROC AUC speak of it."
-        },
+    positive: list[str] = setting(
+        [],
+        "Positive one of two labels, as LABEL or VARIABLE=LABEL; goes before that of the other files. "
+        "Sensitivity, F1 and ROC AUC speak of it.",
     )
     stratify: str | None = setting(
         None, "Column whose classes k folds balance; default: the task, or the first categorical variable."
@@ -51,28 +54,28 @@ class EvaluateArguments:
     )
     seed: int = setting(0, "Seed of the folds.")
     ensemble: int = setting(1, "Training seeds per fold whose predictions are averaged; each is also scored alone.")
-    train_data: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Data sets of other cohorts that join the pretraining of every fold; never tested."},
+    train_data: list[str] = setting(
+        [], "Data sets of other cohorts that join the pretraining of every fold; never tested."
     )
-    baselines: list[str] = field(
-        default_factory=lambda: ["majority", "linear"],
-        metadata={
-            "help": "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
-            "regression), linear_log (the same on the matrix logarithm of FC), svm (linear), mlp, scratch "
-            "(fine-tuning alone, from random weights)."
-        },
+    baselines: list[Baseline] = setting(
+        ["majority", "linear"],
+        "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
+        "regression), linear_log (the same on the matrix logarithm of FC), svm (linear), mlp, scratch "
+        "(fine-tuning alone, from random weights).",
+        group="beside it",
+        example="linear_log scratch",
     )
     mlp_hidden: int = setting(64, "Hidden units of the baseline mlp.")
-    external: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Data sets that are only predicted, by models trained on the whole tested cohort."},
+    external: list[str] = setting(
+        [], "Data sets that are only predicted, by models trained on the whole tested cohort."
     )
     optimistic: bool = setting(
         False,
         "Also score the test fold after every epoch and report the best, as optimistic, beside the honest score.",
     )
-    resamples: int = setting(1000, "Bootstrap resamples and permutations for intervals and p-values; 0: none.")
+    resamples: int = setting(
+        1000, "Bootstrap resamples and permutations for intervals and p-values; 0: none.", group="running"
+    )
     allow_seen_subjects: bool = setting(False, "Go on although a checkpoint was trained on test subjects.")
     harmonise: str | None = setting(
         None, "Column with the site: FC is harmonised across sites (ComBat), fitted on each fold's training scans."
@@ -86,8 +89,7 @@ class EvaluateArguments:
         for name, least in (("repeats", 1), ("ensemble", 1), ("mlp_hidden", 1), ("resamples", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
+        require_choices(self)
         fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"
         if self.repeats > 1 and (self.splits is not None or self.split != "kfold"):
             raise ValueError(f"repeats draws new folds each time, which {fixed} cannot: use ensemble for more seeds.")
@@ -97,6 +99,23 @@ class EvaluateArguments:
             raise ValueError("train_data joins the pretraining of every fold: give its settings with --pretrain.")
         if "scratch" in self.baselines and not self.finetune:
             raise ValueError("The baseline scratch is fine-tuning without pretrained weights: it needs finetune.")
-        unknown = sorted(set(self.baselines) - set(BASELINES))
-        if unknown:
-            raise ValueError(f"Unknown baselines {', '.join(unknown)}; there are {', '.join(BASELINES)}.")
+
+
+def read_stages(arguments: EvaluateArguments) -> tuple[FinetuneArguments | None, PretrainArguments | None]:
+    """Settings of both stages, from the files that an evaluation names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: neither stage has settings, or some that are refused.
+    """
+    if not arguments.finetune and arguments.pretrain is None:
+        raise ValueError(
+            "There is nothing to train: add --finetune FILE.yaml (a downstream task) or --pretrain FILE.yaml (the "
+            "pretrained variables are scored), or both."
+        )
+    tuning = pretraining = None
+    if arguments.finetune:
+        tuning = parse_arguments(FinetuneArguments, ["--config", arguments.finetune])
+    if arguments.pretrain is not None:
+        pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
+    return tuning, pretraining

@@ -13,7 +13,6 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from modeling_lcm import BEIVariable
 
-from ..cli import parse_arguments
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
@@ -22,7 +21,7 @@ from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.checkpoints import load_processor
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
-from .arguments import EvaluateArguments
+from .arguments import EvaluateArguments, read_stages
 from .baselines import Kind
 from .metrics import classification_metrics, regression_metrics
 
@@ -342,19 +341,11 @@ def make_design(arguments: EvaluateArguments) -> Design:
     Raises:
         ValueError: neither stage has settings, or the data do not fit them.
     """
-    if not arguments.finetune and arguments.pretrain is None:
-        raise ValueError(
-            "There is nothing to train: add --finetune FILE.yaml (a downstream task) or --pretrain FILE.yaml (the "
-            "pretrained variables are scored), or both."
-        )
+    tuning, pretraining = read_stages(arguments)
     if PartialState().num_processes > 1:
         raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
-    tuning = pretraining = None
-    if arguments.finetune:
-        tuning = parse_arguments(FinetuneArguments, ["--config", arguments.finetune])
-    if arguments.pretrain is not None:
-        pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
+    if pretraining is not None:
         cohort = cohort.with_atlas(pretraining.atlas)
     elif tuning is not None:
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)

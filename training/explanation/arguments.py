@@ -1,27 +1,34 @@
 """Settings of an explanation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-from ..cli import setting
-
-
-METHODS = ("mean", "rollout", "best_layer")
+from ..settings import require_choices, setting
 
 
 @dataclass
 class ExplainArguments:
-    """Show which regions the tokens of a variable read, and whether that differs between people with other labels."""
+    """Show which regions the tokens of a variable read, and whether that differs between labels."""
 
-    checkpoint: str = setting("", "Checkpoint folder or Hub repository; pretrained or fine-tuned.")
+    checkpoint: str = setting(
+        "",
+        "Checkpoint folder or Hub repository; pretrained or fine-tuned. This or evaluation is needed.",
+        example="runs/finetuned/checkpoint",
+    )
     evaluation: str | None = setting(
-        None, "Folder of training.evaluate instead: every fold's checkpoint is shown its own test people."
+        None, "Folder of training.evaluate instead: every fold's checkpoint is shown its own test subjects."
     )
-    data: str = setting("", "Folder made by training.prepare; with evaluation, the data set it was made with.")
-    output: str = setting("", "Folder for tables, pictures and the HTML page.")
-    variables: list[str] = field(
-        default_factory=list, metadata={"help": "Variables to explain; default: the task, or all pretrained ones."}
+    data: str = setting(
+        "",
+        "Folder made by training.prepare; with evaluation, the data set it was made with.",
+        example="runs/dataset",
+        required=True,
     )
-    method: str = setting(
+    output: str = setting(
+        "", "Folder for tables, pictures and the HTML page.", example="runs/explained", required=True
+    )
+    variables: list[str] = setting([], "Variables to explain; default: the task, or all pretrained ones.")
+    method: Literal["mean", "rollout", "best_layer"] = setting(
         "mean",
         'What is drawn: "mean" (over heads and layers), "rollout" (followed through the layers), or "best_layer" (the '
         "layer that predicts the variable best, as the paper draws it). The table has all three.",
@@ -32,8 +39,7 @@ class ExplainArguments:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before any data are read."""
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        require_choices(self)
         if self.permutations < 100:
             raise ValueError(f"permutations must be at least 100, got {self.permutations}.")
         if bool(self.checkpoint) == (self.evaluation is not None):

@@ -1,8 +1,9 @@
 """Settings of preparing and merging data sets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-from ..cli import setting
+from ..settings import require_choices, setting
 
 
 PATHS = (
@@ -19,25 +20,30 @@ PATHS = (
 )
 
 
-BAD_SCANS = ("skip", "stop")
-
-
-ABSENT_SCANS = ("report", "expected")
-
-
 @dataclass
 class PrepareArguments:
     """Make one data set of a phenotype table and scans."""
 
-    output: str = setting("", "Folder for the data set.")
-    recipe: str | None = setting(None, "Cohort recipe: a name in training/cohorts, or a YAML file of your own.")
+    output: str = setting("", "Folder for the data set.", example="runs/dataset", required=True)
+    recipe: str | None = setting(
+        None,
+        "Cohort recipe: a name in training/cohorts, or a YAML file of your own.",
+        group="where the scans are",
+        example="abide1",
+    )
     data_dir: str | None = setting(None, "Folder of your download of the recipe's cohort.")
     input: str | None = setting(
         None,
         "What you have, to be recognised: a folder of fMRIPrep or XCP-D, a folder of scans with their table, an "
         "archive, or one table of edges. The settings below say it in detail.",
+        example="derivatives/xcp_d",
     )
-    participants: str = setting("", "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv.")
+    participants: str = setting(
+        "",
+        "Table of phenotypes, one row per scan: .tsv (BIDS participants.tsv) or .csv. Needed without recipe, input, "
+        "bids and fetch.",
+        example="participants.tsv",
+    )
     connectivity: str | None = setting(
         None,
         "FC matrices: one .npz for all scans, or a file per scan, as a pattern with column names in braces, such as "
@@ -48,22 +54,21 @@ class PrepareArguments:
     bids: str | None = setting(
         None, "Folder of derivatives: all runs of fMRIPrep in MNI space, or the tables that XCP-D made of them."
     )
-    select: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Only scans of --bids with these entities, as ENTITY=VALUE: res=2, echo=1, seg=Gordon."},
+    select: list[str] = setting(
+        [], "Only scans of --bids with these entities, as ENTITY=VALUE: res=2, echo=1, seg=Gordon."
     )
-    fetch: str | None = setting(None, 'Cohort that nilearn downloads: "abide_pcp".')
+    fetch: str | None = setting(None, "Cohort that nilearn downloads.", example="abide_pcp")
     fetch_url: str | None = setting(None, "Mirror to fetch from, in the same layout.")
-    fetch_options: list[str] = field(
-        default_factory=list, metadata={"help": "Arguments of nilearn's fetcher, as NAME=VALUE."}
-    )
-    triangle: str | None = setting(
+    fetch_options: list[str] = setting([], "Arguments of nilearn's fetcher, as NAME=VALUE.")
+    triangle: Literal["lower", "upper"] | None = setting(
         None,
         'Order of vectorised FC: "lower" (nilearn, numpy.tril_indices) or "upper" (numpy.triu_indices). Default: '
         "found from the values; where both are possible, you are asked.",
     )
     array_name: str | None = setting(None, "Array inside .mat or .npz files that hold several.")
-    confounds: str = setting("simple", "fMRIPrep confounds: simple, scrubbing, compcor, ica_aroma, or none.")
+    confounds: Literal["simple", "scrubbing", "compcor", "ica_aroma", "none"] = setting(
+        "simple", "nilearn's strategy for fMRIPrep confounds."
+    )
     confounds_files: str | None = setting(
         None, "Tables to regress out of --images, as a pattern; all columns are used."
     )
@@ -71,49 +76,47 @@ class PrepareArguments:
     bids_space: str | None = setting(
         None, "Only this space of --bids. Default: MNI152NLin2009cAsym, or the only MNI one."
     )
-    expand: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Repeat every row of the table, as COLUMN=VALUE for each scan of a person."},
+    expand: list[str] = setting([], "Repeat every row of the table, as COLUMN=VALUE for each scan of a subject.")
+    absent_scans: Literal["report", "expected"] = setting(
+        "report", 'Rows without a scan: "report", or "expected" if they are no mistake.'
     )
-    absent_scans: str = setting("report", 'Rows without a scan: "report", or "expected" if they are no mistake.')
     atlas: str | None = setting(
         None,
         "Atlas id; decides how many regions are needed and their order. Default: aal-116, or that of --bids's tables.",
+        group="atlas and FC",
+        example="schaefer-200",
     )
     labels_img: str | None = setting(None, "Label image of the atlas, for NIfTI input. Default: fetched by nilearn.")
     labels: str | None = setting(None, "Names of its values: a table with columns index and name.")
     regions: str | None = setting(
         None, "Table with a column `name`: regions in the order of the data. Default: the atlas's own, if known."
     )
-    estimator: str = setting("pearson", '"pearson" or "ledoit_wolf".')
-    subject_column: str = setting("participant_id", "Column that identifies the person.")
-    session_column: str | None = setting(None, "Column that tells several scans of a person apart.")
+    estimator: Literal["pearson", "ledoit_wolf"] = setting("pearson", "Estimator of the correlations.")
+    subject_column: str = setting(
+        "participant_id", "Column that identifies the subject.", group="columns of the table"
+    )
+    session_column: str | None = setting(None, "Column that tells several scans of a subject apart.")
     site_column: str | None = setting(None, "Column with the site; stored as `site`.")
     scanner_column: str | None = setting(None, "Column with the scanner, beside the site; stored as `scanner`.")
     mean_fd_column: str | None = setting(None, "Column with the mean framewise displacement in mm, if files lack it.")
-    phenotypes: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Columns to keep, as NAME or NAME=COLUMN. Default: all but the identifiers."},
+    phenotypes: list[str] = setting([], "Columns to keep, as NAME or NAME=COLUMN. Default: all but the identifiers.")
+    missing: list[str] = setting(
+        [],
+        "Codes for missing values, such as -9999 (all columns) or age=999 (one column; age= for none in "
+        "it). Default: n/a, empty and the like; other codes that stand out are taken as missing, and asked about.",
     )
-    missing: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Codes for missing values, such as -9999 (all columns) or age=999 (one column; age= for none in "
-            "it). Default: n/a, empty and the like; other codes that stand out are taken as missing, and asked about."
-        },
-    )
-    positive: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Positive one of two labels, as VARIABLE=LABEL: what sensitivity and ROC AUC will speak of. Kept "
-            "with the data set; training may choose another."
-        },
+    positive: list[str] = setting(
+        [],
+        "Positive one of two labels, as VARIABLE=LABEL: what sensitivity and ROC AUC will speak of. Kept "
+        "with the data set; training may choose another.",
     )
     keep_time_series: bool = setting(
         False, "Also store the ROI time series (float16, standardised): for fine-tuning on random windows of them."
     )
-    bad_scans: str = setting(
-        "skip", '"skip": leave scans out that cannot be used, list them and end with exit code 1; "stop" at the first.'
+    bad_scans: Literal["skip", "stop"] = setting(
+        "skip",
+        '"skip": leave scans out that cannot be used, list them and end with exit code 1; "stop" at the first.',
+        group="quality",
     )
     max_mean_fd: float | None = setting(None, "Rule: leave scans out that moved more (mean FD, mm).")
     min_volumes: int | None = setting(
@@ -123,20 +126,28 @@ class PrepareArguments:
     min_homotopic: float | None = setting(
         None, "Rule: leave scans out whose homotopic FC ranks lower (0.5 = by chance)."
     )
-    duplicates: str = setting("report", 'Near-identical FC of two subjects: "report" or "drop" the second.')
+    duplicates: Literal["report", "drop"] = setting(
+        "report", 'Near-identical FC of two subjects: "report" or "drop" the second.'
+    )
     reference: str | None = setting(None, "Data set to compare FC with, usually the checkpoint's training data.")
-    parquet: bool = setting(True, "Also write Parquet files for datasets.load_dataset and the Hub.")
+    parquet: bool = setting(True, "Also write Parquet files for datasets.load_dataset and the Hub.", group="running")
     workers: int = setting(1, "Processes that read scans.")
-    shard: str | None = setting(None, "Do only part INDEX/COUNT of the scans, such as 2/8, for several machines.")
-    merge_shards: int | None = setting(None, "Make the data set out of so many finished shards.")
+    shard: str | None = setting(None, "Do only part INDEX/COUNT of the scans, for several machines.", example="2/8")
+    merge_shards: int | None = setting(None, "Make the data set out of so many finished shards.", example="8")
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before any data are read."""
+        require_choices(self)
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}.")
 
 
 @dataclass
 class MergeArguments:
     """Make one data set of several prepared ones."""
 
-    inputs: list[str] = field(default_factory=list, metadata={"help": "Folders made by training.prepare."})
-    output: str = setting("", "Folder for the merged data set.")
+    inputs: list[str] = setting([], "Folders made by training.prepare.", example="runs/abide runs/adhd", required=True)
+    output: str = setting("", "Folder for the merged data set.", example="runs/both", required=True)
     by_atlas: bool = setting(
         False,
         "Cohorts of several atlases: one data set per atlas, in OUTPUT/ATLAS, with one vocabulary and the same ids.",

@@ -15,7 +15,8 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..data.card import describe_dataset, write_card
-from ..data.cohort import COHORTS_FILE, FC_DEFINITION, PREFIX, QUALITY
+from ..data.cohort import PREFIX
+from ..data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
 from ..data.labels import data_set_labels
 from ..files import write_folder, write_json
 from ..manifest import seal

@@ -13,7 +13,7 @@ from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
 from ..files import claim, require_new
-from .arguments import ABSENT_SCANS, BAD_SCANS, PATHS, PrepareArguments
+from .arguments import PATHS, PrepareArguments
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
@@ -55,12 +55,6 @@ def prepare(arguments: PrepareArguments) -> Path:
 def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     recipe = load_recipe(arguments.recipe)
     arguments, told = _with_recognised(recipe.complete(arguments, PATHS))
-    if arguments.bad_scans not in BAD_SCANS:
-        raise ValueError(f"bad_scans must be one of {', '.join(BAD_SCANS)}, got {arguments.bad_scans!r}.")
-    if arguments.absent_scans not in ABSENT_SCANS:
-        raise ValueError(f"absent_scans must be one of {', '.join(ABSENT_SCANS)}, got {arguments.absent_scans!r}.")
-    if arguments.workers < 1:
-        raise ValueError(f"workers must be at least 1, got {arguments.workers}.")
     rules = Rules(
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )

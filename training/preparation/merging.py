@@ -14,7 +14,8 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..cli import load_yaml
-from ..data.cohort import COHORTS_FILE, PREFIX, QUALITY, Cohort, load_cohort
+from ..data.cohort import PREFIX, Cohort, load_cohort
+from ..data.dataset_folder import COHORTS_FILE, QUALITY
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges

@@ -60,15 +60,9 @@ def _claimed(arguments: LoopArguments, stack: ExitStack) -> Path:
 
 
 def training_scans(cohort: Cohort, arguments: DataArguments) -> Cohort:
-    """What a run may train on: all scans, or those outside the test subjects of the given fold.
-
-    Raises:
-        ValueError: only one of `splits` and `fold` was given.
-    """
-    if arguments.splits is None and arguments.fold is None:
+    """What a run may train on: all scans, or those outside the test subjects of the given fold."""
+    if arguments.splits is None or arguments.fold is None:  # both, or neither
         return cohort
-    if arguments.splits is None or arguments.fold is None:
-        raise ValueError("Give both splits (a split file) and fold, or neither to train on every subject.")
     return Folds.load(arguments.splits).split(cohort, arguments.fold)[0]
 
 

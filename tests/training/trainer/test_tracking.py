@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.training.conftest import SHORT, TINY
 from training import pretrain
 from training.trainer import tracking
-from training.trainer.arguments import TRACKERS, LoopArguments, PretrainArguments
+from training.trainer.arguments import LoopArguments, PretrainArguments, Tracker
 from training.trainer.tracking import PROJECT, chosen_trackers
 
 
@@ -141,7 +142,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_choice_is_known() -> None:
-    assert {*tracking.INSTALLED, "all", "none"} == set(TRACKERS)
+    assert {*tracking.INSTALLED, "all", "none"} == set(get_args(Tracker))
     assert PretrainArguments(log_with="trackio").log_with == "trackio"
     with pytest.raises(
         ValueError, match="log_with must be one of tensorboard, wandb, trackio, all, none, got 'mlflow'"
