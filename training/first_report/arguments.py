@@ -67,7 +67,7 @@ class ReportArguments:
             raise ValueError(f"positive is {self.positive!r}, but kind is continuous: leave one of them out.")
         if self.head == "decoder" and not self.checkpoint:
             raise ValueError(
-                "head is decoder, which is trained from a checkpoint: add --checkpoint, or leave head out."
+                "head is decoder, which needs a checkpoint: add --checkpoint, or leave head out."
             )
         if self.labels and len(set(self.labels)) < 2:
             raise ValueError(f"labels needs two or more labels of the task, got {' '.join(self.labels)}.")
