@@ -94,7 +94,8 @@ def variable_rows(processor: LCMProcessor) -> list[dict[str, str]]:
     rows = []
     for variable in processor.tokenizer.variables:
         scaled = (variable.mean, variable.std) != (0, 1)
-        scaling = f"scaled: (value - {variable.mean:.4g}) / {variable.std:.4g}" if scaled else "not scaled"
+        value = "log value" if variable.log else "value"
+        scaling = f"scaled: ({value} - {variable.mean:.4g}) / {variable.std:.4g}" if scaled else "not scaled"
         positive = variable.positive_label if variable.name == processor.tokenizer.task else variable.positive
         named = [f"{label} (positive)" if label == positive else label for label in variable.labels]
         meaning = ", ".join(named) or f"{variable.unit or 'no unit recorded'}; {scaling}"

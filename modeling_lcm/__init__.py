@@ -3,6 +3,8 @@
 Importing this package registers its classes with Transformers' Auto classes and its pipeline.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -28,6 +30,9 @@ from .quantization_lcm import LCMPackedConfig
 from .tokenization_bei import BEITokenizer
 
 
+if TYPE_CHECKING:
+    from .estimators import LCMClassifier, LCMRegressor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -35,12 +40,14 @@ __all__ = [
     "BEIVariable",
     "ConnectomeClassificationPipeline",
     "FCFeatureExtractor",
+    "LCMClassifier",
     "LCMConfig",
     "LCMForMultitaskPretraining",
     "LCMForSequenceClassification",
     "LCMModel",
     "LCMPackedConfig",
     "LCMProcessor",
+    "LCMRegressor",
     "SupervisionCallback",
     "adapter_task",
     "load_adapter",
@@ -48,6 +55,15 @@ __all__ = [
     "stack_adapter",
     "use_adapter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, once they are asked for: they bring scikit-learn, if it is there."""
+    if name not in ("LCMClassifier", "LCMRegressor"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import estimators
+
+    return getattr(estimators, name)
 
 
 class _BEIVocabularyConfig(PreTrainedConfig):

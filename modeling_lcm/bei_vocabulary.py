@@ -42,10 +42,12 @@ class BEIVariable:
             two if `None`.
         aliases: Other spellings, `{"male": "M", "1": "M"}`.
         unit: Unit of a continuous variable, e.g. `"years"`.
-        mean: Subtracted from a continuous value before training, in `unit`.
-        std: Divides a continuous value before training, in `unit`.
+        mean: Subtracted from a continuous value before training, in `unit`, or of its logarithm.
+        std: Divides a continuous value before training, in `unit`, or of its logarithm.
         loss_weight: Weight of the variable in the multitask loss.
         description: Free text for readers.
+        log: Whether the natural logarithm of a continuous value is learnt; for ages from childhood on, differences
+            then count by their share of the age.
 
     Raises:
         ValueError: The fields contradict each other; the message names the variable and the value.
@@ -62,6 +64,7 @@ class BEIVariable:
     std: float = 1.0
     loss_weight: float = 1.0
     description: str = ""
+    log: bool = False
 
     def __post_init__(self) -> None:
         self._require(not isinstance(self.labels, str), f"labels must be a list, got the text {self.labels!r}")
@@ -88,7 +91,8 @@ class BEIVariable:
     def _check_categorical(self) -> None:
         distinct = len(set(self.labels)) == len(self.labels) > 1
         self._require(distinct, f"a categorical variable needs two or more different labels, got {self.labels}")
-        self._require((self.mean, self.std) == (0, 1), "mean and std are for continuous variables only; remove them")
+        scaled = (self.mean, self.std, self.log) != (0, 1, False)
+        self._require(not scaled, "mean and std are for continuous variables only, as is log; remove them")
         for what, label in (("default", self.default), ("positive", self.positive)):
             known = label is None or label in self.labels
             self._require(known, f"{what} {label!r} is not one of its labels {self.labels}")
@@ -186,8 +190,13 @@ class BEIVariable:
     def encode(self, values: Sequence[Any], where: Callable[[int], str], pseudo_labels: bool = False) -> np.ndarray:
         """Turn one column into float32 `(batch,)` training labels: like `parse`, but scaled and -100 if missing."""
         parsed = self.parse(values, where)
+        for row in np.flatnonzero(parsed <= 0) if self.log else ():
+            raise ValueError(
+                f"{where(int(row))}, BEI variable {self.name!r}: {parsed[row]:g} has no logarithm, which is what is "
+                "learnt of it; correct the record."
+            )
         with np.errstate(over="ignore"):
-            labels = ((parsed - self.mean) / self.std).astype(np.float32)
+            labels = self.scaled(parsed).astype(np.float32)
         for row in np.flatnonzero(np.isinf(labels) | (labels == IGNORE_INDEX)):
             raise ValueError(
                 f"{where(int(row))}, BEI variable {self.name!r}: {parsed[row]:g} is {labels[row]:g} after scaling "
@@ -197,15 +206,32 @@ class BEIVariable:
         filler = self.labels.index(self.default) if pseudo_labels and self.default is not None else IGNORE_INDEX
         return np.where(np.isnan(parsed), np.float32(filler), labels)
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Turn the variable's own logits `(batch, tokens of the variable)` into one readable entry per person."""
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Continuous values in `unit` as they are learnt: scaled, or the scaled logarithm."""
+        return ((np.log(values) if self.log else values) - self.mean) / self.std
+
+    def values(self, logits: np.ndarray) -> np.ndarray:
+        """Continuous values in `unit` of their token's logits."""
+        unscaled = logits * self.std + self.mean
+        return np.exp(unscaled) if self.log else unscaled
+
+    def decode(self, logits: np.ndarray, prevalence: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Turn the variable's own logits into one readable entry per scan.
+
+        Args:
+            logits: `(batch, tokens of the variable)`.
+            prevalence: Shares of the labels `(batch, labels)` where the logits speak of labels that are equally
+                frequent: the label is theirs, probabilities are those at these shares.
+        """
         if self.kind == "continuous":
-            return [{"value": value, "unit": self.unit} for value in (logits[:, 0] * self.std + self.mean).tolist()]
+            return [{"value": value, "unit": self.unit} for value in self.values(logits[:, 0]).tolist()]
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        best = odds.argmax(axis=1)
+        odds = odds if prevalence is None else odds * prevalence
         entries = []
-        for row in (odds / odds.sum(axis=1, keepdims=True)).tolist():
+        for row, first in zip((odds / odds.sum(axis=1, keepdims=True)).tolist(), best.tolist(), strict=True):
             probabilities = dict(zip(self.labels, row, strict=True))
-            label = max(probabilities, key=probabilities.__getitem__)
+            label = self.labels[first]
             entries.append({"label": label, "probability": probabilities[label], "probabilities": probabilities})
         return entries
 
@@ -301,6 +327,7 @@ def _merge_versions(versions: Sequence[BEIVariable], declared: Mapping[str, str]
         unit=_agreed(first.name, "unit", [version.unit for version in versions]),
         mean=first.mean,
         std=first.std,
+        log=first.log,
         loss_weight=first.loss_weight,
         description=first.description,
     )

@@ -187,6 +187,8 @@ class Target:
 class _Ridge:
     """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
 
+    penalty = np.nan  # what the matrices below were made for
+
     def __init__(self, kernel: Array, target: Target) -> None:
         root = np.sqrt(target.case_weights)
         values, vectors = np.linalg.eigh(root[:, None] * kernel * root)
@@ -195,10 +197,12 @@ class _Ridge:
 
     def solve(self, wanted: Array, penalty: float) -> tuple[Array, float, Array]:
         """Dual coefficients `(n,)`, intercept, and the matrix `(n, n)` that makes the former of the target."""
-        shrunk = 1 / (self.values + penalty)
-        ones = self.vectors @ (shrunk * self.vectors.sum(0))
-        inverse = (self.vectors * shrunk) @ self.vectors.T - np.outer(ones, ones) / ones.sum()
-        return inverse @ wanted, float(ones @ wanted / ones.sum()), inverse
+        if penalty != self.penalty:  # one penalty is asked for several times in a row
+            shrunk = 1 / (self.values + penalty)
+            ones = self.vectors @ (shrunk * self.vectors.sum(0))
+            self.inverse = (self.vectors * shrunk) @ self.vectors.T - np.outer(ones, ones) / ones.sum()
+            self.penalty, self.intercept = penalty, ones / ones.sum()
+        return self.inverse @ wanted, float(self.intercept @ wanted), self.inverse
 
 
 def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Array:
@@ -273,10 +277,10 @@ def fit_ridge(edges: Edges, target: Target, offset: Array | None = None, base: L
     tried = []
     for channel in channels:
         ridge = _Ridge(edges.kernel(channel), target)
-        for strength in STRENGTHS if offset is not None else (0.0,):
-            subtracted = strength * prior
-            wanted = target.values - subtracted
-            for penalty in PENALTIES:
+        for penalty in PENALTIES:
+            for strength in STRENGTHS if offset is not None else (0.0,):
+                subtracted = strength * prior
+                wanted = target.values - subtracted
                 dual, intercept, inverse = ridge.solve(wanted, penalty)
                 rest = _left_out(target, wanted, dual, inverse)
                 skill = _skill(target, rest + subtracted, wanted, dual, inverse)

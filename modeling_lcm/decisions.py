@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 
 Array = NDArray[np.float64]
@@ -45,18 +45,25 @@ def calibrate(scores: Array, is_second: NDArray[np.bool_]) -> Calibration:
     Source: Platt 1999, with his smoothed targets.
     """
     count, others = int(is_second.sum()), int((~is_second).sum())
-    weights = np.where(is_second, 0.5 / count, 0.5 / others)
-    targets = np.where(is_second, (count + 1) / (count + 2), 1 / (others + 2))
+    weights = torch.from_numpy(np.where(is_second, 0.5 / count, 0.5 / others))
+    targets = torch.from_numpy(np.where(is_second, (count + 1) / (count + 2), 1 / (others + 2)))
     scale = scores.std() + 1e-12
-    scaled = scores / scale
+    scaled = torch.from_numpy(scores / scale)
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # logarithm of the slope, offset
+    optimizer = torch.optim.LBFGS([line], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
-    def loss(line: Array) -> float:
-        odds = np.exp(line[0]) * scaled + line[1]
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        odds = line[0].exp() * scaled + line[1]
         # A weak pull of the slope towards the scores' own scale, for few scans and scores that separate the classes.
-        return float(weights @ (np.logaddexp(0, odds) - targets * odds) + 0.5 / len(scores) * line[0] ** 2)
+        value = weights @ (torch.nn.functional.softplus(odds) - targets * odds) + 0.5 / len(scores) * line[0] ** 2
+        value.backward()
+        return value
 
-    line = minimize(loss, [0.0, 0.0]).x
-    slope, offset = float(np.exp(line[0]) / scale), float(line[1])
+    with torch.enable_grad():
+        optimizer.step(loss)
+    log_slope, offset = line.detach().tolist()
+    slope = float(np.exp(log_slope) / scale)
     decided = slope * scores + offset > 0
     return Calibration(
         slope, offset, count / len(scores), float(decided[is_second].mean()), float((~decided[~is_second]).mean())

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 
 from .array_inputs import as_array, brings_names
+from .atlas_extraction import extract_several
 from .atlases import find_atlas, fingerprint, region_labels
 from .atlases import region_names as atlas_region_names
+from .config_checks_lcm import UNNAMED
 from .connectivity import (
     CONSTANT_REGIONS,
     ESTIMATORS,
@@ -55,6 +58,8 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         fisher_z: Return `atanh(r)` off the diagonal instead of `r`. Input matrices are Pearson's r in any case.
         constant_regions: Regions without variance: `"zero"` (correlations 0, one warning) or `"error"`.
         min_volumes: Fewest volumes a scan may have.
+        atlases: Instead of `atlas`, `region_names` and `num_regions`: several atlases by id, each with `num_regions`
+            and, where they are known, `region_names`. Input and output then are dictionaries by atlas.
 
     Raises:
         ValueError: Contradicting or unknown options.
@@ -80,6 +85,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         fisher_z: bool = False,
         constant_regions: str = "zero",
         min_volumes: int = 20,
+        atlases: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs:
@@ -93,6 +99,9 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"window is {window} volumes, but min_volumes asks for at least {min_volumes}.")
         if padding != "none" and window is None:
             raise ValueError(f"padding={padding!r} fills up the last window: it needs window= (official code: 500).")
+        if atlases is not None and (window is not None or not (atlas is region_names is num_regions is None)):
+            raise ValueError("With atlases, leave out atlas, region_names, num_regions and window: each has its own.")
+        self.atlases = None if atlases is None else {name: dict(atlases[name]) for name in sorted(atlases)}
         known = None if atlas is None else find_atlas(atlas)
         self.atlas = atlas if known is None else known.id
         self.region_names = None if region_names is None else [str(name) for name in region_names]
@@ -164,6 +173,15 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         return cls(atlas=atlas, region_names=names, **options)
 
     @property
+    def by_atlas(self) -> dict[str, "FCFeatureExtractor"]:
+        """An extractor for every atlas, by its id; of one atlas, this one alone."""
+        if self.atlases is None:
+            return {self.atlas or UNNAMED: self}
+        shared = ("estimator", "fisher_z", "constant_regions", "min_volumes")
+        options = {name: getattr(self, name) for name in shared}
+        return {name: type(self)(name, **regions, **options) for name, regions in self.atlases.items()}
+
+    @property
     def region_fingerprint(self) -> str | None:
         """Hash of the ordered region names, to compare two processors; `None` without names."""
         return None if self.region_names is None else fingerprint(self.region_names)
@@ -207,12 +225,14 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             time_series: Instead of `connectivity`: a scan `(volumes, regions)`, scans of one length `(batch, volumes,
                 regions)` or a list of scans of any lengths. DataFrames, here and as connectivity, are matched by the
                 names of their columns; masked values count as NaN.
-            region_names: Names of the input's regions, if their order may differ from the extractor's: regions are
-                matched by name (in any usual spelling), additional ones dropped.
+                With several atlases, dictionaries by atlas; a scan without one is None, or NaN throughout.
+            region_names: Names of the input's regions, if their order may differ from the extractor's (of several
+                atlases, a dictionary): regions are matched by name (in any usual spelling), additional ones dropped.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
-            `connectivity`, float32 `(batch, regions, regions)`, diagonal 1. With `window` and `time_series` one matrix
+            `connectivity`, float32 `(batch, regions, regions)`, diagonal 1; of several atlases a dictionary by atlas,
+            NaN for a scan that lacks one. With `window` and `time_series` one matrix
             per window, and `scan_index`, int64 `(batch,)`: the scan that each came from.
 
         Raises:
@@ -221,6 +241,13 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         """
         if (connectivity is None) == (time_series is None):
             raise ValueError("Pass either connectivity= (ready matrices) or time_series= (signals), not both.")
+        if self.atlases is not None:
+            kind, given = ("connectivity", connectivity) if time_series is None else ("time_series", time_series)
+            matrices_of = extract_several(self.by_atlas, kind, given, region_names)
+            if return_tensors == "pt":
+                return BatchFeature({"connectivity": {name: torch.from_numpy(m) for name, m in matrices_of.items()}})
+            return BatchFeature({"connectivity": matrices_of})
+        connectivity, time_series = (self._only_atlas(given) for given in (connectivity, time_series))
         data: dict[str, np.ndarray] = {}
         if time_series is None:
             connectivity = self._in_order(connectivity, region_names, "connectivity")
@@ -236,6 +263,18 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         report_silent_regions(silent, self.constant_regions, self.region_names)
         data["connectivity"] = to_fisher_z(matrices) if self.fisher_z else matrices
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _only_atlas(self, given: Any) -> Any:
+        """What a dictionary by atlas holds of this extractor's one; anything else as it is."""
+        if not isinstance(given, Mapping) or self.num_regions is None:
+            return given
+        own = self.atlas or UNNAMED
+        if [*given] != [own]:
+            raise ValueError(
+                f"Got the atlases {', '.join(map(str, given)) or 'none'}; this extractor is for {own} alone: give its "
+                "matrices or signals."
+            )
+        return given[own]
 
     def window_connectivity(self, time_series: Any) -> np.ndarray:
         """Connectivity of every window of one scan `(volumes, regions)`: float32 `(windows, regions, regions)`.

@@ -7,7 +7,9 @@ import torch
 from transformers import Pipeline
 from transformers.modeling_outputs import ModelOutput
 
+from .decisions import at_prevalence
 from .limits_lcm import NOT_KNOWN
+from .readouts_lcm import prevalences
 
 
 # What an input dictionary may hold, one of them; without a dictionary, the shape tells.
@@ -23,9 +25,10 @@ class ConnectomeClassificationPipeline(Pipeline):
     in years, which is compared with the training subjects'.
 
     Per scan a classification returns `[{"label": str, "score": float}, ...]`, highest score first (softmax for
-    single-label, one sigmoid per label for multi-label tasks); a regression returns `{"value": float, "unit": str |
-    None}` in the unit of the tokenizer's task variable, or a list of these with a "label" each if it has several
-    outputs.
+    single-label, one sigmoid per label for multi-label tasks). Of a task fitted in closed form, scores speak of labels
+    that are equally frequent, and `"probability"` of their shares among the training scans. A regression returns
+    `{"value": float, "unit": str | None}` in the unit of the tokenizer's task variable, or a list of these with a
+    "label" each if it has several outputs.
 
     Each of these also says whether the answer can mean something: `"out_of_distribution": bool | None` (None where the
     checkpoint does not know its training scans) and `"limits": str`, a sentence for every limit that the scan passes.
@@ -109,9 +112,11 @@ class ConnectomeClassificationPipeline(Pipeline):
                 "may stand beside it."
             )
         batch = self.processor(**input_, return_tensors="pt")
-        if len(batch["connectivity"]) != 1:
+        given = batch["connectivity"]
+        count = len(next(iter(given.values()))) if isinstance(given, dict) else len(given)
+        if count != 1:
             raise ValueError(
-                f"The processor cut this scan into {len(batch['connectivity'])} windows (window="
+                f"The processor cut this scan into {count} windows (window="
                 f"{self.processor.feature_extractor.window} volumes) and a pipeline predicts one result per scan: "
                 "cut the scan with window_connectivity and give a list of matrices."
             )
@@ -134,11 +139,28 @@ class ConnectomeClassificationPipeline(Pipeline):
         is_multi_label = config.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
         order = scores.argsort(descending=True).tolist()[:top_k]
+        if scores.isnan().any():
+            raise ValueError(
+                f"The model was fitted on {' or '.join(config.closed_form)}; this scan has "
+                f"{' and '.join(model_outputs['connectivity'])} alone."
+            )
         answer = [{"label": config.id2label[index], "score": scores[index].item()} for index in order]
+        shares = self._prevalence(model_outputs["connectivity"])
+        if shares is not None:
+            shown = at_prevalence(scores[None].numpy(), shares)[0]
+            answer = [
+                entry | {"probability": float(shown[index])} for entry, index in zip(answer, order, strict=False)
+            ]
         possible = self._uncertainty({config.id2label[index]: score for index, score in enumerate(scores.tolist())})
         if possible is not None:
             answer = [entry | {"possible": entry["label"] in possible} for entry in answer]
         return [entry | said for entry in answer]
+
+    def _prevalence(self, connectivity: Any) -> np.ndarray | None:
+        """Shares of the task's labels among the training scans, if its logits speak of equal ones."""
+        config: Any = self.model.config
+        atlases = tuple(connectivity) if isinstance(connectivity, dict) else tuple(config.atlas_regions)
+        return prevalences(config, [atlases]).get(config.task_variable)
 
     def _limits(self, model_outputs: ModelOutput) -> dict[str, Any]:
         """What goes beside every answer about a scan."""

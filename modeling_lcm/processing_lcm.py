@@ -1,7 +1,7 @@
 """LCMProcessor: connectomes and non-imaging records in, model inputs out; logits in, readable records out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ class LCMProcessor(ProcessorMixin):
         """Build the inputs of a model.
 
         Args:
-            connectivity: Ready matrices: see `FCFeatureExtractor`.
+            connectivity: Ready matrices: see `FCFeatureExtractor`. For a checkpoint of several atlases a dictionary,
+                `{"aal-116": fc, "harvard-oxford-111": fc2}`; a missing atlas, or None or NaN for some scans, is
+                allowed.
             time_series: Region signals, instead of `connectivity`.
             records: One record per scan, to train or evaluate with: see `BEITokenizer`. Not needed to predict.
             pseudo_labels: Label people of whom nothing is recorded with each variable's default.
@@ -88,7 +90,9 @@ class LCMProcessor(ProcessorMixin):
             return batch
         encoded = self.tokenizer(records, pseudo_labels=pseudo_labels, return_tensors=return_tensors)
         scan_index = batch.get("scan_index")
-        scans = len(batch["connectivity"]) if scan_index is None else int(scan_index[-1]) + 1
+        matrices = batch["connectivity"]
+        counted = next(iter(matrices.values())) if isinstance(matrices, Mapping) else matrices
+        scans = len(counted) if scan_index is None else int(scan_index[-1]) + 1
         for name, values in encoded.items():
             if len(values) != scans:
                 raise ValueError(
@@ -148,10 +152,13 @@ class LCMProcessor(ProcessorMixin):
         Raises:
             ValueError: They differ; the message says where.
         """
-        regions = self.feature_extractor.num_regions
-        if regions is not None and regions != config.num_regions:
+        ours = {name: extractor.num_regions for name, extractor in self.feature_extractor.by_atlas.items()}
+        theirs = config.atlas_regions
+        same = ours == theirs if len(ours) > 1 or len(theirs) > 1 else [*ours.values()] in ([None], [*theirs.values()])
+        if not same:
+            shown = [", ".join(f"{count} regions ({name})" for name, count in each.items()) for each in (ours, theirs)]
             raise ValueError(
-                f"The processor is for {regions} regions ({self.feature_extractor.atlas}), the model for "
-                f"{config.num_regions}. Use the processor that was saved with the model."
+                f"The processor is for {shown[0]}, the model for {shown[1]}. Use the processor that was saved with "
+                "the model."
             )
         self.tokenizer.check_config(config)

@@ -3,9 +3,10 @@
 Shapes: batch B, tokens P.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,29 @@ def record_of(config: LCMConfig, name: str | None, present: Iterable[str]) -> di
     """The record of the closed-form fit that scans with some atlases are read by; None without one."""
     found = sources(config, name, present) if is_closed(config, name) else []
     return (config.closed_form or {})[found[0]][name] if found else None
+
+
+def prevalences(config: LCMConfig, present: Sequence[Iterable[str]]) -> dict[str, np.ndarray]:
+    """Shares of the labels among training scans, for variables fitted in closed form; see `BEITokenizer.batch_decode`.
+
+    Args:
+        config (`LCMConfig`): the model's.
+        present (`Sequence[Iterable[str]]`): the atlases of every scan.
+
+    Returns:
+        `(scans, labels)` by variable; equal shares where a variable cannot be read.
+    """
+    found = {}
+    for name, tokens in config.token_slices.items():
+        labels = tokens.stop - tokens.start
+        if name is None or labels < 2 or not is_closed(config, name):
+            continue
+        shares: dict[tuple[str, ...], list[float]] = {}
+        for atlases in map(tuple, present):
+            if atlases not in shares:
+                shares[atlases] = (record_of(config, name, atlases) or {}).get("prevalence") or [1 / labels] * labels
+        found[name] = np.array([shares[tuple(atlases)] for atlases in present])
+    return found
 
 
 def make_edge_features(config: LCMConfig) -> nn.Module:

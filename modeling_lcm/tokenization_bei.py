@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizer, default_data_collator
 
+from .bei_decoding import decode_records, plain_logits
 from .bei_records import RecordTable
 from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables, read_vocabulary
 from .loss_lcm import IGNORE_INDEX
@@ -196,43 +197,35 @@ class BEITokenizer(PreTrainedTokenizer):
             return BatchEncoding(dict(encoded_inputs), tensor_type=return_tensors or "np")
         return BatchEncoding(default_data_collator(list(encoded_inputs), return_tensors or "np"))
 
-    def batch_decode(self, logits: Any, variables: Sequence[str] | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def batch_decode(  # type: ignore[override]
+        self,
+        logits: Any,
+        variables: Sequence[str] | None = None,
+        prevalence: Mapping[str, np.ndarray] | None = None,
+    ) -> list[dict[str, Any]]:
         """Turn the logits of several people into readable records.
 
         Args:
             logits: `(batch, tokens)` tensor, array or nested list.
             variables: Names of the variables whose tokens these are, in this order; all by default. For the logits of
                 a downstream task alone: `[tokenizer.task]`.
+            prevalence: Shares of the labels `(batch, labels)` of variables that were fitted in closed form, whose
+                logits speak of labels that are equally frequent: probabilities then are those at these shares.
 
         Returns:
-            Per person `{"sex": {"label", "probability", "probabilities"}, "age": {"value", "unit"}}`; probabilities
-            are a softmax over the labels of a variable, values are in `unit`.
+            Per scan `{"sex": {"label", "probability", "probabilities"}, "age": {"value", "unit"}}`; probabilities are
+            a softmax over the labels of a variable, values are in `unit`. A variable that cannot be read from the
+            atlases of a scan (all its logits are NaN) is left out.
 
         Raises:
             ValueError: Wrong number of axes or tokens, NaN or infinite logits, or an unknown variable.
         """
         chosen = self._variables if variables is None else [self._find(name) for name in variables]
-        width = sum(len(variable.tokens) for variable in chosen)
-        array = _as_array(logits)
-        if array.ndim != 2 or array.shape[1] != width:
-            raise ValueError(
-                f"Got logits of shape {array.shape}, but {', '.join(v.name for v in chosen)} take (batch, {width}): "
-                f"one column per token. Name the variables that the columns stand for with variables=[...]."
-            )
-        if not np.isfinite(array).all():
-            raise ValueError("The logits contain NaN or infinite values; check the model's input and weights.")
-        records: list[dict[str, Any]] = [{} for _ in array]
-        start = 0
-        for variable in chosen:
-            stop = start + len(variable.tokens)
-            for record, entry in zip(records, variable.decode(array[:, start:stop]), strict=True):
-                record[variable.name] = entry
-            start = stop
-        return records
+        return decode_records(chosen, logits, prevalence)
 
     def decode(self, logits: Any, variables: Sequence[str] | None = None) -> dict[str, Any]:  # type: ignore[override]
         """Turn one person's logits `(tokens,)` into a readable record: see `batch_decode`."""
-        array = _as_array(logits)
+        array = plain_logits(logits)
         if array.ndim != 1:
             raise ValueError(f"decode takes one person's logits (tokens,), got shape {array.shape}; use batch_decode.")
         return self.batch_decode(array[None], variables)[0]
@@ -312,6 +305,7 @@ class BEITokenizer(PreTrainedTokenizer):
             if variable.name in (continuous if names is None else names):
                 values = variable.parse(table.column(variable.name), table.where)
                 values = values[~np.isnan(values)]
+                values = np.log(values[values > 0]) if variable.log else values
                 if len(values):  # a variable that these people lack keeps its scaling
                     variable = replace(
                         variable, mean=float(values.mean()), std=float(values.std()) if np.ptp(values) else 1.0
@@ -390,9 +384,3 @@ class BEITokenizer(PreTrainedTokenizer):
             raise ValueError(
                 f"This tokenizer already has the new task {self.task!r}; start from the pretrained tokenizer."
             )
-
-
-def _as_array(logits: Any) -> np.ndarray:
-    if isinstance(logits, torch.Tensor):
-        return logits.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(logits, dtype=np.float64)

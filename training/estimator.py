@@ -15,9 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
-from modeling_lcm.array_inputs import as_array, axis_names, brings_names
+from modeling_lcm.array_inputs import axis_names
+from modeling_lcm.estimators import as_matrices
 from modeling_lcm.region_matching import first_difference
-from modeling_lcm.triangles import find_layout, rebuild
 
 from .data.cohort import Cohort
 from .data.triangles import count_edges, to_triangles
@@ -42,43 +42,6 @@ OWN_SETTINGS = (
     "labels",
     "positive",
 )
-
-
-def as_matrices(
-    connectivity: Any, triangle: Triangle = "lower", num_regions: int | None = None
-) -> NDArray[np.floating] | list[Any]:
-    """Connectomes in any accepted form as matrices.
-
-    Args:
-        connectivity: `(scans, regions, regions)` or a list of DataFrames with named regions, returned as they are, or
-            triangles `(scans, edges)`, whose diagonal is recognised where they have one, as nilearn's do by default.
-        triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
-            "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
-        num_regions: Regions that are needed, if that is known.
-
-    Returns:
-        Array `(scans, regions, regions)`, or the list of DataFrames.
-
-    Raises:
-        ValueError: another shape, a length that no triangle has, an unknown order, or triangles that make matrices
-            which are no correlations, while in the other order they would.
-        TypeError: the values are not numbers.
-    """
-    if triangle not in ("lower", "upper"):
-        raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
-    if isinstance(connectivity, list | tuple) and brings_names(connectivity):
-        return list(connectivity)
-    array = as_array(connectivity, "X")
-    if array.ndim == 3:
-        return array
-    if array.ndim != 2 or not array.size:
-        raise ValueError(
-            f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
-            "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
-        )
-    if len(array) > 1 and array.shape[0] == array.shape[1] and np.allclose(array, array.T, equal_nan=True):
-        raise ValueError(f"X is one matrix of {len(array)} regions; give several scans, (scans, regions, regions).")
-    return rebuild(array, find_layout(array, triangle, num_regions))
 
 
 class _LCMEstimator(BaseEstimator):

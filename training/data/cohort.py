@@ -157,6 +157,25 @@ class Cohort:
         table = self.table[here]
         return Cohort(table, part.triangles, part.feature_extractor, part.series, self.positive)
 
+    def with_atlases(self, atlases: Sequence[str]) -> "Cohort":
+        """The scans that have one of some atlases, in these atlases alone.
+
+        Args:
+            atlases (`Sequence[str]`): ids of one or more of the cohort's.
+        """
+        if [*atlases] == [*self.atlases]:
+            return self
+        first, *others = (part for part in self.by_atlas if part.id in atlases)
+        here = np.any([part.are_there() for part in (first, *others)], axis=0)
+        made = replace(
+            self,
+            triangles=first.triangles,
+            feature_extractor=first.feature_extractor,
+            series=first.series,
+            others=tuple(others),
+        )
+        return made if here.all() else made.select(here)
+
     def has_atlas(self, atlas: str) -> np.ndarray:
         """Which scans have an atlas, by its id: bool `(scans,)`."""
         return next(part for part in self.by_atlas if part.id == atlas).are_there()

@@ -143,6 +143,8 @@ def for_checkpoint(processor: LCMProcessor, cohort: Cohort) -> Cohort:
         ValueError: the cohort has other regions, or another order of them.
     """
     wanted = processor.feature_extractor
+    if wanted.atlases is not None:
+        return _in_atlases_of(wanted, cohort)
     cohort = in_atlas_of(wanted, cohort)
     given = cohort.feature_extractor
     different = _differences(wanted, given)
@@ -154,6 +156,29 @@ def for_checkpoint(processor: LCMProcessor, cohort: Cohort) -> Cohort:
     for name, (mine, other) in different.items():
         logger.warning("FC is defined differently: %s is %r in the checkpoint, %r in the data.", name, mine, other)
     return cohort
+
+
+def _in_atlases_of(wanted: FCFeatureExtractor, cohort: Cohort) -> Cohort:
+    """The scans in those of a cohort's atlases that a checkpoint of several atlases has."""
+    known = wanted.by_atlas
+    kept = [name for name in cohort.atlases if name in known]
+    if not kept:
+        raise ValueError(
+            f"The checkpoint has the atlases {', '.join(known)}, the data {', '.join(cohort.atlases)}: prepare "
+            "the data with one of the checkpoint's."
+        )
+    for name in kept:
+        different = _differences(known[name], cohort.atlases[name])
+        if _REGIONS & set(different):
+            raise ValueError(
+                f"The regions of {name} in the data are not the checkpoint's, or in another order: prepare the data "
+                "with the checkpoint's atlas."
+            )
+        for setting, (mine, other) in different.items():
+            logger.warning(
+                "FC is defined differently: %s is %r in the checkpoint, %r in the data.", setting, mine, other
+            )
+    return cohort.with_atlases(kept)
 
 
 def in_atlas_of(wanted: FCFeatureExtractor, cohort: Cohort) -> Cohort:

@@ -209,7 +209,7 @@ def as_predictions(logits: Tensor, variable: BEIVariable, task: Task) -> np.ndar
             probabilities of the others add up to 1; a label that the model does not know has probability 0.
     """
     if not task.is_classification:
-        return (logits[:, 0].double() * variable.std + variable.mean).numpy()
+        return variable.values(logits[:, 0].double().numpy())
     known = [
         (column, variable.labels.index(label)) for column, label in enumerate(task.labels) if label in variable.labels
     ]

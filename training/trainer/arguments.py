@@ -177,6 +177,11 @@ class FinetuneArguments(LoopArguments):
         "The positive one of two labels, of which sensitivity, F1 and ROC AUC speak. Default: the last of labels.",
     )
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
+    head: Literal["decoder", "ridge"] = setting(
+        "decoder",
+        '"decoder": training by gradients; or "ridge": an edge read-out in closed form, for small cohorts. '
+        "A checkpoint with a closed-form read-out of the task is its prior; without a checkpoint there is none.",
+    )
     new_tokens: Literal["random", "related"] = setting(
         "random",
         'Start of a new task\'s tokens: "random" (as in the paper) or "related" (pretrained tokens whose predictions '
@@ -226,6 +231,8 @@ class FinetuneArguments(LoopArguments):
             raise ValueError("default_labels are used with pseudo_labels set to defaults or model only: set it, too.")
         if self.positive is not None and self.kind != "categorical":
             raise ValueError(f"positive is {self.positive!r}, but {self.task!r} is continuous: leave it out.")
+        if self.head == "ridge" and (self.validation_fraction or self.adapter != "none"):
+            raise ValueError('head="ridge" is chosen by leaving scans out: leave out validation_fraction and adapter.')
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 
 

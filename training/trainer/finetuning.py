@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -24,17 +23,24 @@ from modeling_lcm.loading_lcm import without_weights
 
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
-from ..data.leakage import leaking_columns
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import FinetuneArguments
 from .batches import training_dataset
 from .checkpoints import load_processor
+from .closed_form import fit_ridge
 from .limits import training_limits
 from .loop import Trainer
 from .prediction import predict_logits
 from .targets import split_scans, task_class_weights, task_scans
 from .trainable import freeze, with_adapter
-from .vocabulary import announce_labels, only_labels, task_of, task_tokenizer, with_default_labels
+from .vocabulary import (
+    announce_labels,
+    only_labels,
+    task_of,
+    task_tokenizer,
+    warn_of_leakage,
+    with_default_labels,
+)
 
 
 MIN_CORRELATION = 0.5  # below this a pretrained token says too little about a label to start from it
@@ -63,13 +69,16 @@ def finetune(
         announce (`Callable`, *optional*): called with a line about the labels, before training.
 
     Returns:
-        The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch.
+        The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch (none of
+        the ridge head).
 
     Raises:
         ValueError: no such checkpoint, an unknown column, a single class, a class without training scans or with a
             single person, no recorded label at all, a positive label that is none of two, or another atlas than the
             checkpoint's.
     """
+    if arguments.head == "ridge":
+        return *fit_ridge(cohort, arguments, announce, check_leakage), []
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
     cohort = for_checkpoint(processor, cohort)
@@ -79,7 +88,7 @@ def finetune(
     cohort = replace(cohort, table=only_labels(cohort.table, arguments))
     announce_labels(announce, [task_of(tokenizer)], cohort.table, "--positive LABEL")
     if check_leakage:
-        _warn_of_leakage(cohort.table, tokenizer)
+        warn_of_leakage(cohort.table, task_of(tokenizer), [each["name"] for each in tokenizer.model_variables])
     set_seed(arguments.seed)
     model = _task_model(arguments, tokenizer)
     tokenizer.check_config(model.config)
@@ -115,17 +124,6 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
             class_weights=None,
             dtype=torch.float32,
         )
-
-
-def _warn_of_leakage(records: pd.DataFrame, tokenizer: BEITokenizer) -> None:
-    """Warn of columns from which the label can be told for certain, such as a site with patients only."""
-    task = task_of(tokenizer)
-    known = records[records[task.name].notna()]
-    is_class = task.kind == "categorical"
-    truth = pd.factorize(known[task.name])[0] if is_class else known[task.name].to_numpy(dtype=float)
-    pretrained = [variable["name"] for variable in tokenizer.model_variables]
-    for line in leaking_columns(known, task.name, truth, is_class, pretrained):
-        logger.warning("Possible leakage. %s", line)
 
 
 @torch.no_grad()

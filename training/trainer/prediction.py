@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from modeling_lcm import BEIVariable, LCMForSequenceClassification, load_adapter
+from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, load_adapter
 from modeling_lcm.limits_lcm import TrainingLimits
+from modeling_lcm.readouts_lcm import prevalences, sources
 
 from ..checked_files import check_adapter_files
 from ..data.cohort import Cohort
@@ -34,11 +35,29 @@ def predict_logits(model: nn.Module, cohort: Cohort, batch_size: int = 64) -> di
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {}
     for connectivity in cohort.batches(batch_size):
-        outputs = model(connectivity=connectivity.to(device))
+        outputs = model(connectivity=for_model(model, cohort, connectivity, device))
         for name in ("logits", "bei_logits"):
             if getattr(outputs, name, None) is not None:
                 found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def for_model(model: nn.Module, cohort: Cohort, connectivity: Any, device: torch.device) -> Any:
+    """A batch of a cohort on the model's device; by atlas where the model reads several."""
+    config: Any = model.config
+    if isinstance(connectivity, Tensor):
+        connectivity = {next(iter(cohort.atlases)): connectivity} if len(config.atlas_regions) > 1 else connectivity
+    if isinstance(connectivity, Tensor):
+        return connectivity.to(device)
+    return {atlas: part.to(device) for atlas, part in connectivity.items()}
+
+
+def present_atlases(config: LCMConfig, cohort: Cohort) -> list[tuple[str, ...]]:
+    """The atlases of every scan of a cohort, by the model's ids."""
+    if len(config.atlas_regions) == 1:
+        return [tuple(config.atlas_regions)] * len(cohort)
+    there = {atlas: cohort.has_atlas(atlas) for atlas in cohort.atlases}
+    return [tuple(atlas for atlas, has in there.items() if has[row]) for row in range(len(cohort))]
 
 
 def predict_table(
@@ -76,10 +95,16 @@ def predict_table(
     logits = predict_logits(model, cohort, batch_size)["logits"]
     tokenizer = processor.tokenizer
     variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]
-    records = tokenizer.batch_decode(logits, variables=[variable.name for variable in variables])
+    config: Any = model.config
+    shares = prevalences(config, present_atlases(config, cohort))
+    variables = _readable(config, cohort, variables)
+    slices, names = tokenizer.token_slices, [variable.name for variable in variables]
+    if not finetuned:
+        logits = torch.cat([logits[:, slices[name]] for name in names], 1)
+    records = tokenizer.batch_decode(logits, names, shares)
     columns: dict[str, list] = {}
     for variable in variables:
-        entries = [record[variable.name] for record in records]
+        entries = [record.get(variable.name, {}) for record in records]
         columns |= _columns(variable, entries) | _uncertainty(variable.name, entries, processor.limits)
     table = cohort.table[["subject_id", "session"]].reset_index(drop=True)
     seen = set(seen_subjects(_record_of(checkpoint, adapter), cohort.table))
@@ -87,11 +112,21 @@ def predict_table(
     return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
 
 
+def _readable(config: LCMConfig, cohort: Cohort, variables: list[BEIVariable]) -> list[BEIVariable]:
+    """Those of some variables that can be read from the atlases of the cohort's scans."""
+    kinds = set(present_atlases(config, cohort))
+    found = [each for each in variables if any(sources(config, each.name, present) for present in kinds)]
+    if variables and not found:
+        names, fitted = ", ".join(each.name for each in variables), " or ".join(config.closed_form or {})
+        raise ValueError(f"The checkpoint reads {names} from {fitted}; the data have {', '.join(cohort.atlases)}.")
+    return found
+
+
 def _columns(variable: BEIVariable, entries: list[dict[str, Any]]) -> dict[str, list]:
     """Predicted label or value, and probabilities; of two labels the positive one last."""
     columns = {variable.name: [entry.get("label", entry.get("value")) for entry in entries]}
     for label in sorted(variable.labels, key=lambda label: label == variable.positive_label):
-        columns[f"{variable.name}={label}"] = [entry["probabilities"][label] for entry in entries]
+        columns[f"{variable.name}={label}"] = [entry.get("probabilities", {}).get(label) for entry in entries]
     return columns
 
 

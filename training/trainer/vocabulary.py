@@ -14,6 +14,7 @@ from modeling_lcm import (
 
 from ..data.cohort import Cohort
 from ..data.labels import infer_variable, label_lines, load_vocabulary, read_positive, with_positive
+from ..data.leakage import leaking_columns
 from .arguments import FinetuneArguments, PretrainArguments
 
 
@@ -152,6 +153,21 @@ def pretraining_tokenizer(cohort: Cohort, arguments: PretrainArguments) -> BEITo
     if not arguments.categorical and not arguments.continuous:
         raise ValueError("There is nothing to learn: name phenotype columns in categorical or continuous.")
     return BEITokenizer(variables=pretraining_variables(cohort, arguments)).fit_scaling(cohort.table)
+
+
+def warn_of_leakage(records: pd.DataFrame, task: BEIVariable, pretrained: Sequence[str]) -> None:
+    """Warn of columns from which the label can be told for certain, such as a site with patients only.
+
+    Args:
+        records (`pd.DataFrame`): training records.
+        task (`BEIVariable`): the downstream variable.
+        pretrained (`Sequence[str]`): variables that the checkpoint knows.
+    """
+    known = records[records[task.name].notna()]
+    is_class = task.kind == "categorical"
+    truth = pd.factorize(known[task.name])[0] if is_class else known[task.name].to_numpy(dtype=float)
+    for line in leaking_columns(known, task.name, truth, is_class, pretrained):
+        logger.warning("Possible leakage. %s", line)
 
 
 def announce_labels(

@@ -1,0 +1,182 @@
+"""Fine-tuning in closed form: a task from few labels, with what a checkpoint knows of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from .bei_vocabulary import BEIVariable
+from .closed_form_heads import WARN_PER_CLASS, Scans
+from .closed_form_model import Heads, build_model, can_be_prior, fit_heads, heads_of, log_edges
+from .feature_extraction_lcm import FCFeatureExtractor
+from .limits_lcm import TrainingLimits
+from .modeling_lcm import LCMForSequenceClassification
+from .processing_lcm import LCMProcessor
+from .tokenization_bei import BEITokenizer
+
+
+logger = logging.get_logger("transformers.models.lcm")
+
+
+@dataclass(frozen=True)
+class FittedTask:
+    """A task fitted in closed form.
+
+    Args:
+        model ([`LCMForSequenceClassification`]): with the checkpoint's other variables, as far as they are read from
+            the same atlases.
+        processor ([`LCMProcessor`]): for it.
+        report (`dict[str, dict]`): the record of every read-out, by its atlases.
+    """
+
+    model: LCMForSequenceClassification
+    processor: LCMProcessor
+    report: dict[str, dict[str, Any]]
+
+    def lines(self) -> list[str]:
+        """What a user should know: scores on left-out subjects, threshold, and what the prior was worth."""
+        task = str(self.processor.tokenizer.task)
+        return [line for key, record in self.report.items() for line in _lines(task, key, record)]
+
+
+def fit_task(
+    connectivity: Mapping[str, NDArray[np.float32]],
+    extractors: Mapping[str, FCFeatureExtractor],
+    scans: Scans,
+    variable: BEIVariable,
+    base: Any = None,
+    vocabulary: BEITokenizer | None = None,
+) -> FittedTask:
+    """Fit a task to labelled scans, with a checkpoint's read-outs of the same variable as prior.
+
+    Args:
+        connectivity: Pearson matrices by atlas `(scans, regions, regions)`, NaN for scans without one.
+        extractors: FC definition of these atlases.
+        scans: Label indices, or numbers in their own unit; NaN where nothing is recorded.
+        variable: The task. Where the checkpoint has a variable of this name, that one counts.
+        base: The checkpoint's model.
+        vocabulary: The checkpoint's tokenizer.
+
+    Raises:
+        ValueError: Labels that the checkpoint's variable does not have, a single class or a class with one scan, or
+            numbers that are all the same.
+    """
+    known: Heads = {}
+    if base is not None and can_be_prior(base.config):
+        known = heads_of(base, list(connectivity))
+    names = {name for of_key in known.values() for name in of_key}
+    pretrained = [each for each in (vocabulary.variables if vocabulary is not None else []) if each.name in names]
+    own = next((each for each in pretrained if each.name == variable.name), None)
+    if own is not None:
+        scans, variable = _in_own_terms(scans, variable, own)
+    elif not variable.labels:
+        variable = _scaled(variable, scans.values)
+    if not variable.labels:
+        scans = replace(scans, values=variable.scaled(scans.values))
+    _warn_of_few(scans, variable)
+    if base is not None and own is None:
+        logger.warning("Prior used: none, %s.", _why_none(base, vocabulary, variable.name))
+    edges = {name: log_edges(matrices) for name, matrices in connectivity.items()}
+    fitted = fit_heads(edges, scans, variable, known)
+    # The checkpoint's other variables stay; of the task, what was fitted here counts alone.
+    heads = {key: {name: head for name, head in of.items() if name != variable.name} for key, of in known.items()}
+    for key, of_key in fitted.items():
+        heads.setdefault(key, {}).update(of_key)
+    tokenizer = _tokenizer(pretrained, variable, is_new=own is None)
+    means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in edges.items()}
+    model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
+    report = {key: of[variable.name].record for key, of in fitted.items()}
+    processor = LCMProcessor(_together(extractors), tokenizer)
+    if len(connectivity) == 1:
+        here = np.flatnonzero(np.isfinite(scans.values))
+        (matrices,) = connectivity.values()
+        processor.limits = TrainingLimits.of(matrices[here], scans.select(here).subjects)
+    return FittedTask(model, processor, report)
+
+
+def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[Scans, BEIVariable]:
+    """Labels by the numbers that the checkpoint's variable has for them."""
+    if own.kind != given.kind:
+        raise ValueError(
+            f"The checkpoint has {own.name!r} as a {own.kind} variable, not a {given.kind} one: give the task another "
+            "name."
+        )
+    if not own.labels:
+        return scans, own
+    unknown = [label for label in given.labels if not own.knows(label)]
+    if unknown or len(given.labels) != len(own.labels):
+        raise ValueError(
+            f"The checkpoint has {own.name!r} with the labels {', '.join(own.labels)}, the data has "
+            f"{', '.join(given.labels)}: spell them alike, or give the task another name to do without."
+        )
+    position = np.array([own.labels.index(own.label_of(label)) for label in given.labels], dtype=float)
+    here = np.isfinite(scans.values)
+    values = np.where(here, position[np.where(here, scans.values, 0).astype(int)], np.nan)
+    return replace(scans, values=values), own
+
+
+def _scaled(variable: BEIVariable, values: NDArray) -> BEIVariable:
+    """A new number's scale: mean 0 and deviation 1, of its logarithm where that is less skewed."""
+    found = values[np.isfinite(values)]
+    is_log = bool((found > 0).all()) and abs(_skewness(np.log(found))) < abs(_skewness(found))
+    found = np.log(found) if is_log else found
+    return replace(variable, log=is_log, mean=float(found.mean()), std=float(found.std()) or 1.0)
+
+
+def _skewness(values: NDArray) -> float:
+    return float(((values - values.mean()) ** 3).mean() / max(values.std() ** 3, 1e-12))
+
+
+def _warn_of_few(scans: Scans, variable: BEIVariable) -> None:
+    if not variable.labels:
+        return
+    counts = np.bincount(scans.values[np.isfinite(scans.values)].astype(int), minlength=len(variable.labels))
+    few = [f"{label}: {count}" for label, count in zip(variable.labels, counts, strict=True) if count < WARN_PER_CLASS]
+    if few:
+        logger.warning("Few training scans (%s): what is left out of them says little.", ", ".join(few))
+
+
+def _why_none(base: Any, vocabulary: BEITokenizer | None, name: str) -> str:
+    if not can_be_prior(base.config):
+        return "the checkpoint's read-outs were not fitted in closed form"
+    if vocabulary is not None and name in [each.name for each in vocabulary.variables]:
+        return f"the checkpoint reads {name!r} from other atlases"
+    return f"the checkpoint does not know {name!r}"
+
+
+def _tokenizer(pretrained: list[BEIVariable], variable: BEIVariable, is_new: bool) -> BEITokenizer:
+    """The variables that the model keeps, with the task among them, or behind them."""
+    if not pretrained:
+        return BEITokenizer(variables=[variable], task=variable.name)
+    if is_new:
+        return BEITokenizer(variables=pretrained).add_variable(variable, task=True)
+    return BEITokenizer(variables=pretrained).for_task(variable.name)
+
+
+def _together(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtractor:
+    """One extractor for all atlases."""
+    first, *others = extractors.values()
+    if not others:
+        return first
+    atlases = {
+        name: {"num_regions": each.num_regions}
+        | ({} if each.region_names is None else {"region_names": each.region_names})
+        for name, each in extractors.items()
+    }
+    options = {name: getattr(first, name) for name in ("estimator", "fisher_z", "constant_regions", "min_volumes")}
+    return FCFeatureExtractor(atlases=atlases, **options)
+
+
+def _lines(task: str, key: str, record: dict[str, Any]) -> list[str]:
+    score = f"AUC {record['auc']:.3f}" if "auc" in record else f"r {record['r']:.3f}"
+    found = [f"{task} from {key}: {record['scans']} scans, left out by subject {score}"]
+    if "sensitivity" in record:
+        found[0] += f", sensitivity {record['sensitivity']:.2f}, specificity {record['specificity']:.2f}"
+    if record.get("prior"):
+        found.append(
+            f"  prior used: {record['prior']:.2f} of the checkpoint's read-out, {record['ridge']:.2f} of ridge"
+        )
+    return found

@@ -1,0 +1,203 @@
+"""From read-outs fitted in closed form to an ordinary model, and back: what a checkpoint knows of a variable."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .bei_vocabulary import BEIVariable
+from .closed_form import Array, Edges, LinearScore
+from .closed_form_heads import Head, Scans, fit_head
+from .config_checks_lcm import SEPARATOR
+from .configuration_lcm import LCMConfig
+from .edges_lcm import matrix_logarithms
+from .feature_extraction_lcm import FCFeatureExtractor
+from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from .readouts_lcm import readout_rows
+from .tokenization_bei import BEITokenizer
+
+
+SHRINKAGES = (0.05, 0.2, 0.6)
+DEFAULT_SHRINKAGE = 1  # position of the one that needs no reason to be chosen
+ALL_COMBINATIONS = 3  # up to so many atlases
+_AT_ONCE = 64
+Heads = dict[str, dict[str, Head]]  # by atlases ("aal-116+harvard-oxford-111"), then by variable
+
+
+def log_edges(connectivity: NDArray, shrinkages: Sequence[float] = SHRINKAGES) -> NDArray[np.float32]:
+    """Edges of log FC `(batch, shrinkages, edges)` of Pearson matrices `(batch, regions, regions)`; NaN stays NaN."""
+    rows, columns = np.triu_indices(connectivity.shape[-1], 1)
+    found = np.full((len(connectivity), len(shrinkages), len(rows)), np.nan, dtype=np.float32)
+    there = np.flatnonzero(~np.isnan(connectivity[:, 0, 0]))
+    for part in np.split(there, range(_AT_ONCE, len(there), _AT_ONCE)):
+        matrices = torch.from_numpy(np.asarray(connectivity[part], dtype=np.float32))
+        found[part] = matrix_logarithms(matrices, shrinkages)[:, :, rows, columns].numpy()
+    return found
+
+
+def combinations_of(atlases: Sequence[str]) -> list[tuple[str, ...]]:
+    """Sets of atlases that get read-outs of their own: all of up to three; of more, each alone and all together."""
+    ordered = sorted(atlases)
+    if len(ordered) > ALL_COMBINATIONS:
+        return [*((name,) for name in ordered), tuple(ordered)]
+    return [found for size in range(1, len(ordered) + 1) for found in combinations(ordered, size)]
+
+
+def fit_heads(
+    edges: Mapping[str, NDArray[np.float32]], scans: Scans, variable: BEIVariable, priors: Heads | None = None
+) -> Heads:
+    """Fit a variable's read-outs of every set of atlases that enough scans have.
+
+    Args:
+        edges: Of every atlas, as [`log_edges`] makes them, of the same scans.
+        scans: Their labels; NaN where nothing is recorded.
+        variable: What the labels are.
+        priors: Pretrained read-outs, by atlases; of this variable they are used.
+
+    Returns:
+        The read-outs that could be fitted.
+
+    Raises:
+        ValueError: There is none: no two scans of each class, or numbers that are all the same.
+    """
+    found: Heads = {}
+    problem: ValueError | None = None
+    for atlases in combinations_of(list(edges)):
+        key = SEPARATOR.join(atlases)
+        here = np.isfinite(scans.values)
+        for name in atlases:
+            here &= ~np.isnan(edges[name][:, 0, 0])
+        rows = np.flatnonzero(here)
+        some = scans.select(rows)
+        prior = (priors or {}).get(key, {}).get(variable.name)
+        try:
+            centred = Edges({name: edges[name][rows] for name in atlases}, DEFAULT_SHRINKAGE)
+            found[key] = {variable.name: fit_head(centred, some, len(variable.labels), prior)}
+        except ValueError as error:
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return found
+
+
+def build_model(
+    heads: Heads,
+    means: Mapping[str, Array],
+    extractors: Mapping[str, FCFeatureExtractor],
+    tokenizer: BEITokenizer,
+) -> LCMForMultitaskPretraining | LCMForSequenceClassification:
+    """A model of the size "linear" that holds fitted read-outs.
+
+    Args:
+        heads: Fitted read-outs, by atlases and variable.
+        means: Mean of every atlas's edges, `(shrinkages, edges)`.
+        extractors: FC definition of every atlas.
+        tokenizer: Its vocabulary; with a task, the model has that task.
+    """
+    task = tokenizer.task_variable
+    settings: dict[str, Any] = {}
+    if task is not None:
+        names = task.labels or [task.name]
+        settings = {
+            "task_variable": task.name,
+            "problem_type": "single_label_classification" if task.labels else "regression",
+            "id2label": dict(enumerate(names)),
+            "label2id": {label: index for index, label in enumerate(names)},
+        }
+    config = LCMConfig.from_size(
+        "linear",
+        atlases={name: _regions(extractor) for name, extractor in extractors.items()},
+        bei_variables=tokenizer.model_variables,
+        edge_shrinkages=list(SHRINKAGES),
+        closed_form={key: {name: head.record for name, head in of.items()} for key, of in heads.items()},
+        **settings,
+    )
+    model: Any = (LCMForMultitaskPretraining if task is None else LCMForSequenceClassification)(config).eval()
+    for name, features in _by_key(model.edge_features, config).items():
+        features.mean.copy_(torch.from_numpy(means[name].ravel()))
+        features.batches.fill_(1)
+    for readout, names in _readouts(model):
+        _write(readout, config, names, heads, means)
+    return model
+
+
+def heads_of(model: Any, atlases: Sequence[str]) -> Heads:
+    """The read-outs that a model holds for sets of some atlases, to start from or to keep."""
+    config = model.config
+    means = {
+        name: features.mean.detach().double().cpu().numpy().reshape(len(config.shrinkages), -1)
+        for name, features in _by_key(model.edge_features, config).items()
+    }
+    found: Heads = {}
+    for readout, names in _readouts(model):
+        for key, linear, name, rows in _rows(readout, config, names):
+            record = (config.closed_form or {}).get(key, {}).get(name)
+            if record is None or not set(key.split(SEPARATOR)) <= set(atlases):
+                continue
+            weights = linear.weight.detach()[rows].double().cpu().numpy()
+            offsets = linear.bias.detach()[rows].double().cpu().tolist()
+            sizes = [means[atlas].size for atlas in key.split(SEPARATOR)]
+            tokens = []
+            for row, offset in zip(weights, offsets, strict=True):
+                parts = np.split(row, np.cumsum(sizes)[:-1])
+                of = dict(zip(key.split(SEPARATOR), parts, strict=True))
+                shaped = {atlas: part.reshape(means[atlas].shape) for atlas, part in of.items()}
+                tokens.append(LinearScore(shaped, offset, {atlas: means[atlas] for atlas in of}))
+            found.setdefault(key, {})[name] = Head(tokens, record)
+    return found
+
+
+def can_be_prior(config: LCMConfig) -> bool:
+    """Whether a checkpoint's read-outs can be taken over: fitted in closed form, on the edges that are fitted here."""
+    return bool(config.closed_form) and tuple(config.shrinkages) == SHRINKAGES
+
+
+def _regions(extractor: FCFeatureExtractor) -> dict[str, Any]:
+    regions: dict[str, Any] = {"num_regions": extractor.num_regions}
+    return regions if extractor.region_names is None else regions | {"region_names": list(extractor.region_names)}
+
+
+def _by_key(module: nn.Module, config: LCMConfig) -> dict[str, Any]:
+    """Parts of a module by atlas or set of atlases; a single one is that of the model's one atlas."""
+    if isinstance(module, nn.ModuleDict):
+        return dict(module.items())
+    return dict.fromkeys(config.atlas_regions, module)
+
+
+def _readouts(model: Any) -> list[tuple[nn.Module, list[str]]]:
+    """Edge read-outs, each with its variables."""
+    found = [(model.bei_edge_readout, model.config.bei_names)]
+    if hasattr(model, "task_edge_readout"):
+        found.append((model.task_edge_readout, [model.config.task_variable]))
+    return found
+
+
+def _rows(readout: nn.Module, config: LCMConfig, names: list[str]) -> list[tuple[str, Any, str, slice]]:
+    """Of a read-out: atlases, their Linear, a variable, and the rows of its tokens."""
+    found = []
+    slices, parts = config.token_slices, _by_key(readout, config)
+    rows_of = readout_rows(config, names) if isinstance(readout, nn.ModuleDict) else dict.fromkeys(parts, names)
+    for key, linear in parts.items():
+        start = 0
+        for name in rows_of[key]:
+            size = slices[name].stop - slices[name].start
+            found.append((key, linear, str(name), slice(start, start + size)))
+            start += size
+    return found
+
+
+@torch.no_grad()
+def _write(readout: nn.Module, config: LCMConfig, names: list[str], heads: Heads, means: Mapping[str, Array]) -> None:
+    for key, linear, name, rows in _rows(readout, config, names):
+        head = heads.get(key, {}).get(name)
+        if head is None:
+            continue
+        for row, score in zip(range(rows.start, rows.stop), head.tokens, strict=True):
+            moved = score.around(means)
+            together = np.concatenate([moved.weights[atlas].ravel() for atlas in key.split(SEPARATOR)])
+            linear.weight[row] = torch.from_numpy(together)
+            linear.bias[row] = moved.offset

@@ -1,0 +1,328 @@
+"""LCM in closed form as scikit-learn estimators: fitted in seconds on a CPU, saved as ordinary checkpoints.
+
+They need neither scikit-learn nor the training code; where scikit-learn is installed, they are its estimators
+(`clone`, `GridSearchCV`, `cross_val_predict`).
+"""
+
+import inspect
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import AutoConfig, AutoProcessor
+from transformers.utils import logging
+
+from .array_inputs import as_array, brings_names
+from .bei_vocabulary import BEIVariable
+from .closed_form_fit import fit_task
+from .closed_form_heads import Scans
+from .decisions import at_prevalence
+from .feature_extraction_lcm import FCFeatureExtractor
+from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
+from .processing_lcm import LCMProcessor
+from .readouts_lcm import record_of
+from .triangles import find_layout, rebuild
+
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+except ImportError:  # what of them is used here
+
+    class BaseEstimator:  # type: ignore[no-redef]
+        """Parameters by name, as scikit-learn's estimators have them."""
+
+        def get_params(self, deep: bool = True) -> dict[str, Any]:
+            """Parameters of the constructor."""
+            return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+        def set_params(self, **params: Any) -> Self:
+            """Set parameters of the constructor."""
+            for name, value in params.items():
+                setattr(self, name, value)
+            return self
+
+    class ClassifierMixin:  # type: ignore[no-redef]
+        """Nothing."""
+
+    class RegressorMixin:  # type: ignore[no-redef]
+        """Nothing."""
+
+
+logger = logging.get_logger("transformers.models.lcm")
+PREVALENCES = ("training", "balanced")
+_AT_ONCE = 64
+
+
+def as_matrices(connectivity: Any, triangle: str = "lower", num_regions: int | None = None) -> Any:
+    """Connectomes in any accepted form as matrices.
+
+    Args:
+        connectivity: `(scans, regions, regions)` or a list of DataFrames with named regions, returned as they are, or
+            triangles `(scans, edges)`, whose diagonal is recognised where they have one, as nilearn's do by default.
+        triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
+            "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
+        num_regions: Regions that are needed, if that is known.
+
+    Returns:
+        Array `(scans, regions, regions)`, or the list of DataFrames.
+
+    Raises:
+        ValueError: Another shape, a length that no triangle has, an unknown order, or triangles that make matrices
+            which are no correlations, while in the other order they would.
+        TypeError: The values are not numbers.
+    """
+    if triangle not in ("lower", "upper"):
+        raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
+    if isinstance(connectivity, list | tuple) and brings_names(connectivity):
+        return list(connectivity)
+    array = as_array(connectivity, "X")
+    if array.ndim == 3:
+        return array
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
+            "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
+        )
+    if len(array) > 1 and array.shape[0] == array.shape[1] and np.allclose(array, array.T, equal_nan=True):
+        raise ValueError(f"X is one matrix of {len(array)} regions; give several scans, (scans, regions, regions).")
+    return rebuild(array, find_layout(array, triangle, num_regions))
+
+
+class _ClosedFormEstimator(BaseEstimator):
+    """What classifier and regressor share: connectomes in, a fitted model, logits out, saving."""
+
+    model_: LCMForSequenceClassification
+    processor_: LCMProcessor
+
+    def __init__(
+        self, checkpoint: str | os.PathLike | None = None, *, task: str = "target", triangle: str = "lower"
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.task = task
+        self.triangle = triangle
+
+    def __sklearn_tags__(self) -> Any:
+        """X may have three axes; regions without signal may be NaN."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _fit(
+        self, connectivity: Any, values: NDArray, variable: BEIVariable, groups: Sequence[Hashable] | None
+    ) -> Self:
+        base, processor = _load(self.checkpoint)
+        given = self._by_atlas(connectivity, None if processor is None else processor.feature_extractor)
+        extractor = _extractor(given) if processor is None else processor.feature_extractor
+        matrices = _extract(extractor, given)
+        scans = len(next(iter(matrices.values())))
+        for what, labels in (("y", values), ("groups", groups)):
+            if labels is not None and len(labels) != scans:
+                raise ValueError(f"X has {scans} scans, {what} has {len(labels)} values: give one per scan.")
+        subjects = list(range(scans)) if groups is None else list(groups)
+        tokenizer = None if processor is None else processor.tokenizer
+        extractors = {name: extractor.by_atlas[name] for name in matrices}
+        fitted = fit_task(matrices, extractors, Scans(values, subjects), variable, base, tokenizer)
+        self.model_, self.processor_, self.report_ = fitted.model, fitted.processor, fitted.report
+        self.n_features_in_ = sum(part.shape[1] * (part.shape[1] - 1) // 2 for part in matrices.values())
+        return self
+
+    def _by_atlas(self, connectivity: Any, extractor: FCFeatureExtractor | None) -> Any:
+        """X as matrices; a dictionary by atlas stays one."""
+        if isinstance(connectivity, Mapping):
+            return {
+                name: None if part is None else as_matrices(part, self.triangle) for name, part in connectivity.items()
+            }
+        known = None if extractor is None or extractor.atlases is not None else extractor.num_regions
+        return as_matrices(connectivity, self.triangle, known)
+
+    @torch.no_grad()
+    def _logits(self, X: Any) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+        """Logits `(scans, tokens)` of the task, and for every scan the record of the read-out that gave them."""
+        if not hasattr(self, "model_"):
+            raise ValueError(f"This {type(self).__name__} is not fitted yet: call fit(X, y) first.")
+        extractor = self.processor_.feature_extractor
+        matrices = _extract(extractor, self._by_atlas(X, extractor))
+        scans = len(next(iter(matrices.values())))
+        logits, records = [], []
+        for start in range(0, scans, _AT_ONCE):
+            part = {name: torch.from_numpy(each[start : start + _AT_ONCE]) for name, each in matrices.items()}
+            logits.append(self.model_(part).logits.double().numpy())
+        for row in range(scans):
+            present = [name for name, each in matrices.items() if not np.isnan(each[row, 0, 0])]
+            record = record_of(self.model_.config, self.task, present)
+            if record is None:
+                fitted = " or ".join(self.model_.config.closed_form or {})
+                raise ValueError(f"Scan {row} has {' and '.join(present)}; {self.task!r} was fitted on {fitted}.")
+            records.append(record)
+        return np.concatenate(logits), records
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Save the fitted model with its processor as an ordinary checkpoint, for `from_pretrained` and pipelines."""
+        self.model_.save_pretrained(folder)
+        self.processor_.save_pretrained(folder)
+
+
+def _load(checkpoint: Any) -> tuple[Any, LCMProcessor | None]:
+    if checkpoint is None:
+        return None, None
+    if not Path(checkpoint).exists() and str(checkpoint).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"There is no folder {checkpoint}.")
+    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+    is_task = "LCMForSequenceClassification" in architectures
+    kind = LCMForSequenceClassification if is_task else LCMForMultitaskPretraining
+    return kind.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
+
+
+def _extractor(given: Any) -> FCFeatureExtractor:
+    """An extractor for connectomes without a checkpoint: as many regions, and their names if they have some."""
+    if isinstance(given, Mapping):
+        atlases = {name: _regions(part) for name, part in given.items() if part is not None}
+        if len(atlases) == 1:
+            ((name, regions),) = atlases.items()
+            return FCFeatureExtractor(name, **regions)
+        return FCFeatureExtractor(atlases=atlases)
+    return FCFeatureExtractor(**_regions(given))
+
+
+def _regions(matrices: Any) -> dict[str, Any]:
+    names = list(matrices[0].columns) if isinstance(matrices, list) and hasattr(matrices[0], "columns") else None
+    return {"num_regions": np.shape(matrices[0])[-1]} | ({} if names is None else {"region_names": names})
+
+
+def _extract(extractor: FCFeatureExtractor, given: Any) -> dict[str, NDArray[np.float32]]:
+    found = extractor(connectivity=given)["connectivity"]
+    return dict(found) if isinstance(found, Mapping) else {next(iter(extractor.by_atlas)): found}
+
+
+class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
+    """Tell classes apart by their connectomes, in closed form.
+
+    Classes count alike, whatever their size, so that `predict` does not make every subject one of the larger class.
+
+    Args:
+        checkpoint (`str`, *optional*): Folder or Hub repository of a checkpoint with closed-form read-outs, such as
+            lcm-open. One that has the same variable serves as a prior, as far as the labels bear it out.
+        task (`str`): Name of what is predicted, such as "sex": a variable of this name in the checkpoint is the prior.
+        triangle (`str`): Order of vectorised connectomes, see [`as_matrices`].
+        prevalence (`str`): What `predict_proba` speaks of: "training", a cohort with the training scans' shares of
+            the classes; or "balanced", equal shares, for which the most probable class is what `predict` says.
+
+    Attributes:
+        model_: The fitted model, an [`LCMForSequenceClassification`].
+        processor_ (`LCMProcessor`): Regions and vocabulary of the model.
+        report_ (`dict`): By atlases: left-out AUC, sensitivity and specificity at the threshold, and what the prior
+            was worth.
+        classes_ (`np.ndarray`): The classes, sorted.
+
+    Example:
+        `cross_val_score(LCMClassifier("hub_cards/lcm-open", task="sex"), fc_matrices, sex, scoring="roc_auc")`
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike | None = None,
+        *,
+        task: str = "target",
+        triangle: str = "lower",
+        prevalence: str = "training",
+    ) -> None:
+        super().__init__(checkpoint, task=task, triangle=triangle)
+        self.prevalence = prevalence
+
+    def fit(self, X: Any, y: ArrayLike, groups: Sequence[Hashable] | None = None) -> Self:
+        """Fit to labelled scans.
+
+        Args:
+            X: Correlation matrices `(scans, regions, regions)`, a list of DataFrames with named regions, triangles
+                `(scans, edges)`, or a dictionary of these by atlas, with None or NaN for scans without an atlas.
+            y: Class of each scan `(scans,)`: texts, numbers or booleans.
+            groups: Subject of each scan; scans of one are left out together. Default: each is another's.
+
+        Raises:
+            ValueError: Connectomes that are damaged or of other regions than the checkpoint's, a missing label, a
+                single class, or a class with one scan.
+        """
+        if self.prevalence not in PREVALENCES:
+            raise ValueError(f"prevalence must be one of {', '.join(PREVALENCES)}, got {self.prevalence!r}.")
+        labels = np.asarray(y)
+        if labels.ndim != 1:
+            raise ValueError(f"y has shape {labels.shape}; needed is one class per scan, (scans,).")
+        missing = sum(label is None or label != label for label in labels.tolist())
+        if missing:
+            raise ValueError(f"{missing} values of y are missing: leave these scans out.")
+        if labels.dtype.kind == "f" and not np.equal(np.mod(labels, 1), 0).all():
+            raise ValueError("y holds numbers that are no classes: use LCMRegressor, or make classes of them.")
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class ({str(self.classes_[0])!r}): a classifier needs two or more.")
+        names = [str(label).strip() for label in self.classes_]
+        indices = np.searchsorted(self.classes_, labels).astype(np.float64)
+        return self._fit(X, indices, BEIVariable(self.task, "categorical", names), groups)
+
+    def _columns(self) -> list[int]:
+        """Where each class is among the model's labels."""
+        variable = self.processor_.tokenizer.task_variable
+        return [variable.labels.index(variable.label_of(str(label))) for label in self.classes_]
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Balanced log-odds of the second of two classes `(scans,)`; of more, one logit each `(scans, classes)`."""
+        logits = self._logits(X)[0]
+        logits = logits[:, self._columns()]
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities `(scans, classes)` at `prevalence`, in the order of `classes_`."""
+        logits, records = self._logits(X)
+        balanced = torch.from_numpy(logits).softmax(-1).numpy()
+        if self.prevalence == "training":
+            balanced = at_prevalence(balanced, np.array([record["prevalence"] for record in records]))
+        return balanced[:, self._columns()]
+
+    def predict(self, X: Any) -> NDArray:
+        """Class of each scan `(scans,)`, at equal costs of errors in each class, whatever its share."""
+        logits = self._logits(X)[0]
+        return self.classes_[logits[:, self._columns()].argmax(1)]
+
+
+class LCMRegressor(RegressorMixin, _ClosedFormEstimator):
+    """Predict a number from connectomes, in closed form; see [`LCMClassifier`] for arguments and attributes.
+
+    Example:
+        `cross_val_predict(LCMRegressor("hub_cards/lcm-open", task="age"), fc_matrices, age)`
+    """
+
+    def fit(self, X: Any, y: ArrayLike, groups: Sequence[Hashable] | None = None) -> Self:
+        """Fit to scans with a value.
+
+        Args:
+            X: As for [`LCMClassifier`].
+            y: Value of each scan `(scans,)`.
+            groups: Subject of each scan; scans of one are left out together.
+
+        Raises:
+            ValueError: Connectomes that are damaged or of other regions than the checkpoint's; values that are
+                missing, infinite or all the same.
+        """
+        values = np.asarray(y, dtype=np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"y has shape {values.shape}; needed is one number per scan, (scans,).")
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{int((~np.isfinite(values)).sum())} values of y are NaN or infinite: leave these scans out."
+            )
+        if len(values) < 3:
+            raise ValueError(f"y holds {len(values)} values: a fit needs three or more.")
+        if not np.ptp(values):
+            raise ValueError(f"All values of y are {values[0]:g}: there is nothing to learn.")
+        return self._fit(X, values, replace(BEIVariable(self.task, "continuous")), groups)
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predicted value of each scan `(scans,)`, in the unit of `y`."""
+        logits = self._logits(X)[0]
+        return self.processor_.tokenizer.task_variable.values(logits[:, 0])
