@@ -232,6 +232,8 @@ def learning_curves(folds: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     drawn = {}
     for stage in stages:
         histories = [fold["histories"][stage] for fold in folds]
+        if not any(histories):  # a closed form has no epochs
+            continue
         figure = plot_training_curves(histories)
         last = [history[-1]["train_loss"] for history in histories if history]
         figure.set_label(f"Training loss of {stage} by epoch; in the end it is {np.mean(last):.3g} on average.")

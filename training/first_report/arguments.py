@@ -49,7 +49,7 @@ class ReportArguments:
     n_folds: int = setting(5, "Folds, by subject; fewer where a label has fewer subjects.")
     repeats: int = setting(1, "Cross-validations with other folds.")
     baselines: list[str] = setting(
-        ["majority", "linear_best", "confounds"], "Models that LCM is held against; see training.evaluate."
+        ["majority", "linear", "linear_log"], "Models that LCM is held against; see training.evaluate."
     )
     epochs: int = setting(12, "Passes over the training subjects, with the decoder.")
     resamples: int = setting(1000, "Bootstrap resamples and permutations.")
@@ -66,8 +66,6 @@ class ReportArguments:
         if self.positive is not None and self.kind == "continuous":
             raise ValueError(f"positive is {self.positive!r}, but kind is continuous: leave one of them out.")
         if self.head == "decoder" and not self.checkpoint:
-            raise ValueError(
-                "head is decoder, which needs a checkpoint: add --checkpoint, or leave head out."
-            )
+            raise ValueError("head is decoder, which needs a checkpoint: add --checkpoint, or leave head out.")
         if self.labels and len(set(self.labels)) < 2:
             raise ValueError(f"labels needs two or more labels of the task, got {' '.join(self.labels)}.")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from modeling_lcm.atlases import find_atlas, region_coordinates
 
-from ..data.cohort import QUALITY
+from ..data.dataset_folder import QUALITY
 from ..evaluation.design import Design
 from ..evaluation.report import Details, task_details
 from ..explanation.association import SIGNIFICANT

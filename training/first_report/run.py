@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..data.cohort import FC_DEFINITION, Cohort, load_cohort
+from ..data.cohort import Cohort, load_cohort
+from ..data.dataset_folder import FC_DEFINITION
 from ..evaluation.arguments import EvaluateArguments
 from ..evaluation.cross_validation import evaluate
 from ..evaluation.design import make_design
