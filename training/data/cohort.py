@@ -235,7 +235,11 @@ class Cohort:
 
     def checksum(self) -> str:
         """Short SHA-256 of the table and all FC: the same for the same scans with the same records."""
-        digest = hashlib.sha256(self.table.to_csv(index=False).encode())
+        return self.fc_checksum(self.table.to_csv(index=False).encode())
+
+    def fc_checksum(self, before: bytes = b"") -> str:
+        """Short SHA-256 of all FC, and of what goes before it: the same for the same scans."""
+        digest = hashlib.sha256(before)
         for part in self.by_atlas:
             for start in range(0, len(self), _AT_ONCE):
                 digest.update(np.ascontiguousarray(part.triangles[start : start + _AT_ONCE]).tobytes())

@@ -12,6 +12,7 @@ import pandas as pd
 
 from modeling_lcm import BEIVariable
 
+from ..data.duplicates import near_identical
 from ..data.folds import Folds
 from ..data.identity import seen_subjects
 from ..data.labels import label_lines
@@ -116,7 +117,7 @@ def _remarks(design: Design) -> dict[str, list[str]]:
     Raises:
         ValueError: the checkpoint was trained on test subjects, and that is not allowed.
     """
-    pretraining = design.recipe.pretraining
+    pretraining, twins = design.recipe.pretraining, _near_identical(design)
     pretrained = [*pretraining.categorical, *pretraining.continuous] if pretraining else []
     remarks = {}
     for task in design.recipe.tasks:
@@ -124,6 +125,7 @@ def _remarks(design: Design) -> dict[str, list[str]]:
         remarks[task.name] = leaking_columns(
             known.table, task.name, task.truth(known), task.is_classification, pretrained
         )
+        remarks[task.name] += twins
     if design.recipe.tuning is not None and pretraining is None and design.recipe.tuning.checkpoint:
         table = design.cohort.table[design.part != JOINS]
         seen = refuse_seen_subjects(
@@ -131,6 +133,20 @@ def _remarks(design: Design) -> dict[str, list[str]]:
         )
         remarks[design.recipe.tasks[0].name] += [seen] if seen else []
     return remarks
+
+
+def _near_identical(design: Design) -> list[str]:
+    """A sentence if scans of different subjects, which may be trained on and tested, have near-identical FC."""
+    pairs = [pair for pair in near_identical(design.cohort) if set(design.part[[*pair[:2]]]) != {JOINS}]
+    if not pairs:
+        return []
+    first, second, r = max(pairs, key=lambda pair: pair[2])
+    ids = design.cohort.subjects
+    return [
+        f"{len(pairs)} pairs of scans of different subjects have near-identical FC, such as {ids.iloc[first]} and "
+        f"{ids.iloc[second]} (r = {r:.3f}): one may be trained on when the other is tested. If they are one subject, "
+        "say so with same_person; if one file was copied, leave it out."
+    ]
 
 
 def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 from ..data.card import describe_dataset, write_card
 from ..data.cohort import PREFIX
 from ..data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
+from ..data.duplicates import find_duplicates
 from ..data.labels import data_set_labels
 from ..files import write_folder, write_json
 from ..manifest import seal
@@ -28,7 +29,6 @@ from .quality import (
     Rules,
     Statistics,
     coverage_text,
-    find_duplicates,
     low_coverage,
     shift_against,
 )

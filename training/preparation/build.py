@@ -23,6 +23,7 @@ from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source
 from .sources.opening import INPUTS, open_source
 from .sources.tables import read_table
+from .stamps import are_unchanged
 from .table import check_table, describe
 from .workers import Job, run
 
@@ -81,7 +82,15 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
         return work
     cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
     edges = count_edges(extractor)
-    scans = FinishedScans.open(work, arguments.merge_shards or 1, len(rows), edges)
+    merges = arguments.merge_shards is not None
+    scans = FinishedScans.open(
+        work,
+        arguments.merge_shards or 1,
+        len(rows),
+        edges,
+        # What this run has read itself is not read once more.
+        lambda record: are_unchanged(record.get("source"), source.files(rows[record["row"]]), with_content=merges),
+    )
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
 
 
@@ -116,7 +125,9 @@ def _read_scans(
     if arguments.merge_shards is not None:
         return
     shard = Shard() if arguments.shard is None else Shard.parse(arguments.shard)
-    writer = ShardWriter(work, shard)
+    writer = ShardWriter(
+        work, shard, lambda record: are_unchanged(record.get("source"), source.files(rows[record["row"]]))
+    )
     try:
         todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
         number_of = {rows[number]: number for number in todo}

@@ -16,6 +16,7 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 from ..cli import load_yaml
 from ..data.cohort import PREFIX, Cohort, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
+from ..data.duplicates import find_duplicates
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
@@ -23,7 +24,7 @@ from ..files import claim, write_folder
 from .arguments import MergeArguments
 from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
 from .dataset_files import Scans
-from .quality import Rules, Statistics, find_duplicates, shift_against
+from .quality import Rules, Statistics, shift_against
 from .report import Pictures
 from .shards import CHUNK
 

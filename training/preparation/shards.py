@@ -24,6 +24,7 @@ from ..locks import try_lock
 
 
 CHUNK = 512  # scans that are read at once
+_PLACE = ("row", "offset", "bytes", "check")  # what every line of a journal has
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,17 @@ class ShardWriter:
     Args:
         folder (`Path`): work folder.
         shard (`Shard`): the part.
+        is_current (`Callable`, *optional*): whether a finished scan, by its record, still is what its files hold;
+            others are read again.
 
     Raises:
         BlockingIOError: another process works on this shard.
     """
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(
+        self, folder: Path, shard: Shard, is_current: Callable[[dict[str, Any]], bool] = lambda record: True
+    ) -> None:
+        self._is_current = is_current
         self._values: IO[bytes] = (folder / f"{shard.stem}.fc").open("a+b")
         _lock(self._values, shard)
         self._journal: IO[bytes] = (folder / f"{shard.stem}.jsonl").open("a+b")
@@ -112,7 +118,10 @@ class ShardWriter:
                 break
             end_of_lines += len(line)
             end_of_values = max(end_of_values, record["offset"] + record["bytes"])
-            self.finished.add(record["row"])
+            if self._is_current(record):
+                self.finished.add(record["row"])
+            else:
+                self.finished.discard(record["row"])
         self._journal.truncate(end_of_lines)
         self._values.truncate(end_of_values)
         self._values.seek(0, os.SEEK_END)
@@ -133,7 +142,8 @@ class ShardWriter:
         """
         content = b"".join(values.tobytes() for values in (triangle, series) if values is not None)
         offset = self._values.tell()
-        line = {"row": row, "offset": offset, "bytes": len(content), "check": zlib.crc32(content), **record}
+        line = {"row": row, "offset": offset, "bytes": len(content), **record}
+        line["check"] = _check(content, line)
         with disk_full_explained():
             self._values.write(content)
             self._values.flush()
@@ -160,14 +170,25 @@ def _complete_lines(journal: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]
         if not line.endswith(b"\n"):
             return
         try:
-            yield line, json.loads(line)
+            record = json.loads(line)
         except ValueError:
             return
+        if not isinstance(record, dict) or not all(isinstance(record.get(name), int) for name in _PLACE):
+            return
+        yield line, record
 
 
 def _has_values(values: IO[bytes], record: dict[str, Any]) -> bool:
+    if record["offset"] < 0 or record["bytes"] < 0:
+        return False
     values.seek(record["offset"])
-    return zlib.crc32(values.read(record["bytes"])) == record["check"]
+    return _check(values.read(record["bytes"]), record) == record["check"]
+
+
+def _check(content: bytes, record: dict[str, Any]) -> int:
+    """CRC-32 of a scan's values and of its line in the journal."""
+    line = {key: value for key, value in record.items() if key != "check"}
+    return zlib.crc32(json.dumps(line, sort_keys=True).encode(), zlib.crc32(content))
 
 
 @contextmanager
@@ -203,27 +224,55 @@ class FinishedScans:
     edges: int
 
     @classmethod
-    def open(cls, folder: Path, shards: int, scans: int, edges: int) -> "FinishedScans":
-        """Read the journals.
+    def open(
+        cls,
+        folder: Path,
+        shards: int,
+        scans: int,
+        edges: int,
+        is_current: Callable[[dict[str, Any]], bool] = lambda record: True,
+    ) -> "FinishedScans":
+        """Read the journals, and check every scan against its checksum.
+
+        Args:
+            folder (`Path`): work folder.
+            shards (`int`): number of shards.
+            scans (`int`): scans of all of them.
+            edges (`int`): length of a triangle.
+            is_current (`Callable`): whether a scan, by its record, still is what its files hold.
 
         Raises:
-            ValueError: a shard is missing or not complete; the message says which.
+            ValueError: a shard is missing, damaged or not complete, or files have changed since it read them; the
+                message says which.
         """
         records: list[dict[str, Any] | None] = [None] * scans
         files = []
         for index in range(1, shards + 1):
             shard = Shard(index, shards)
             files.append(folder / f"{shard.stem}.fc")
+            wanted, read = shard.rows(scans), 0
             journal = folder / f"{shard.stem}.jsonl"
             if journal.is_file():
-                with journal.open("rb") as lines:
+                with journal.open("rb") as lines, files[-1].open("rb") as values:
                     for _, record in _complete_lines(lines):
+                        if not _has_values(values, record) or record["row"] not in wanted:
+                            break  # what follows a damaged scan is not trusted either
                         records[record["row"]] = record | {"file": index - 1}
-            todo = sum(records[row] is None for row in shard.rows(scans))
-            if todo:
+                        read = lines.tell()
+            again = "repeat the command" if shards == 1 else f"run it (again) with --shard {index}/{shards} first"
+            todo = sum(records[row] is None for row in wanted)
+            if todo and journal.is_file() and read < journal.stat().st_size:
                 raise ValueError(
-                    f"Shard {index}/{shards} has {todo} of {len(shard.rows(scans))} scans to do: run it (again) with "
-                    f"--shard {index}/{shards} first."
+                    f"Shard {index}/{shards} is damaged: {todo} of {len(wanted)} scans are not as they were written. "
+                    f"Please {again}; it reads them anew."
+                )
+            if todo:
+                raise ValueError(f"Shard {index}/{shards} has {todo} of {len(wanted)} scans to do: {again}.")
+            changed = [row for row in wanted if not is_current(records[row] or {})]
+            if changed:
+                raise ValueError(
+                    f"The files of {len(changed)} scans of shard {index}/{shards} have changed since it read them: "
+                    f"{again}; it reads these scans anew."
                 )
         return cls([record for record in records if record is not None], files, edges)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from modeling_lcm import FCFeatureExtractor
 from ..data.triangles import to_triangles
 from .quality import LOW_COVERAGE, measure
 from .sources.base import Scan, Source
+from .stamps import stamps_of
 
 
 CHUNK = 32  # scans that go to a worker at once; slow ones go one by one
@@ -59,13 +60,16 @@ class Job:
         """Read scans and compute their FC; one that fails gives a result with its error."""
         scans: dict[int, Scan] = {}
         failed: dict[int, Result] = {}
+        # Before they are read: a file that changes in between is noticed then.
+        stamps = {row: stamps_of(self.source.files(row)) for row in rows}
         for row in rows:
             try:
                 scans[row] = self.source.read(row)
             except Exception as error:  # whatever a damaged file makes a reader raise, the other scans go on
                 failed[row] = _failure(row, error)
         matrices = self._connectivity(scans, failed)
-        return [failed[row] if row in failed else self._result(row, scans[row], matrices[row]) for row in rows]
+        results = [failed[row] if row in failed else self._result(row, scans[row], matrices[row]) for row in rows]
+        return [replace(result, record=result.record | {"source": stamps[result.row]}) for result in results]
 
     def _connectivity(self, scans: dict[int, Scan], failed: dict[int, Result]) -> dict[int, np.ndarray]:
         """FC of all scans at once; if one is refused, one by one."""

@@ -65,10 +65,8 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
 
 def summarise_limits(table: pd.DataFrame) -> list[str]:
     """Sentences about a table of predictions: how many scans are out of distribution, and how many were trained on."""
-    if table["out_of_distribution"].isna().all():
-        return [NOT_KNOWN]
     outside = table[table["out_of_distribution"].fillna(False).astype(bool)]
-    lines = []
+    lines = [NOT_KNOWN] if table["out_of_distribution"].isna().all() else []
     if len(outside):
         first = outside.iloc[0]
         lines.append(

@@ -142,9 +142,11 @@ class Trainer(Generic[Model]):
     def _scans(self) -> dict[str, Any]:
         """What identifies the scans and labels of the run."""
         held_out = self.validation_data.subjects if self.validation_data is not None else []
+        parts = {"training": self.train_data, "validation": self.validation_data} if self.folder is not None else {}
         return {
             "training_scans": self.train_data.subjects,
             "validation_scans": held_out,
+            **{f"{name}_scans_fc": [part.cohort.fc_checksum()] for name, part in parts.items() if part is not None},
             "training_targets": {name: values.tolist() for name, values in self.train_data.labels.items()},
         }
 

@@ -33,6 +33,8 @@ _FREE_TO_CHANGE = {
     "process_timeout",
     "log_with",
 }
+# What runs of older versions did not record.
+_NEWER = {"training_scans_fc", "validation_scans_fc"}
 # Parts of a model's configuration that training changes, or that say nothing about its tensors.
 _NOT_ARCHITECTURE = {"supervision", "transformers_version", "_name_or_path", "architectures", "auto_map", "dtype"}
 
@@ -188,7 +190,7 @@ class RunCheckpoints:
         changed = [
             f"{name} (was {_short(recorded.get(name))}, is {_short(current.get(name))})"
             for name in sorted(recorded.keys() | current.keys())
-            if name not in _FREE_TO_CHANGE and recorded.get(name) != current.get(name)
+            if name not in _FREE_TO_CHANGE | (_NEWER - recorded.keys()) and recorded.get(name) != current.get(name)
         ]
         if changed:
             raise ValueError(f"The run in {self.folder} was started with other settings: {'; '.join(changed)}.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_the_same_cohort_as_training_data_adds_nobody_who_is_tested(cohort: Coho
     assert sizes == [PEOPLE, PEOPLE]
     assert pooled.table["subject_id"].tolist() == 2 * cohort.table["subject_id"].tolist()
     np.testing.assert_array_equal(pooled.triangles[:PEOPLE], pooled.triangles[PEOPLE:])
+
+
+def test_near_identical_scans_of_two_subjects_are_told(
+    pretraining_only: Callable[..., EvaluateArguments], use_table: Callable[..., Cohort]
+) -> None:
+    use_table()
+    design = training.evaluation.design.make_design(pretraining_only())
+    near = training.evaluation.cross_validation._near_identical
+    assert not near(design)
+    triangles = design.cohort.triangles[:]
+    triangles[5] = triangles[3] + np.float16(0.002)
+    twins = replace(design, cohort=replace(design.cohort, triangles=triangles))
+    for lines in training.evaluation.cross_validation._remarks(twins).values():
+        assert lines[-1].startswith("1 pairs of scans of different subjects have near-identical FC, such as 0004 and")
+    same = twins.cohort.table.assign(subject_id=twins.cohort.table["subject_id"].replace("0006", "0004"))
+    one = replace(twins, cohort=replace(twins.cohort, table=same))
+    assert not near(one)  # scans of one subject stay together
+    joining = replace(twins, part=np.array(["tested"] * 3 + ["joins"] * (PEOPLE - 3), dtype=object))
+    assert not near(joining)  # neither of them is tested
 
 
 def test_cohorts_that_do_not_fit(

@@ -17,13 +17,16 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_names
 from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
+from training.data.duplicates import find_duplicates
 from training.data.folds import Folds, leave_site_out, official_folds
+from training.manifest import seal
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.merging import merge
-from training.preparation.quality import Rules, Statistics, find_duplicates, homotopic_pairs, measure, shift_against
-from training.preparation.shards import Shard, ShardWriter
+from training.preparation.quality import Rules, Statistics, homotopic_pairs, measure, shift_against
+from training.preparation.shards import FinishedScans, Shard, ShardWriter
 from training.preparation.sources.base import Scan, Source
+from training.preparation.stamps import WHOLE_BYTES, are_unchanged, stamps_of
 from training.preparation.workers import Job, run
 from training.splits import main
 
@@ -123,6 +126,7 @@ def test_merge_refuses_what_does_not_fit(make_cohort: Callable[..., PrepareArgum
     definition = json.loads((other / "fc_definition.json").read_text()) | {"estimator": "pearson"}
     definition["region_names"] = definition["region_names"][::-1]
     (other / "fc_definition.json").write_text(json.dumps(definition))
+    seal(other)
     with pytest.raises(ValueError, match="another order of them"):
         merge(MergeArguments(inputs=[str(abide), str(other)], output=str(tmp_path / "merged")))
 
@@ -211,6 +215,76 @@ def test_shards_then_merge_equals_one_run(tmp_path: Path, rng: np.random.Generat
     assert not (tmp_path / "sharded.work").exists()
     with pytest.raises(ValueError, match="INDEX/COUNT"):
         Shard.parse("4/3")
+
+
+def test_changed_files_are_read_again_or_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    arguments = write_files(tmp_path, 6, rng)
+    good = (tmp_path / "s005.npy").read_bytes()
+    for change in ("content", "time only", "same time"):
+        (tmp_path / "s005.npy").write_bytes(good[:-40])  # stops the run
+        stopping = replace(arguments, bad_scans="stop", output=str(tmp_path / change))
+        with pytest.raises(ValueError, match=r"s005\.npy"):
+            prepare(stopping)
+        before = (tmp_path / "s001.npy").stat()
+        if change == "time only":  # a copy: the same scan, nothing has to be read again
+            os.utime(tmp_path / "s001.npy", ns=(1, 1))
+        else:
+            np.save(tmp_path / "s001.npy", rng.standard_normal((30, 10)).astype("f4"))
+        if change == "same time":
+            os.utime(tmp_path / "s001.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+        (tmp_path / "s005.npy").write_bytes(good)
+        cohort = load_cohort(prepare(stopping))
+        expected = [np.corrcoef(np.load(tmp_path / f"s{number:03d}.npy").T) for number in range(6)]
+        np.testing.assert_allclose(cohort.connectivity(), expected, atol=1e-3)
+    sharded = replace(arguments, output=str(tmp_path / "sharded"))
+    for shard in ("1/2", "2/2"):
+        prepare(replace(sharded, shard=shard))
+    np.save(tmp_path / "s002.npy", rng.standard_normal((30, 10)).astype("f4"))
+    with pytest.raises(ValueError, match=r"files of 1 scans of shard 1/2 have changed .* --shard 1/2 first"):
+        prepare(replace(sharded, merge_shards=2))
+    prepare(replace(sharded, shard="1/2"))
+    cohort = load_cohort(prepare(replace(sharded, merge_shards=2)))
+    expected = [np.corrcoef(np.load(tmp_path / f"s{number:03d}.npy").T) for number in range(6)]
+    np.testing.assert_allclose(cohort.connectivity(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [100, WHOLE_BYTES + 3])
+def test_stamps_notice_size_time_and_content(tmp_path: Path, size: int) -> None:
+    path, absent = tmp_path / "scan", tmp_path / "absent"
+    path.write_bytes(bytes(size))
+    os.utime(path, ns=(5, 5))
+    stamps = json.loads(json.dumps(stamps_of([path, absent])))
+    assert are_unchanged(stamps, [path, absent]) and are_unchanged(stamps, [path, absent], with_content=False)
+    for position in (0, size // 2, size - 1):
+        content = bytearray(size)
+        content[position] = 1
+        path.write_bytes(content)
+        os.utime(path, ns=(5, 5))
+        assert not are_unchanged(stamps, [path, absent])
+    path.write_bytes(bytes(size))
+    os.utime(path, ns=(6, 6))
+    assert are_unchanged(stamps, [path, absent]) == (size <= WHOLE_BYTES)  # large files are not read whole
+    os.utime(path, ns=(5, 5))
+    absent.touch()
+    assert not are_unchanged(stamps, [path, absent])
+    assert not are_unchanged(stamps, [path]) and not are_unchanged(None, [path])
+
+
+def test_any_flipped_bit_in_a_finished_shard_is_noticed(tmp_path: Path, rng: np.random.Generator) -> None:
+    arguments = write_files(tmp_path, 4, rng)
+    for shard in ("1/2", "2/2"):
+        prepare(replace(arguments, shard=shard))
+    folder = tmp_path / "out.work"
+    for name in ("shard-1-of-2.fc", "shard-2-of-2.jsonl"):
+        good = (folder / name).read_bytes()
+        for position in rng.integers(0, len(good) - 1, 25):
+            content = bytearray(good)
+            content[position] ^= 1 << int(rng.integers(8))
+            (folder / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"Shard {name[6]}/2 is damaged: .* --shard {name[6]}/2 first"):
+                FinishedScans.open(folder, 2, 4, 45)
+        (folder / name).write_bytes(good)
+    assert len(FinishedScans.open(folder, 2, 4, 45).records) == 4
 
 
 def test_interrupted_run_goes_on_without_redoing(

@@ -236,6 +236,11 @@ def test_resume_is_refused_for_another_size_or_split(cohort: Cohort, tmp_path: P
     other = make_data(cohort, range(17, 23))
     with pytest.raises(ValueError, match=r"other settings: validation_scans \(was '6 with checksum .*', is '6 with"):
         Trainer(make_model(dropout=0.1), train, other, settings, tmp_path).train()
+    triangles = cohort.triangles[:]
+    triangles[3, 7] += 0.25  # the same subjects, other scans
+    data = make_data(replace(cohort, triangles=triangles), range(18))
+    with pytest.raises(ValueError, match=r"other settings: training_scans_fc \(was '1 with checksum"):
+        Trainer(make_model(dropout=0.1), data, validation, settings, tmp_path).train()
     train.labels["labels"] = train.labels["labels"].flip(0)
     with pytest.raises(ValueError, match=r"other settings: training_targets \(was"):
         Trainer(make_model(dropout=0.1), train, validation, settings, tmp_path).train()

@@ -79,6 +79,10 @@ class ArchiveSource(Source):
         values, moved = self.regions.arrange(signals[offsets[index] : offsets[index + 1]], self.names)
         return Scan(values, "time_series", volumes=len(values), remarks=moved, named=named)
 
+    def files(self, row: int) -> list[Path]:
+        """See `Source.files`."""
+        return self.paths
+
     def region_names(self) -> list[str] | None:
         """See `Source.region_names`."""
         return None if self.regions.names is None else list(self.regions.names)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,10 @@ class Source(ABC):
             ValueError: it cannot be used; the message says why.
             OSError: it cannot be read.
         """
+
+    def files(self, row: int) -> list[Path]:
+        """The files that the scan of a row is read from, to notice when they change; none if they are not known."""
+        return []
 
     def region_names(self) -> list[str] | None:
         """Names of the regions, if the source knows them better than the atlas's table."""

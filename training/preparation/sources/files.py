@@ -97,6 +97,10 @@ class FileSource(Source):
         remarks = (*file.remarks, *unused, *turned, *moved)
         return Scan(values, "time_series", volumes=len(values), remarks=remarks, named=self.regions.are_named(header))
 
+    def files(self, row: int) -> list[Path]:
+        """See `Source.files`."""
+        return [Path(self.paths[row])]
+
     def _is_named(self, file: FileArray) -> bool:
         return self.regions.are_named(file.header or file.rows)
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,16 @@ class ImageSource(Source):
             ).time_series
         remarks = () if kept is None else (f"{len(signals)} volumes left by scrubbing",)
         return Scan(signals, "time_series", mean_fd, len(signals), remarks, coverage, named=True)
+
+    def files(self, row: int) -> list[Path]:
+        """See `Source.files`."""
+        found = [self.paths[row], *(Path(path) for path in (self.labels_img, self.labels) if path is not None)]
+        if self.confounds is not None:
+            found.append(self.confounds[row])
+        elif self.strategy is not None:
+            with suppress(ValueError):  # its absence is told when the scan is read
+                found.append(confounds_path(self.paths[row]))
+        return found
 
     def _confounds(self, row: int) -> tuple[Any, Any, float | None]:
         """Nuisance signals, volumes to keep (`None` = all) and mean framewise displacement."""

@@ -24,13 +24,13 @@ class ParcelSource(Source):
     """One table per scan, whose columns are named after the regions.
 
     Args:
-        files (`list[BIDSFile]`): table of every row.
+        tables (`list[BIDSFile]`): table of every row.
         atlas (`str`): atlas id, from the tables' names.
         names (`list[str]`): the regions in the data set's order.
         kind (`str`): "time_series" or "connectivity".
     """
 
-    files: list[BIDSFile] = field(default_factory=list)
+    tables: list[BIDSFile] = field(default_factory=list)
     atlas: str = ""
     names: list[str] = field(default_factory=list)
     kind: str = "time_series"
@@ -43,12 +43,18 @@ class ParcelSource(Source):
         """See `Source.atlas_id`."""
         return self.atlas
 
+    def files(self, row: int) -> list[Path]:
+        """See `Source.files`."""
+        file = self.tables[row]
+        others = (_motion(file), beside(file, "outliers"), _coverage_table(file))
+        return [file.path, *(path for path in others if path is not None)]
+
     def read(self, row: int) -> Scan:
         """See `Source.read`."""
-        file = self.files[row]
+        file = self.tables[row]
         table = read_named_table(file.path, self.kind == "connectivity")
         table, remarks = in_order(table, self.names, file.path)
-        motion = beside(file, "motion") or beside(file, "motion", desc="filtered")
+        motion = _motion(file)
         mean_fd = None if motion is None else mean_displacement(pd.read_csv(motion, sep="\t", na_values="n/a"))
         coverage = self._coverage(file)
         if self.kind == "connectivity":
@@ -59,11 +65,19 @@ class ParcelSource(Source):
 
     def _coverage(self, file: BIDSFile) -> np.ndarray | None:
         """Share of every region's voxels with signal, `(regions,)`, where there is a table of it."""
-        path = beside(file, "bold", stat="coverage") or beside(file, "coverage")
+        path = _coverage_table(file)
         if path is None:
             return None
         table = pd.read_csv(path, sep="\t", na_values="n/a", index_col=0)
         return table.iloc[:, 0].reindex(self.names).to_numpy(dtype=np.float64)
+
+
+def _motion(file: BIDSFile) -> Path | None:
+    return beside(file, "motion") or beside(file, "motion", desc="filtered")
+
+
+def _coverage_table(file: BIDSFile) -> Path | None:
+    return beside(file, "bold", stat="coverage") or beside(file, "coverage")
 
 
 def read_named_table(path: Path, is_matrix: bool) -> pd.DataFrame:
@@ -175,4 +189,4 @@ def parcel_source(
     names = list(regions or (table if table is not None and set(header) <= set(table) else header))
     if known is not None and known.num_regions == len(names):
         atlas = known.id
-    return ParcelSource(files=list(files), atlas=atlas, names=names, kind=kind, **described)
+    return ParcelSource(tables=list(files), atlas=atlas, names=names, kind=kind, **described)
