@@ -20,7 +20,7 @@ from modeling_lcm.edges_lcm import matrix_logarithm
 
 from ..data.cohort import Cohort
 from ..reporting.networks import networks_of
-from ..reporting.results import LCM, TaskResults, is_undefined
+from ..reporting.results import LCM, TaskResults
 from .association import SIGNIFICANT, STABLE, permutation_test
 
 
@@ -93,19 +93,17 @@ def edge_patterns(cohort: Cohort, predictions: pd.DataFrame, results: TaskResult
     number = {key: row for row, key in enumerate(_keys(cohort.table))}
     rows = np.array([number[key] for key in _keys(table)])
     there = first.are_there()[rows]
-    edges = first.feature_extractor.num_regions * (first.feature_extractor.num_regions - 1) // 2
+    regions = int(first.feature_extractor.num_regions or 0)
+    edges = regions * (regions - 1) // 2
     kept = np.flatnonzero(there)
     if len(kept) * edges > MOST_EDGES:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, max(100, MOST_EDGES // edges), dtype=int))]
     table, rows = table.iloc[kept], rows[kept]
-    logs = _log_edges(first.matrices(rows))
     folds = table["fold"].to_numpy() if "fold" in table else np.zeros(len(table))
-    logs = _centred(logs, folds)
+    logs = _centred(_log_edges(first.matrices(rows)), folds)
     labels = results.protocol["labels"]
     wanted = labels if len(labels) > 2 else labels[1:] or [""]
-    names = first.feature_extractor.region_names or [
-        f"region {n + 1}" for n in range(first.feature_extractor.num_regions)
-    ]
+    names = first.feature_extractor.region_names or [f"region {number + 1}" for number in range(regions)]
     p_value = results.models[LCM][results.main_metric].p_value
     return [_patterns(label, table, logs, folds, names, p_value, results.protocol["task"], seed) for label in wanted]
 
@@ -117,7 +115,7 @@ def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:
 def _patterns(
     label: str,
     table: pd.DataFrame,
-    logs: Array,
+    logs: NDArray,
     folds: NDArray,
     names: Sequence[str],
     p_value: float | None,
@@ -145,18 +143,18 @@ def _patterns(
         pairs = pd.DataFrame(keys, columns=["first", "second"])
         pairs = pairs.assign(pattern=pattern @ matrix, label_r=label_r, p=p, q=false_discovery_control(p, method="bh"))
     stability = [float(np.corrcoef(one, other)[0, 1]) for one, other in combinations(maps, 2)]
-    agreement = float(np.mean(stability)) if stability and not is_undefined(np.mean(stability)) else float("nan")
+    agreement = float(np.mean(stability)) if stability else float("nan")
     return Patterns(label, regions, pairs, agreement, len(every), p_value, len(table))
 
 
-def _log_edges(connectivity: NDArray) -> NDArray[np.float32]:
+def _log_edges(connectivity: NDArray) -> NDArray:
     """Log FC `(scans, edges)`."""
     rows, columns = np.triu_indices(connectivity.shape[-1], 1)
     parts = torch.from_numpy(np.asarray(connectivity, dtype=np.float32)).split(64)
     return np.concatenate([matrix_logarithm(part, SHRINKAGE)[:, rows, columns].numpy() for part in parts])
 
 
-def _centred(values: Array, folds: NDArray) -> Array:
+def _centred(values: NDArray, folds: NDArray) -> NDArray:
     """Without the mean of each fold: scores of different models have different ones."""
     for fold in np.unique(folds):
         values[folds == fold] -= values[folds == fold].mean(0)
@@ -173,7 +171,7 @@ def _within(scores: Array, folds: NDArray) -> Array:
     return found
 
 
-def _correlations(logs: Array, scores: Array) -> Array:
+def _correlations(logs: NDArray, scores: Array) -> Array:
     """Correlation of every edge with the scores, `(edges,)`; 0 where either is constant."""
     norms = np.linalg.norm(logs, axis=0) * np.linalg.norm(scores)
     return np.divide(scores @ logs, norms, out=np.zeros(logs.shape[1]), where=norms > 1e-9)

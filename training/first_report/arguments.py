@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..cli import setting
+from ..evaluation.arguments import Baseline
 
 
 @dataclass
@@ -48,7 +49,7 @@ class ReportArguments:
     )
     n_folds: int = setting(5, "Folds, by subject; fewer where a label has fewer subjects.")
     repeats: int = setting(1, "Cross-validations with other folds.")
-    baselines: list[str] = setting(
+    baselines: list[Baseline] = setting(
         ["majority", "linear", "linear_log"], "Models that LCM is held against; see training.evaluate."
     )
     epochs: int = setting(12, "Passes over the training subjects, with the decoder.")

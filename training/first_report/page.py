@@ -97,7 +97,7 @@ def _maps(design: Design, patterns: Sequence[Patterns]) -> list[Section]:
         figures: dict[str, Figure] = {}
         if len(each.pairs):
             figure = plot_network_pairs(each.pairs, SIGNIFICANT)
-            strongest = each.pairs.loc[each.pairs["pattern"].abs().idxmax()]
+            strongest = each.pairs.iloc[int(each.pairs["pattern"].abs().to_numpy().argmax())]
             figure.set_label(
                 f"Pairs of networks. Strongest: {strongest['first']} with {strongest['second']}, "
                 f"r = {strongest['pattern']:.2f}."

@@ -45,8 +45,8 @@ def finetune_arguments(arguments: ReportArguments, kind: str) -> FinetuneArgumen
     }
     if arguments.head == "ridge":
         return FinetuneArguments(head="ridge", **common)
-    weights = "balanced" if is_class else "none"
-    return FinetuneArguments(epochs=arguments.epochs, mixup=1.0, checkpoint_every=0, class_weights=weights, **common)
+    common["class_weights"] = "balanced" if is_class else "none"
+    return FinetuneArguments(epochs=arguments.epochs, mixup=1.0, checkpoint_every=0, **common)
 
 
 def evaluation_arguments(

@@ -24,6 +24,7 @@ from .results import (
 
 NOT_MEASURED = "-"
 SIGNIFICANT = 0.05
+POOLED = "Scores of the predictions of all folds together, with 95 % bootstrap intervals over subjects."
 
 
 def write_report(
@@ -62,7 +63,7 @@ def write_report(
         "report.html",
         title=results.title,
         verdict=verdict(results),
-        summary=summary_sentence(results),
+        summary=POOLED if _pooled_rows(results) else summary_sentence(results),
         header=_header(_headline(results)),
         rows=_pooled_rows(results) or _rows(results, _headline(results)),
         tables=dict(tables or {}),
