@@ -284,9 +284,7 @@ def _classification_figures(
         areas = {name: score_text("roc_auc", results.models[name]["roc_auc"]) for name in curves}
         figure = plot_roc(curves, areas)
         figure.set_label("ROC curves. Area: " + "; ".join(f"{name} {text}" for name, text in areas.items()))
-        drawn[f"ROC of all left-out predictions, positive label {task.positive}; thin lines: folds"] = (
-            figure
-        )
+        drawn[f"ROC of all left-out predictions, positive label {task.positive}; thin lines: folds"] = figure
     figure = plot_confusion(ours.truth, ours.values.argmax(1), task.labels)
     right = [f"{np.mean(ours.values[ours.truth == n].argmax(1) == n):.0%} of {x}" for n, x in enumerate(task.labels)]
     figure.set_label(f"Confusion matrix of LCM. Decided rightly: {', '.join(right)}.")

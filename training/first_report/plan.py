@@ -17,6 +17,7 @@ from ..preparation.recognise import DATASET, Recognised, recognise
 from ..preparation.sources.base import DEFAULT_ATLAS, Source
 from ..preparation.sources.opening import open_source
 from ..preparation.table import check_table, describe
+from ..trainer.checkpoints import load_processor
 from .arguments import ReportArguments
 from .checks import folds_that_fit, task_kind
 from .settings import prepare_arguments
@@ -27,6 +28,7 @@ LIBRARIES = 0.8 * GB  # Python, PyTorch and the rest, measured
 IMAGE_BYTES_PER_SECOND = 30e6  # of compressed images, on one core
 SECONDS_PER_TABLE = 0.03
 SECONDS_OF_START = 12.0  # imports, folders, the page
+LOOKED_AT = 3  # scans that are read before all
 CHANNELS = 6  # forms of the edges that a ridge head tries, and products of each
 
 
@@ -110,6 +112,8 @@ def make_plan(arguments: ReportArguments) -> Plan:
         FileNotFoundError: there is no such input, table or scan.
     """
     found = recognise(arguments.input, arguments.participants, [arguments.atlas] if arguments.atlas else [])
+    if arguments.checkpoint is not None:
+        load_processor(arguments.checkpoint)
     if found.kind == DATASET:
         cohort = load_cohort(arguments.input)
         table, regions, absent, reading = cohort.table, cohort.num_regions, 0, 0.0
@@ -134,8 +138,29 @@ def _unprepared(arguments: ReportArguments, found: Recognised) -> tuple[pd.DataF
     source = open_source(preparing, lambda table: check_table(table, preparing, recipe))
     preparing.atlas = source.atlas_id() or preparing.atlas or DEFAULT_ATLAS
     table = describe(preparing, recipe, source)[0]
+    _look_at_some(source)
     regions = make_extractor(preparing, source).num_regions or 0
     return table, regions, len(source.absent), _reading(source)
+
+
+def _look_at_some(source: Source) -> None:
+    """Refuse scans of which the first few cannot be used; a spoilt one among good ones is left out later.
+
+    Raises:
+        ValueError: what the first one says.
+    """
+    if source.slow:
+        return
+    errors = []
+    for row in range(min(LOOKED_AT, len(source.table))):
+        try:
+            source.read(row)
+        except (ValueError, OSError) as error:
+            errors.append(f"{Path(source.places[row].partition(' (')[0]).name}: {error}")
+        else:
+            return
+    if errors:
+        raise ValueError(errors[0])
 
 
 def _reading(source: Source) -> float:
