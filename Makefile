@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": run make again with PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install $(CONSTRAINTS:%=-c %) -e '.[nifti,train,dev]'
+	$(BIN)/python -m pip install $(CONSTRAINTS:%=-c %) -e '.[nifti,train,app,dev]'
 	touch $@
 
 demo: $(STAMP)

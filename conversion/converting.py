@@ -239,6 +239,8 @@ def _checked(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
         return tensor
     if not tensor.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values: the checkpoint is broken.")
+    if name.endswith("running_var") and (tensor < 0).any():
+        raise ValueError(f"{name} has negative variances: the checkpoint is broken.")
     converted = tensor.to(dtype).contiguous()
     if not converted.isfinite().all():
         raise ValueError(f"{name} has values too large for {dtype}: use --dtype bfloat16 or float32.")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
-from training.files import claim, write_folder, write_json
+from training.files import claim, file_name, write_folder, write_json
 from training.manifest import seal
 
 from .converting import REPORT, UNUSED_WEIGHTS
@@ -136,14 +136,15 @@ def _file_names(
     if report.is_file():
         source = json.loads(report.read_text(encoding="utf-8"))["source"]
     datasets = "-".join(source.get("datasets") or order.groups or ["sexage"])
-    run = f"none_decoder{config.num_hidden_layers}_{datasets}_boldwin500_FCFC"
+    run = file_name(f"none_decoder{config.num_hidden_layers}_{datasets}_boldwin500_FCFC")
     parts = {entry["part"]: entry["file"] for entry in source.get("files", [])}
     if dataset is None and "stem" in parts and FILE_NAME.fullmatch(parts["stem"]):
         # A fine-tuned head may be called anything; beside its stem it needs the matching name.
-        return run, {"bb": parts["stem"], "head": parts["stem"].replace("bb_", "head_", 1)}
+        stem = file_name(parts["stem"])
+        return run, {"bb": stem, "head": stem.replace("bb_", "head_", 1)}
     name = dataset or (order.groups or ["sexage"])[0]
     date = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-    return run, {part: f"{part}_fold{fold}_{name}Best-y_{date}.pt" for part in ("bb", "head")}
+    return run, {part: file_name(f"{part}_fold{fold}_{name}Best-y_{date}.pt") for part in ("bb", "head")}
 
 
 def _stem(weights: _Weights) -> dict[str, Tensor]:

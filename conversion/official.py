@@ -18,6 +18,7 @@ from .run_files import FILE_NAME, OfficialRun
 # Labels of every data set's group, "N/A" included. Taowu's and Neurocon's are contained in PPMI's and share its group.
 GROUP_SIZES = {"adni": 3, "hcpa": 5, "hcpya": 8, "abide": 3, "ppmi": 5, "taowu": 3, "neurocon": 3}
 CONTAINED = {"taowu": ("neurocon",), "neurocon": ("taowu",)}
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
 COMMON_TOKENS = 3  # male, female, age: after the groups, in every checkpoint
 
 
@@ -53,6 +54,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"{path} is not a complete PyTorch file: it is truncated, or something else. Copy it again, or save it "
             "anew with torch.save."
         )
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError(f"{path} is a compressed archive, which torch.save never writes: save it anew.")
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -62,9 +66,28 @@ def load_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, KeyError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({_first_line(error)}): it is damaged. Copy it again.") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    is_named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not is_named or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a state dict (names and tensors) of the research code.")
+    _refuse_odd_tensors(path, state)
     return state
+
+
+def _refuse_odd_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Refuse tensors that are no plain numbers, or that would take more memory than the file has bytes.
+
+    A view with steps of 0, or many views of the same bytes, grow to any size when they are copied.
+    """
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in DTYPES:
+            kind = "sparse" if tensor.layout is not torch.strided else str(tensor.dtype)
+            raise ValueError(f"{path}: {name[:80]} is {kind}; the research code's tensors are dense floats.")
+    needed, there = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), path.stat().st_size
+    if needed > there:
+        raise ValueError(
+            f"{path} has {there:,} bytes, its tensors would take {needed:,}: they share or repeat values, which "
+            "those of the research code never do. Nothing was converted."
+        )
 
 
 def _wanted_global(error: Exception) -> str:
@@ -89,11 +112,15 @@ def infer_architecture(stem: dict[str, Tensor], head: dict[str, Tensor]) -> Arch
     Raises:
         ValueError: a tensor is missing, foreign, or contradicts another; the message names it.
     """
-    layers = {int(name.split(".")[2]) for name in head if re.match(r"decoder\.layers\.\d+\.", name)}
+    layers = {int(found[1]) for name in head if (found := re.match(r"decoder\.layers\.(\d{1,18})\.", name))}
     if "lin.0.weight" not in stem or "object_query.weight" not in head or not layers:
         raise ValueError(
             "These files are not a stem and a head of the research code: a stem has lin.0.weight, a head "
             f"object_query.weight and decoder.layers.*; found {sorted(stem)[:3]} and {sorted(head)[:3]}."
+        )
+    if layers != set(range(len(layers))):
+        raise ValueError(
+            f"The head has {len(layers)} decoder layers with numbers up to {max(layers)}: some are missing or foreign."
         )
     for state, name in ((stem, "lin.0.weight"), (head, "object_query.weight"), (head, "finetune_query.weight")):
         if name in state and state[name].ndim != 2:
@@ -105,7 +132,7 @@ def infer_architecture(stem: dict[str, Tensor], head: dict[str, Tensor]) -> Arch
         num_regions=regions,
         hidden_size=width,
         intermediate_size=0 if linear is None else linear.shape[0],
-        num_layers=max(layers) + 1,
+        num_layers=len(layers),
         num_tokens=head["object_query.weight"].shape[0],
         num_new_tokens=new,
     )
@@ -151,7 +178,7 @@ def _check_shapes(part: str, state: dict[str, Tensor], expected: dict[str, tuple
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or foreign:
         raise ValueError(
-            f"The {part} does not have the research code's tensors: missing {missing}, foreign {foreign}."
+            f"The {part} has not the research code's tensors: missing {_some(missing)}, foreign {_some(foreign)}."
         )
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
@@ -159,6 +186,11 @@ def _check_shapes(part: str, state: dict[str, Tensor], expected: dict[str, tuple
                 f"The {part}'s {name} has shape {tuple(state[name].shape)}; the other tensors say {shape}. The two "
                 "files may belong to different runs."
             )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name[:60] for name in names[:2])
+    return f"{len(names)} ({shown}{', ...' if names[2:] else ''})" if names else "none"
 
 
 def infer_groups(datasets: tuple[str, ...]) -> dict[str, int] | None:

@@ -13,17 +13,17 @@ from typing import Any
 import datasets
 import torch
 from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 import modeling_lcm
 from modeling_lcm import LCMConfig
 from modeling_lcm.limits_lcm import LIMITS_FILE
-from training.checked_files import load_own_processor
+from training.checked_files import load_own_processor, weight_files
 from training.data.card import describe_dataset
 from training.data.cohort import load_cohort
 from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
 from training.files import without_nan
-from training.manifest import CHECKSUMS, FORMAT, checksum, is_inside
+from training.manifest import CHECKSUMS, FORMAT, checksum
 from training.reporting.results import Results
 
 from .public import public_record, public_report, public_results
@@ -88,25 +88,6 @@ def refuse_links(folder: Path) -> None:
             f"{link.relative_to(folder)} in {folder} is a symbolic link to {link.readlink()}, and links are not "
             "published: put the file itself there (cp -rL copies a folder so), or remove the link."
         )
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the weights' files of a checkpoint: what its index names, or the one file.
-
-    Raises:
-        ValueError: the index is damaged, or names files outside the folder.
-    """
-    index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        return [SAFE_WEIGHTS_NAME]
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) and _is_plain(name) for name in names.values()):
-        raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} is damaged, or names files outside the folder.")
-    return sorted(set(names.values()))
-
-
-def _is_plain(name: str) -> bool:
-    return is_inside(name) and "/" not in name
 
 
 def code_files(folder: Path) -> set[str]:
@@ -191,7 +172,7 @@ def model_bundle(
         ValueError: links, or weights that are not safetensors, or something that the card needs is missing.
     """
     refuse_links(folder)
-    weights = weight_files(folder)
+    weights = weight_files(str(folder))
     files = _select(folder, (*MODEL_FILES, *weights, *PROCESSOR_FILES, *sorted(code_files(folder))))
     for name in ("config.json", "processor_config.json", "bei_vocab.json"):
         if name not in files:

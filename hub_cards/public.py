@@ -16,7 +16,7 @@ EPOCH = ("epoch", "stage", "train_loss", "validation_loss", "lr", "best_layers")
 VERSIONS = ("python", "torch", "transformers")
 HASHES = ("salt", "hashes")
 SETTINGS = (
-    "activation_checkpointing", "adapter", "adaptive", "batch_size", "categorical",
+    "activation_checkpointing", "adapter", "adaptive", "atlas", "batch_size", "categorical",
     "checkpoint_every", "checkpoint_every_steps", "class_weights", "continuous", "default_labels", "dropout",
     "edge_readout", "epochs", "fold", "frozen_layers", "gradient_accumulation_steps",
     "hidden_size", "input_noise", "intermediate_size", "keep_checkpoints", "kind", "labels", "labels_per_class",

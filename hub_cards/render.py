@@ -9,8 +9,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
+from training.reporting.plain import markdown_code, markdown_text
 from training.reporting.results import Results
-from training.reporting.tables import markdown_cell
 
 from .results import eval_results, shown_results
 
@@ -42,8 +42,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = markdown_cell
+    environment.filters |= {"cell": _written_cell, "plain": markdown_text, "code": markdown_code}
     return environment
+
+
+def _written_cell(value: Any) -> str:
+    """What whoever publishes has written, and may hold Markdown, inside a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _render(template: str, **context: Any) -> str:

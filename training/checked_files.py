@@ -8,14 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
 from modeling_lcm.loading_lcm import check_place, file_of
 
-from .manifest import CARDS, CHECKSUMS, read_checksums, require_intact
+from .manifest import CARDS, CHECKSUMS, is_inside, read_checksums, require_intact
 
 
 PROCESSOR_CONFIG = "processor_config.json"
@@ -46,6 +49,7 @@ def check_files(place: str) -> None:
         _require_intact_repository(place)
     for name in (*NAMING, *(f"processor/{name}" for name in NAMING)):
         _refuse_foreign_classes(place, name)
+    weight_files(place)
     megatron = read_settings_file(place, ADAPTER_CONFIG).get("megatron_config")
     if megatron is not None:
         raise ValueError(f"{place}: {ADAPTER_CONFIG} asks for a module of its own (megatron_config); nothing was run.")
@@ -70,10 +74,37 @@ def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
 
     Transformers' Auto classes would look for the code that a checkpoint names.
     """
-    where = {"subfolder": subfolder} if subfolder else {}
+    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     return LCMProcessor(
         FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
     )
+
+
+def weight_files(place: str) -> list[str]:
+    """Names of the weights' files of a checkpoint: what its index names, or the one file.
+
+    Raises:
+        ValueError: the index is damaged, or names files outside the folder.
+    """
+    index = read_settings_file(place, SAFE_WEIGHTS_INDEX_NAME)
+    if not index:
+        return [SAFE_WEIGHTS_NAME]
+    names = index.get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else [None]
+    if not all(isinstance(name, str) and is_inside(name) and "/" not in name for name in names):
+        raise ValueError(f"{place}: {SAFE_WEIGHTS_INDEX_NAME} is damaged, or names files outside the folder.")
+    return sorted(set(names))
+
+
+@torch.no_grad()
+def refuse_broken_weights(model: nn.Module, place: str) -> None:
+    """Raise `ValueError` for weights that are NaN or infinite, and for negative variances: they predict nothing."""
+    moments = {name: tensor for name, tensor in model.named_buffers() if "running_" in name and "loss" not in name}
+    for name, tensor in {**dict(model.named_parameters()), **moments}.items():
+        if not tensor.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{place}: {name} holds NaN or infinite values; the checkpoint is broken.")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"{place}: {name} has negative variances; the checkpoint is broken.")
 
 
 def read_settings_file(place: str, name: str) -> dict[str, Any]:

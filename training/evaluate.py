@@ -23,6 +23,8 @@ def main(arguments: EvaluateArguments) -> None:
     for results in evaluate(arguments).tasks.values():
         print(results.title)
         print(results_table_text(results))
+        if results.difference is not None:
+            print(results.difference.sentence)
 
 
 if __name__ == "__main__":

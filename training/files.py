@@ -17,6 +17,9 @@ from typing import Any
 from .locks import lock_of
 
 
+MOST_OF_A_NAME = 150  # bytes, so that there is room for what is put before and behind it
+
+
 @contextmanager
 def claim(path: str | Path, resume: bool = False) -> Iterator[Path]:
     """The new output of a run, held for this run alone until the `with` ends or the process does.
@@ -60,6 +63,20 @@ def require_new(path: str | Path, resume: bool = False) -> Path:
     if occupied and not resume:
         raise FileExistsError(f"{path} already holds results, and they are never overwritten. Choose another output.")
     return path
+
+
+def file_name(name: str) -> str:
+    """A name from data (an atlas, a variable, a site) as that of a file or folder, which stays inside its folder.
+
+    Separators, other characters that file systems refuse, and a dot in front become `%2F` and the like.
+
+    Raises:
+        ValueError: it is empty, or too long for a file.
+    """
+    safe = re.sub(r'^\.|[/\\:*?"<>|%\x00-\x1f\x7f]', lambda found: f"%{ord(found[0]):02X}", name)
+    if not 0 < len(safe.encode()) <= MOST_OF_A_NAME:
+        raise ValueError(f"{name[:50]!r} cannot name a file: it is empty, or longer than {MOST_OF_A_NAME} bytes.")
+    return safe
 
 
 def require_writable(folder: str | Path) -> None:

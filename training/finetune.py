@@ -11,6 +11,8 @@ from .trainer.arguments import FinetuneArguments
 @command(FinetuneArguments)
 def main(arguments: FinetuneArguments) -> None:
     """Command line."""
+    if arguments.head == "decoder" and not arguments.checkpoint:
+        raise ValueError("No checkpoint was given: add --checkpoint FOLDER. See --help.")
     require_new(arguments.output, arguments.resume)
     require_dataset(arguments.data)
     from accelerate import PartialState

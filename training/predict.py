@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .cli import command, hide_bars_of_files, setting
 from .data.dataset_folder import require_dataset
-from .files import claim, write_text
+from .files import claim
 from .manifest import seal_file
 
 
@@ -44,6 +44,7 @@ def main(arguments: PredictArguments) -> None:
 def _predict(arguments: PredictArguments, output: Path) -> None:
     from .data.cohort import load_cohort
     from .data.folds import Folds
+    from .reporting.plain import write_table
     from .trainer.limits import summarise_limits
     from .trainer.prediction import predict_table
 
@@ -52,7 +53,7 @@ def _predict(arguments: PredictArguments, output: Path) -> None:
     if arguments.splits is not None and arguments.fold is not None:
         cohort = Folds.load(arguments.splits).split(cohort, arguments.fold)[1]
     table, variables = predict_table(arguments.checkpoint, cohort, arguments.batch_size, arguments.adapter)
-    write_text(output, table.to_csv(sep="\t", index=False, float_format="%.4f"))
+    write_table(output, table, decimals=4)
     seal_file(output)
     print(f"{len(table)} predictions written to {output}")
     for line in summarise_limits(table):

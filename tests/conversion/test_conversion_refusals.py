@@ -3,6 +3,7 @@
 import errno
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,68 @@ class _Opener:
 
     def __reduce__(self) -> tuple:
         return open, (str(self.path), "w")
+
+
+def change(run: Path, part: str, **changes: Any) -> None:
+    """Replace tensors of one of a run's files."""
+    path = next(run.glob(f"{part}_*"))
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+class TestHostileTensors:
+    """Small files that would fill the memory, or hold something else than weights."""
+
+    @pytest.mark.parametrize("number", [7, 99999999999, 10**30])
+    def test_numbers_of_layers(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+    ) -> None:
+        change(run_copy, "head", **{f"decoder.layers.{number}.norm1.weight": torch.zeros(32)})
+        message = refused(capsys, run_copy, "--output", tmp_path / "out")
+        assert len(message) < 500 + len(str(tmp_path))
+        assert "foreign" in message
+
+    @pytest.mark.parametrize(
+        ("tensor", "words"),
+        [
+            (torch.zeros(1).expand(10**5, 10**5), "share or repeat values"),
+            (torch.zeros(10**5).as_strided((10**4, 10**4), (1, 1)), "share or repeat values"),
+            (torch.zeros(10**6, 10**6, device="meta"), "share or repeat values"),
+            (torch.zeros(2, 2).to_sparse(), "is sparse"),
+            (torch.zeros(2, 2, dtype=torch.complex64), "is torch.complex64"),
+            (torch.zeros(2, 2).to(torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
+            (torch.zeros(2, dtype=torch.bool), "is torch.bool"),
+        ],
+    )  # fmt: skip
+    def test_odd_tensors(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tensor: torch.Tensor, words: str
+    ) -> None:
+        change(run_copy, "bb", **{"lin.0.weight": tensor})
+        assert words in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_many_views_of_the_same_bytes(
+        self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shared = torch.zeros(1000, 1000)
+        change(run_copy, "head", **{f"more.{number}": shared for number in range(100)})
+        assert "share or repeat values" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_compressed_archive(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = next(run_copy.glob("head_*"))
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as target:
+            for entry in source.infolist():
+                target.writestr(entry.filename, source.read(entry))
+        shutil.copy(tmp_path / "a", path)
+        assert "is a compressed archive" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_negative_variances(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        state = torch.load(next(run_copy.glob("bb_*")), weights_only=True)
+        change(run_copy, "bb", **{"lin.1.running_var": -state["lin.1.running_var"]})
+        assert "has negative variances" in refused(capsys, run_copy, "--output", tmp_path / "out")
+
+    def test_keys_that_are_no_names(self, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = next(run_copy.glob("bb_*"))
+        torch.save({1: torch.zeros(2)}, path)
+        assert "is not a state dict" in refused(capsys, run_copy, "--output", tmp_path / "out")
 
 
 class TestBadInput:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from huggingface_hub import DatasetCard, ModelCard
 from safetensors.torch import load_file
 
 from hub_cards import publish
-from hub_cards.bundle import count_parameters, public_record, public_results
+from hub_cards.bundle import count_parameters
 from hub_cards.facts import ENTRIES, REQUIRED, load_facts
+from hub_cards.public import SETTINGS, public_record, public_report, public_results
+from hub_cards.publish import PublishArguments, make_bundle
 from hub_cards.render import model_card
 from hub_cards.results import load_results
 from hub_cards.validate import check_card, check_model
@@ -21,6 +24,7 @@ from modeling_lcm.configuration_lcm import SIZES
 from tests.hub_cards.conftest import Finetuned, make_metrics, own_facts
 from tests.hub_cards.hub_state import card_problems
 from training.reporting.results import Results
+from training.trainer.arguments import FinetuneArguments, PretrainArguments
 
 
 PUBLISHED = {"lcm-147m": "147m", "lcm-735m": "735m", "lcm-1.2b": "1.2b"}
@@ -138,6 +142,83 @@ class TestDemoAdapterAndDataset:
         (folder / "my_notes.py").write_text("password = 'x'")
         out = dry_run(capsys, folder, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
         assert "not published: adapter, my_notes.py, optimizer.bin" in out
+
+    @pytest.mark.parametrize("name", ["official_unused.safetensors", "optimizer.bin", "config.json"])
+    def test_links_are_not_published(
+        self, finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        folder = Path(shutil.copytree(finetuned.checkpoint, tmp_path / "copy"))
+        (tmp_path / "elsewhere").write_bytes((folder / "config.json").read_bytes())
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        given = ("--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
+        assert f"{name} in {folder} is a symbolic link" in refusal(capsys, folder, *given)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("config.json", {"auto_map": {"AutoConfig": "../../secret.X"}}, "names code outside the folder"),
+            ("config.json", {"auto_map": {"AutoConfig": "someone/else--evil.X"}}, "names code outside the folder"),
+            ("model.safetensors.index.json", {"weight_map": {"a": "../secret"}}, "names files outside the folder"),
+            ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "names files outside the folder"),
+        ],
+    )
+    def test_names_that_lead_out_of_the_folder(
+        self,
+        finetuned: Finetuned,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        name: str,
+        changes: dict[str, Any],
+        message: str,
+    ) -> None:
+        folder = Path(shutil.copytree(finetuned.checkpoint, tmp_path / "copy"))
+        (folder / "checksums.json").unlink()
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(content | changes))
+        assert message in refusal(capsys, folder, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
+
+    def test_only_listed_keys_and_needed_weights_are_published(
+        self, finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        record = json.loads((finetuned.checkpoint / "training_record.json").read_text())
+        record |= {
+            "secret": "SECRET",
+            "versions": {"torch": "2", "host": "SECRET"},
+            "history": [{"epoch": 0, "x": "SECRET"}],
+        }
+        record["arguments"] |= {"secret": "SECRET", "data": "SECRET"}
+        metrics = make_metrics() | {"secret": "SECRET"}
+        metrics["protocol"] |= {"secret": "SECRET"}
+        metrics["settings"] |= {"secret": {"a": "SECRET"}, "pretraining": {"output": "SECRET", "epochs": 3}}
+        report = {"format": "x", "secret": "SECRET", "source": {"run": "a", "folder": "SECRET"}}
+        hashes = {"training_subject_hashes": [{"salt": "00", "hashes": ["ab"], "secret": "SECRET"}]}
+        public = json.dumps(
+            [
+                public_record(record | hashes),
+                public_results(Results.from_json(metrics)).to_json(),
+                public_report(report),
+            ]
+        )
+        assert "SECRET" not in public
+        assert '"hashes": ["ab"]' in public
+        assert "training_subject_hashes" not in public_record(record | hashes, hashes=False)
+        folder = Path(shutil.copytree(finetuned.checkpoint, tmp_path / "copy"))
+        shutil.copy(folder / "model.safetensors", folder / "model-extra.safetensors")
+        out = dry_run(capsys, folder, "--repo-id", "org/lcm-demo", "--entry", "lcm-demo")
+        assert "not published: adapter, model-extra.safetensors" in out
+
+    def test_every_setting_is_public_or_stays_at_home_on_purpose(self) -> None:
+        names = {item.name for kind in (PretrainArguments, FinetuneArguments) for item in fields(kind)}
+        assert names - set(SETTINGS) == {"checkpoint", "data", "log_with", "output", "splits", "vocabulary"}
+        assert set(SETTINGS) <= names
+
+    def test_checksums_list_what_is_published(self, finetuned: Finetuned) -> None:
+        facts = own_facts()
+        options = PublishArguments(folder=str(finetuned.checkpoint), repo_id="org/lcm")
+        with make_bundle(finetuned.checkpoint, facts, options) as bundle:
+            listed = json.loads(bundle.files["checksums.json"])["files"]
+            assert listed.keys() == bundle.files.keys() - {"checksums.json"}
 
     def test_adapter(self, finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
         given = ("--entry", "lcm-demo-adapter", "--base-model", "org/base", "--base-revision", "v2")

@@ -191,6 +191,7 @@ def evaluate_arguments(
             ),
             "n_folds": 2,
             "resamples": 0,
+            "baselines": ["majority", "linear"],
         }
         return EvaluateArguments(**{**settings, **overrides})
 

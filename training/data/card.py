@@ -9,6 +9,7 @@ import yaml
 from modeling_lcm import FCFeatureExtractor
 
 from ..files import write_text
+from ..reporting.plain import markdown_text
 from ..reporting.tables import table_markdown
 from .cohort import RECORD_COLUMNS, SCAN_COLUMNS
 from .dataset_folder import FC_DEFINITION
@@ -38,7 +39,7 @@ def write_card(folder: Path, title: str, description: str, parquet: bool) -> Non
         "tags": ["fMRI", "connectome", "functional-connectivity", "neuroimaging"],
     }
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    text = f"---\n{header}---\n\n# {title}\n\n{description}"
+    text = f"---\n{header}---\n\n# {markdown_text(title)}\n\n{description}"
     write_text(folder / "README.md", text)
     if parquet:
         (folder / "parquet").mkdir()
@@ -63,13 +64,17 @@ def describe_dataset(
         has_series (`bool`): whether time series are stored.
     """
     excluded = quality["excluded"]
-    rules = ", ".join(f"{name} {value}" for name, value in quality["rules"].items())
+    rules = markdown_text(", ".join(f"{name} {value}" for name, value in quality["rules"].items()))
     parts = [
         f"{quality['scans']} fMRI scans of {quality['subjects']} people as functional connectivity, with phenotypes. "
         "Research use. Nobody may try to identify a participant.",
         "## Cohorts and terms",
         _cohort_table(cohorts),
-        "\n".join(f"- {entry['citation']} {entry['url']}".rstrip() for entry in cohorts if entry["citation"]),
+        "\n".join(
+            f"- {markdown_text(entry['citation'])} {markdown_text(entry['url'])}".rstrip()
+            for entry in cohorts
+            if entry["citation"]
+        ),
         "## Functional connectivity",
         "\n".join(_fc_lines(extractor, has_series, quality.get("region_order"))),
         "## Columns",
@@ -77,7 +82,7 @@ def describe_dataset(
         "`qc_mean_fd` (mm), `qc_volumes`, `qc_missing_regions`, `qc_mean_fc` and `qc_homotopic` describe quality.",
         "## Quality",
         f"{len(excluded)} scans were left out, {sum(item['by_rule'] for item in excluded)} of them by rule ({rules}).",
-        f"**{quality['order_warning']}**" if quality["order_warning"] else "",
+        f"**{markdown_text(quality['order_warning'])}**" if quality["order_warning"] else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -99,9 +104,9 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
     regions = extractor.num_regions
     order = f", fingerprint of their order `{extractor.region_fingerprint}`" if extractor.region_names else ""
     lines = [
-        f"- Atlas: {extractor.atlas}, {regions} regions{order}; `{FC_DEFINITION}` has the settings of the "
-        "`FCFeatureExtractor`.",
-        *([f"- Regions: {region_order}."] if region_order else []),
+        f"- Atlas: {markdown_text(extractor.atlas)}, {regions} regions{order}; `{FC_DEFINITION}` has the settings of "
+        "the `FCFeatureExtractor`.",
+        *([f"- Regions: {markdown_text(region_order)}."] if region_order else []),
         f"- Estimator: {extractor.estimator}, over the whole scan, plain r (no Fisher z), diagonal 1.",
         f"- `connectivity`: the {count_edges(extractor)} values above the diagonal, row by row "
         "(`numpy.triu_indices(regions, k=1)`), float16. Regions without signal have correlation 0.",

@@ -15,7 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
-from ..manifest import require_intact
+from ..manifest import is_inside, require_intact
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
@@ -292,9 +292,10 @@ def load_cohort(folder: str | Path) -> Cohort:
     folder = require_dataset(folder)
     require_intact(folder, unread=("parquet/", "quality.html"))
     try:
+        _refuse_files_outside(folder)
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
     missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
     if missing:
@@ -330,6 +331,14 @@ def _further_atlases(folder: Path) -> list[FCFeatureExtractor]:
     path = folder / FURTHER_ATLASES
     definitions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return [FCFeatureExtractor.from_dict(definition) for definition in definitions]
+
+
+def _refuse_files_outside(folder: Path) -> None:
+    """Raise `ValueError` where the list of data files that `datasets` follows leads out of the folder."""
+    files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+    outside = [entry["filename"] for entry in files if not is_inside(entry["filename"])]
+    if outside:
+        raise ValueError(f"state.json names files outside the folder, {outside[0]!r}")
 
 
 def _declared_positive(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from ..settings import parse_arguments, require_choices, setting
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 
 
-Baseline = Literal["majority", "linear", "linear_log", "svm", "mlp", "scratch"]
+Baseline = Literal["majority", "linear", "linear_log", "linear_best", "confounds", "svm", "mlp", "scratch"]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class EvaluateArguments:
     )
     site_column: str = setting("site", "Column with the site (or scanner).")
     same_person: str | None = setting(
-        None, "Column whose value several scans of one person, twins or a family share: no split parts them."
+        None, "Column whose value several scans of one subject, twins or a family share: no split parts them."
     )
     seed: int = setting(0, "Seed of the folds.")
     ensemble: int = setting(1, "Training seeds per fold whose predictions are averaged; each is also scored alone.")
@@ -58,12 +58,18 @@ class EvaluateArguments:
         [], "Data sets of other cohorts that join the pretraining of every fold; never tested."
     )
     baselines: list[Baseline] = setting(
-        ["majority", "linear"],
+        ["majority", "linear", "linear_best", "confounds"],
         "Models to score beside LCM on the same folds: majority (or the mean), linear (logistic or ridge "
-        "regression), linear_log (the same on the matrix logarithm of FC), svm (linear), mlp, scratch "
-        "(fine-tuning alone, from random weights).",
+        "regression), linear_log (the same on the matrix logarithm of FC), linear_best (the better of the two "
+        "inside the training subjects, on log FC), confounds (age, sex, motion and site, no FC), svm (linear), "
+        "mlp, scratch (fine-tuning alone, from random weights).",
         group="beside it",
-        example="linear_log scratch",
+        example="linear_best confounds",
+    )
+    confounds: list[str] = setting(
+        [],
+        "Columns of the baseline confounds; default: age, sex, mean framewise displacement and the site column, as "
+        "far as they are recorded.",
     )
     mlp_hidden: int = setting(64, "Hidden units of the baseline mlp.")
     external: list[str] = setting(

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from ..data.folds import Folds
 from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
-from ..files import claim, require_writable, write_json, write_text
+from ..files import claim, require_writable, write_json
 from ..manifest import seal
+from ..reporting.plain import write_table
 from ..reporting.results import LCM, METRIC_TITLES, Results, number_text
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds
+from .features import stored_log_fc
 from .fold import run_fold
 from .report import write_reports
 from .summary import prediction_tables, summary
@@ -37,7 +40,7 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
         allowed (`bool`): go on nevertheless.
 
     Returns:
-        A remark for the report, if people were seen or nothing is known; else None.
+        A remark for the report, if subjects were seen or nothing is known; else None.
 
     Raises:
         ValueError: it was, and that is not allowed.
@@ -90,16 +93,28 @@ def _evaluate(arguments: EvaluateArguments, output: Path) -> Results:
         print(line, flush=True)
     for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
         print(line, flush=True)
-    outcomes = _all_folds(design, folds, output)
-    external = _external(design, output)
+    with _with_log_fc(design) as ready:
+        outcomes = _all_folds(ready, folds, output)
+        external = _external(ready, output)
     results = summary(design, folds, outcomes, external, remarks)
     results.seconds = round(time.monotonic() - started, 1)
     results.save(output / "metrics.json")
     for name, table in prediction_tables(design, outcomes, external).items():
-        write_text(output / name, table.to_csv(sep="\t", index=False, float_format="%.5f"))
+        write_table(output / name, table, decimals=5)
     write_reports(output, design, results, outcomes)
     seal(output)
     return results
+
+
+@contextmanager
+def _with_log_fc(design: Design) -> Iterator[Design]:
+    """The design with the log FC that its baselines need, if harmonisation does not make it another one per fold."""
+    arguments = design.recipe.arguments
+    if arguments.harmonise is not None or not {"linear_log", "linear_best"} & set(arguments.baselines):
+        yield design
+        return
+    with stored_log_fc(design.cohort, arguments.data) as stored:
+        yield replace(design, log_fc=stored)
 
 
 def _label_lines(design: Design) -> list[str]:
@@ -112,7 +127,7 @@ def _label_lines(design: Design) -> list[str]:
 
 
 def _remarks(design: Design) -> dict[str, list[str]]:
-    """What a reader of a task's scores has to know: columns that tell the label, people who were seen before.
+    """What a reader of a task's scores has to know: columns that tell the label, subjects who were seen before.
 
     Raises:
         ValueError: the checkpoint was trained on test subjects, and that is not allowed.

@@ -24,8 +24,9 @@ from ..trainer.prediction import predict_logits
 from ..trainer.pretraining import pretrain
 from ..trainer.runs import record_of
 from .arguments import EvaluateArguments
-from .comparison import baseline_predictions, scratch_start
-from .design import Parts, Recipe, Task
+from .comparison import FoldEdges, baseline_predictions, scratch_start
+from .design import Parts, Recipe
+from .tasks import Task
 
 
 @dataclass
@@ -63,11 +64,11 @@ def run_fold(recipe: Recipe, parts: Parts, folder: Path, fold: int = 0, repeat: 
         shift = repeat * recipe.arguments.ensemble + number
         with _place(folder, number, recipe.arguments) as place:
             members.append(_train_member(recipe, parts, labelled, shift, place))
-    results = {}
+    results, edges = {}, FoldEdges(parts.log_fc)
     for task in recipe.tasks:
         tested = task.known(parts.test)
         if len(tested):
-            others = baseline_predictions(recipe, task, parts.training, tested, labelled)
+            others = baseline_predictions(recipe, task, parts.training, tested, labelled, edges)
             results[task.name] = _score(recipe, task, parts.test, members, others, {"repeat": repeat, "fold": fold})
     histories = dict(members[0].histories)
     for number, member in enumerate(members[1:], start=2):

@@ -1,4 +1,4 @@
-"""What people read of an evaluation: `results.md` and an HTML report with its pictures, per task."""
+"""What readers see of an evaluation: `results.md` and an HTML report with its pictures, per task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..files import file_name, write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
 from ..reporting.pages import Section
+from ..reporting.plain import markdown_text
 from ..reporting.results import (
     CONSTANT,
     HEADLINE_METRICS,
@@ -28,13 +29,13 @@ from ..reporting.tables import (
     score_text,
     summary_sentence,
     table_markdown,
-    verdict,
     write_report,
 )
-from .design import Design, Task
+from .design import Design
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 from .summary import pooled_predictions
 from .table_one import table_one
+from .tasks import Task
 from .uncertainty import Predictions
 
 
@@ -56,7 +57,7 @@ def write_reports(output: Path, design: Design, results: Results, folds: Sequenc
         found = results.tasks[task.name]
         details = task_details(design, task, found, folds)
         parts.append(_markdown(found, details.tables))
-        name = "report.html" if design.recipe.tuning else f"report_{task.name}.html"
+        name = "report.html" if design.recipe.tuning else f"report_{file_name(task.name)}.html"
         write_report(
             output / name, found, details.figures, details.tables, results.settings, (), details.sections,
             details.curves,
@@ -125,6 +126,11 @@ def further_tables(results: TaskResults) -> dict[str, Table]:
             for model, scores in results.models.items()
         ),
     ]
+    if results.decisions:
+        rows = [[model, *(f"{rate:.3f}" for rate in vars(made).values())] for model, made in results.decisions.items()]
+        header = ["model", "threshold", "sensitivity", "specificity", "balanced accuracy"]
+        caption = "Decisions with a threshold from the subjects of the other folds, both errors weighing alike"
+        tables[caption] = [header, *rows]
     metric = results.main_metric
     for column, groups in results.groups.items():
         models = [model for model in next(iter(groups.values())).models if model not in CONSTANT.values()]
@@ -182,13 +188,13 @@ def _uncertain(metric: str, score: Score | None) -> str:
 
 
 def _markdown(results: TaskResults, tables: Mapping[str, Table]) -> str:
-    parts = [f"# {results.title}", f"**{verdict(results)}**", summary_sentence(results)]
-    parts += [f"**Note.** {line}" for line in results.notes]
+    parts = [f"# {markdown_text(results.title)}", markdown_text(summary_sentence(results))]
+    parts += [f"**Note.** {markdown_text(line)}" for line in results.notes]
     parts.append(results_table_markdown(results))
     for caption, table in tables.items():
-        parts += [f"**{caption}**", table_markdown(table)]
+        parts += [f"**{markdown_text(caption)}**", table_markdown(table)]
     given = {name: _plain(value) for name, value in results.protocol.items() if value != []}
-    parts.append("\n".join(f"- {name.replace('_', ' ')}: {text}" for name, text in given.items()))
+    parts.append("\n".join(f"- {name.replace('_', ' ')}: {markdown_text(text)}" for name, text in given.items()))
     return "\n\n".join(parts)
 
 
@@ -289,7 +295,7 @@ def _classification_figures(
     right = [f"{np.mean(ours.values[ours.truth == n].argmax(1) == n):.0%} of {x}" for n, x in enumerate(task.labels)]
     figure.set_label(f"Confusion matrix of LCM. Decided rightly: {', '.join(right)}.")
     drawn["Confusion of LCM, all left-out predictions; colour is the share of the true label"] = figure
-    shown = {name: each for name, each in pooled.items() if name in (LCM, "linear", SCRATCH)}
+    shown = _shown(results, pooled, SCRATCH)
     figure = plot_calibration(
         {name: (each.truth == each.values.argmax(1), each.values.max(1)) for name, each in shown.items()}
     )
@@ -299,10 +305,16 @@ def _classification_figures(
     return drawn
 
 
+def _shown(results: TaskResults, pooled: Mapping[str, Predictions], *further: str) -> dict[str, Predictions]:
+    """LCM and the best linear model, where a picture of all would be crowded."""
+    linear = "linear" if results.difference is None else results.difference.baseline
+    return {name: each for name, each in pooled.items() if name in (LCM, linear, *further)}
+
+
 def _regression_figures(
     task: Task, results: TaskResults, pooled: Mapping[str, Predictions], folds: Sequence[dict[str, Any]]
 ) -> dict[str, Figure]:
-    shown = {name: each for name, each in pooled.items() if name in (LCM, "linear")}
+    shown = _shown(results, pooled)
     figure = plot_predicted_against_true({name: (each.truth, each.values) for name, each in shown.items()}, task.name)
     scores = [f"{name} {number_text('pearson_r', results.models[name]['pearson_r'].mean)}" for name in shown]
     figure.set_label(f"Predicted against true {task.name}. Correlation: {', '.join(scores)}.")

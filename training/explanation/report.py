@@ -15,6 +15,7 @@ from ..files import write_folder, write_json, write_text
 from ..reporting.figures import CONNECTIONS, plot_connections, plot_network_bars, plot_region_attention
 from ..reporting.networks import networks_of
 from ..reporting.pages import render_page
+from ..reporting.plain import write_table
 from .association import SIGNIFICANT, STABLE, Explained, Maps
 
 
@@ -44,11 +45,12 @@ def write_explanation(
     regions = pd.concat([_region_table(entry, shown) for entry in found], ignore_index=True)
 
     def fill(folder: Path) -> None:
-        _write_table(folder / "regions.tsv", regions)
+        write_table(folder / "regions.tsv", regions, decimals=5)
         if networks_of(names) is not None:
             keys = ["variable", "token", "network", "hemisphere"]
             columns = [name for name in regions.columns if name.endswith(("attention", "correlation"))]
-            _write_table(folder / "networks.tsv", regions.groupby(keys, sort=False)[columns].mean().reset_index())
+            networks = regions.groupby(keys, sort=False)[columns].mean().reset_index()
+            write_table(folder / "networks.tsv", networks, decimals=5)
         write_json(folder / "summary.json", [_summary(entry) for entry in found])
         page = render_page(
             "explanation.html",
@@ -88,10 +90,6 @@ def _region_table(entry: Explained, names: Sequence[str]) -> pd.DataFrame:
         columns |= {f"{method}_correlation": maps.correlation, f"{method}_p": maps.p, f"{method}_q": maps.q}
         table = table.assign(**columns)
     return table
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_text(path, table.to_csv(sep="\t", index=False, float_format="%.5f"))
 
 
 def _summary(entry: Explained) -> dict[str, Any]:

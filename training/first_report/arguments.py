@@ -50,7 +50,7 @@ class ReportArguments:
     n_folds: int = setting(5, "Folds, by subject; fewer where a label has fewer subjects.")
     repeats: int = setting(1, "Cross-validations with other folds.")
     baselines: list[Baseline] = setting(
-        ["majority", "linear", "linear_log"], "Models that LCM is held against; see training.evaluate."
+        ["majority", "linear_best", "confounds"], "Models that LCM is held against; see training.evaluate."
     )
     epochs: int = setting(12, "Passes over the training subjects, with the decoder.")
     resamples: int = setting(1000, "Bootstrap resamples and permutations.")

@@ -20,7 +20,7 @@ from ..data.duplicates import find_duplicates
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
-from ..files import claim, write_folder
+from ..files import claim, file_name, write_folder
 from .arguments import MergeArguments
 from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
 from .dataset_files import Scans
@@ -99,7 +99,7 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
     _join_subjects(parts)
     groups: dict[str, list[Part]] = {}
     for part in parts:
-        groups.setdefault(str(part.extractor.atlas) if arguments.by_atlas else "", []).append(part)
+        groups.setdefault(file_name(str(part.extractor.atlas)) if arguments.by_atlas else "", []).append(part)
     for group in groups.values():
         _check_fit(group)
 

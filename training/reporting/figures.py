@@ -6,6 +6,7 @@ Figures are made directly, without pyplot, so that nothing stays open and no bac
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_sc
 
 from .networks import network_of
 
+
+matplotlib.rcParams["text.parse_math"] = False  # a label such as "$5-10$" is text, and not always valid mathematics
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

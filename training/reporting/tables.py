@@ -8,13 +8,16 @@ from matplotlib.figure import Figure
 
 from ..files import write_text
 from .pages import Section, render_page
+from .plain import markdown_text
 from .results import (
+    CONFOUNDS,
     CONSTANT,
     HEADLINE_METRICS,
     LCM,
     MAIN_METRICS,
     METRIC_TITLES,
     UNDEFINED,
+    Difference,
     Score,
     TaskResults,
     is_undefined,
@@ -119,12 +122,7 @@ def results_table_markdown(results: TaskResults, metrics: Sequence[str] | None =
 def table_markdown(table: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its header."""
     rows = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join(f"| {' | '.join(map(markdown_cell, row))} |" for row in rows)
-
-
-def markdown_cell(value: Any) -> str:
-    """Text inside a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return "\n".join(f"| {' | '.join(map(markdown_text, row))} |" for row in rows)
 
 
 def _all_metrics(results: TaskResults) -> list[str]:
@@ -149,7 +147,7 @@ def _rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
     rows = [
         [model, *(_cell(metric, scores.get(metric)) for metric in metrics)] for model, scores in results.models.items()
     ]
-    return rows + ([_chance_row(results, metrics)] if results.chance else [])
+    return rows + _last_rows(results, metrics)
 
 
 def _pooled_rows(results: TaskResults) -> list[list[str]]:
@@ -161,12 +159,30 @@ def _pooled_rows(results: TaskResults) -> list[list[str]]:
         [model, *(score_text(metric, scores[metric]) if metric in scores else NOT_MEASURED for metric in metrics)]
         for model, scores in results.models.items()
     ]
-    return rows + ([_chance_row(results, metrics)] if results.chance else [])
+    return rows + _last_rows(results, metrics)
 
 
-def _chance_row(results: TaskResults, metrics: Sequence[str]) -> list[str]:
-    known = results.chance
-    return ["chance", *(number_text(name, known[name]) if name in known else NOT_MEASURED for name in metrics)]
+def _last_rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
+    """What chance gives, and LCM minus the best linear model, as far as they are known."""
+    known, beside = results.chance, results.difference
+    rows = []
+    if known:
+        rows.append(
+            ["chance", *(number_text(name, known[name]) if name in known else NOT_MEASURED for name in metrics)]
+        )
+    if beside is not None and beside.metric in metrics:
+        cells = [_difference(beside) if metric == beside.metric else NOT_MEASURED for metric in metrics]
+        rows.append([f"{LCM} minus {beside.baseline}", *cells])
+    return rows
+
+
+def _difference(beside: Difference) -> str:
+    """+0.010 [-0.020 to 0.030]: level."""
+    text = f"{beside.value:+.3f}"
+    if beside.interval is None:
+        return text
+    low, high = beside.interval
+    return f"{text} [{low:.3f} to {high:.3f}]: {beside.verdict}"
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
@@ -193,7 +209,7 @@ def _num_folds(results: TaskResults) -> int:
 
 
 def summary_sentence(results: TaskResults) -> str:
-    """The result in one sentence: the first headline metric of every model."""
+    """The result in words: LCM beside the best linear model, and the first headline metric of every model."""
     metric = _headline(results)[0]
     values = [
         f"{model} {_cell(metric, scores[metric])}" for model, scores in results.models.items() if metric in scores
@@ -202,7 +218,8 @@ def summary_sentence(results: TaskResults) -> str:
         values.append(f"chance {number_text(metric, results.chance[metric])}")
     folds = _num_folds(results)
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
-    return f"{results.n_subjects} subjects; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+    verdict = "" if results.difference is None else f"{results.difference.sentence} "
+    return f"{verdict}{results.n_subjects} subjects; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
 
 
 def verdict(results: TaskResults) -> str:
@@ -211,6 +228,8 @@ def verdict(results: TaskResults) -> str:
     if metric is None or results.models[LCM][metric].pooled is None:
         return summary_sentence(results)
     ours = results.models[LCM][metric]
+    if results.difference is not None:
+        return f"{results.difference.sentence}{_confounds_alone(results, metric)}{_beyond_chance(results, ours)}"
     task, labels = results.protocol.get("task", ""), [str(label) for label in results.protocol.get("labels", [])]
     does = f"predicts {task}"
     if len(labels) == 2:
@@ -224,12 +243,24 @@ def verdict(results: TaskResults) -> str:
         if model != LCM and model not in CONSTANT.values() and metric in scores and scores[metric].pooled is not None
     ]
     beside = f"; {', '.join(others)}" if others else ""
+    text = f"LCM {does} with {METRIC_TITLES.get(metric, metric)} {score_text(metric, ours)}{beside}."
+    return f"{text}{_beyond_chance(results, ours)}"
+
+
+def _confounds_alone(results: TaskResults, metric: str) -> str:
+    """What age, sex, motion and site come to without any FC."""
+    alone = results.models.get(CONFOUNDS, {}).get(metric)
+    if alone is None or is_undefined(alone.pooled):
+        return ""
+    return f" {CONFOUNDS[:1].upper()}{CONFOUNDS[1:]}, without FC: {number_text(metric, alone.pooled)}."
+
+
+def _beyond_chance(results: TaskResults, ours: Score) -> str:
     chance = ""
     if ours.p_value is not None:
-        beyond = ours.p_value < SIGNIFICANT
-        chance = f" That is {'beyond chance' if beyond else 'NOT beyond chance'} (p {ours.p_value:.3f})."
-    text = f"LCM {does} with {METRIC_TITLES.get(metric, metric)} {score_text(metric, ours)}{beside}."
-    return f"{text}{chance} {results.n_subjects} subjects, each predicted by models that have not seen them."
+        beyond = "beyond chance" if ours.p_value < SIGNIFICANT else "NOT beyond chance"
+        chance = f" LCM is {beyond} (p {ours.p_value:.3f})."
+    return f"{chance} {results.n_subjects} subjects, each predicted by models that have not seen them."
 
 
 def score_text(metric: str, score: Score) -> str:

@@ -161,7 +161,9 @@ class FinetuneArguments(LoopArguments):
     """Fine-tune a pretrained checkpoint for one downstream variable."""
 
     checkpoint: str = setting(
-        "", "Pretrained checkpoint: folder or Hub repository.", example="runs/pretrained/checkpoint", required=True
+        "",
+        "Pretrained checkpoint: folder or Hub repository. Needed, but by the ridge head.",
+        example="runs/pretrained/checkpoint",
     )
     task: str = setting("", "Phenotype column to predict.", example="diagnosis", required=True)
     kind: Literal["categorical", "continuous"] = setting(
@@ -179,8 +181,8 @@ class FinetuneArguments(LoopArguments):
     labels_per_class: int | None = setting(None, "Use only so many labelled scans per class (few-label studies).")
     head: Literal["decoder", "ridge"] = setting(
         "decoder",
-        '"decoder": training by gradients; or "ridge": an edge read-out in closed form, for small cohorts. '
-        "A checkpoint with a closed-form read-out of the task is its prior; without a checkpoint there is none.",
+        '"decoder": training by gradients; "ridge": an edge read-out in closed form, for small cohorts. A checkpoint '
+        "with a closed-form read-out of the task is its prior; without a checkpoint there is none.",
     )
     new_tokens: Literal["random", "related"] = setting(
         "random",

@@ -20,7 +20,7 @@ from modeling_lcm import (
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
 from modeling_lcm.loading_lcm import check_place
 
-from ..checked_files import check_files, load_own_processor, read_settings_file
+from ..checked_files import check_files, load_own_processor, read_settings_file, refuse_broken_weights
 from ..files import write_folder, write_json
 from ..manifest import seal
 from .arguments import LoopArguments
@@ -113,7 +113,9 @@ def load_model(checkpoint: str, **options: Any) -> LCMForMultitaskPretraining | 
     architectures = LCMConfig.from_pretrained(checkpoint).architectures or []
     finetuned = "LCMForSequenceClassification" in architectures
     kind = LCMForSequenceClassification if finetuned else LCMForMultitaskPretraining
-    return kind.from_pretrained(checkpoint, **options)
+    model = kind.from_pretrained(checkpoint, **options)
+    refuse_broken_weights(model, checkpoint)
+    return model
 
 
 def is_adapter(checkpoint: str) -> bool:

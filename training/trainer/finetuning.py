@@ -21,6 +21,7 @@ from modeling_lcm import (
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loading_lcm import without_weights
 
+from ..checked_files import refuse_broken_weights
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.torch_datasets import ConnectomeDataset
@@ -116,7 +117,7 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
     names = variable.labels or [variable.name]
     problem = "single_label_classification" if variable.kind == "categorical" else "regression"
     with expected_new_weights():
-        return LCMForSequenceClassification.from_pretrained(
+        model = LCMForSequenceClassification.from_pretrained(
             arguments.checkpoint,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
@@ -126,6 +127,8 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
             class_weights=None,
             dtype=torch.float32,
         )
+    refuse_broken_weights(model, arguments.checkpoint)
+    return model
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, l
 from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.readouts_lcm import prevalences, sources
 
-from ..checked_files import check_adapter_files
+from ..checked_files import check_adapter_files, refuse_broken_weights
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.identity import seen_subjects
@@ -87,6 +87,7 @@ def predict_table(
     if adapter is not None or (checkpoint and is_adapter(checkpoint)):
         check_adapter_files(adapter or checkpoint, base=checkpoint if adapter else None)
         model, processor = load_adapter(adapter or checkpoint, base=checkpoint if adapter else None)
+        refuse_broken_weights(model, adapter or checkpoint)
         finetuned = True
     else:
         processor, model = load_processor(checkpoint), load_model(checkpoint)

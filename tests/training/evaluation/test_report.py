@@ -101,7 +101,7 @@ def test_write_report_says_what_it_is_and_what_was_found(tmp_path, results, figu
     page = read(write_report(tmp_path / "report.html", results, {"a": figure}, settings=settings))
     text = " ".join(page.text.split())
     assert "Research use, not a diagnostic device" in text
-    assert "168 people; ROC AUC" in text
+    assert "168 subjects; ROC AUC" in text
     assert "over 3 folds" in text
     assert "LCM 0.960 ± 0.017, majority 0.500 ± 0.000, chance 0.500" in text
     assert "0.970 0.970 0.940" in text
@@ -123,7 +123,7 @@ def test_write_report_one_model_without_optional_parts(tmp_path, results):
     models = {"LCM": summarise([{"mae": 4.123, "r2": 0.5}])}
     minimal = TaskResults(results.title, results.protocol, results.n_subjects, models)
     text = read(write_report(tmp_path / "report.html", minimal, {})).text
-    assert "168 people; mean absolute error: LCM 4.12." in text
+    assert "168 subjects; mean absolute error: LCM 4.12." in text
     assert "Pictures" not in text
     assert "±" not in text
 

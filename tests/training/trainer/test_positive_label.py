@@ -19,7 +19,7 @@ from training.data.cohort import Cohort, load_cohort
 from training.data.labels import data_set_labels, label_lines, read_positive, with_positive
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
-from training.evaluation.design import make_task, pretrained_tasks
+from training.evaluation.tasks import make_task, pretrained_tasks
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.merging import merge

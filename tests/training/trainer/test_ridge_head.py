@@ -123,5 +123,5 @@ def test_refusals(
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ValueError, match="leave out validation_fraction and adapter"):
         FinetuneArguments(head="ridge", validation_fraction=0.2)
-    with pytest.raises(ValueError, match="must be decoder or ridge"):
+    with pytest.raises(ValueError, match="head must be one of decoder, ridge"):
         FinetuneArguments(head="svm")

@@ -12,6 +12,7 @@ import pandas as pd
 from modeling_lcm.triangles import TriangleLayout, find_layout
 
 from .base import Absent, Scan, Source
+from .bounds import check_npz
 from .layout import find_regions_of_files, matrix_of
 from .names import Unreadable, names_in, read_entry, why_unreadable
 from .regions import Regions
@@ -202,6 +203,7 @@ def _is_of_scans(name: str, value: np.ndarray | Unreadable, scans: int) -> bool:
 def _open_npz(path: Path, kind: str) -> _Archive:
     needed = SCAN_ARRAYS[kind]
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             id_name = next((name for name in ID_ARRAYS if name in file), None)
             found = next((names for names in needed if all(name in file for name in names)), None)

@@ -12,6 +12,7 @@ import numpy as np
 
 from modeling_lcm.connectivity_checks import find_counters
 
+from .bounds import check_npy, check_npz
 from .matlab import check_cells, read_mat
 from .names import Unreadable, names_in, read_entry, why_unreadable
 from .netcc import is_netcc, read_netcc
@@ -54,6 +55,7 @@ def _read(path: Path, suffix: str | None, name: str | None) -> FileArray:
     if suffix == ".npy":
         return _named_array(path.name, {path.name: _load(path)}, name=path.name)
     if suffix == ".npz":
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             return _named_array(path.name, {key: read_entry(archive, key) for key in archive.files}, name)
     if suffix == ".mat":
@@ -64,6 +66,7 @@ def _read(path: Path, suffix: str | None, name: str | None) -> FileArray:
 
 def _load(path: Path) -> np.ndarray:
     try:
+        check_npy(path)
         return np.load(path, allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"it is damaged, or {why_unreadable(error)}; save one array of numbers") from error

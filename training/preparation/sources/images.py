@@ -15,6 +15,7 @@ import pandas as pd
 from modeling_lcm.nifti import LabelAtlas, extract_time_series, load_label_atlas
 
 from .base import DEFAULT_ATLAS, Absent, Scan, Source
+from .bounds import check_image
 from .entities import BIDSFile, beside
 from .files import locate
 from .tables import read_table
@@ -174,6 +175,7 @@ def load_image(path: Path) -> Any:
 
     try:
         image: Any = nibabel.load(path)
+        check_image(path, image)
         if image.ndim == 4:
             image = nibabel.Nifti1Image(
                 image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine, image.header

@@ -1,12 +1,13 @@
 """Reading the tables that laboratories have: any of the usual separators and encodings, never guessing at ids."""
 
 import csv
-import gzip
 import io
 import re
 from pathlib import Path
 
 import pandas as pd
+
+from .bounds import unpack_text
 
 
 # How missing values are written; compared in lower case and without spaces around them.
@@ -38,9 +39,7 @@ def decode(path: Path) -> str:
         ValueError: it is none of these, or no text.
         OSError: it is damaged.
     """
-    content = path.read_bytes()
-    if path.suffix.lower() == ".gz":
-        content = gzip.decompress(content)
+    content = unpack_text(path) if path.suffix.lower() == ".gz" else path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings: tuple[str, ...] = ("utf-16",)
     else:
