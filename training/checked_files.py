@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
+from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.loading_lcm import check_place, file_of
 
 from .manifest import CARDS, CHECKSUMS, is_inside, read_checksums, require_intact
@@ -75,9 +76,11 @@ def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
     Transformers' Auto classes would look for the code that a checkpoint names.
     """
     where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
-    return LCMProcessor(
+    processor = LCMProcessor(
         FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
     )
+    processor.limits = TrainingLimits.load(place, **where)
+    return processor
 
 
 def weight_files(place: str) -> list[str]:

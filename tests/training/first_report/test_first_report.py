@@ -34,7 +34,8 @@ def test_the_page_answers_first(finished: Path) -> None:
     text = page_text(finished / "out")
     results = Results.load(finished / "out" / "evaluation" / "metrics.json").tasks["Group"]
     score = results.models["LCM"]["roc_auc"]
-    assert f"{score.pooled:.3f}" in text.partition("Research use")[0]
+    assert f"LCM tells young from elderly at AUC {score.pooled:.2f}" in text.partition("Research use")[0]
+    assert "Confounds alone, without FC: 1.000" in text.partition("Research use")[0]  # age tells who is young
     assert "elderly" in text.partition("Research use")[0] and "young" in text.partition("Research use")[0]
     order = [
         text.index(f" {title}")
