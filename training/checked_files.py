@@ -70,16 +70,13 @@ def check_adapter_files(adapter: str, base: str | None = None) -> None:
             check_files(base)
 
 
-def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
+def load_own_processor(place: str) -> LCMProcessor:
     """The processor in a folder or Hub repository, by this package's classes whatever its files name.
 
     Transformers' Auto classes would look for the code that a checkpoint names.
     """
-    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
-    processor = LCMProcessor(
-        FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
-    )
-    processor.limits = TrainingLimits.load(place, **where)
+    processor = LCMProcessor(FCFeatureExtractor.from_pretrained(place), BEITokenizer.from_pretrained(place))
+    processor.limits = TrainingLimits.load(place)
     return processor
 
 
