@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
+from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.loading_lcm import check_place, file_of
 
 from .manifest import CARDS, CHECKSUMS, is_inside, read_checksums, require_intact
@@ -69,15 +70,14 @@ def check_adapter_files(adapter: str, base: str | None = None) -> None:
             check_files(base)
 
 
-def load_own_processor(place: str, subfolder: str = "") -> LCMProcessor:
+def load_own_processor(place: str) -> LCMProcessor:
     """The processor in a folder or Hub repository, by this package's classes whatever its files name.
 
     Transformers' Auto classes would look for the code that a checkpoint names.
     """
-    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
-    return LCMProcessor(
-        FCFeatureExtractor.from_pretrained(place, **where), BEITokenizer.from_pretrained(place, **where)
-    )
+    processor = LCMProcessor(FCFeatureExtractor.from_pretrained(place), BEITokenizer.from_pretrained(place))
+    processor.limits = TrainingLimits.load(place)
+    return processor
 
 
 def weight_files(place: str) -> list[str]:

@@ -429,7 +429,10 @@ def test_load_cohort_refuses_another_fc_definition(dataset: Path, tmp_path: Path
         (folder / path.name).write_bytes(path.read_bytes())
     definition = (folder / "fc_definition.json").read_text().replace('"num_regions": 10', '"num_regions": 12')
     (folder / "fc_definition.json").write_text(definition)
-    with pytest.raises(ValueError, match="45 edges a scan, but its FC definition has 12 regions"):
+    with pytest.raises(ValueError, match=r"fc_definition\.json has changed"):
+        load_cohort(folder)
+    (folder / "checksums.json").unlink()
+    with pytest.raises(ValueError, match="45 edges a scan in connectivity, but its FC definition has 12 regions"):
         load_cohort(folder)
 
 
