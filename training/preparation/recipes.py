@@ -74,7 +74,8 @@ class Recipe:
                         f"The recipe {self.name} needs the folder of your download: add --data_dir FOLDER. "
                         f"{self.download}".strip()
                     )
-                value = str(Path(arguments.data_dir) / value)
+                folder = Path(arguments.data_dir)
+                value = [str(folder / each) for each in value] if isinstance(value, list) else str(folder / value)
             changes[name] = value
         return replace(arguments, **changes)
 

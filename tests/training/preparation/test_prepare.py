@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.preparation.assemble
+import training.preparation.content
 import training.preparation.workers
 from tests.training.conftest import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort
@@ -341,7 +341,7 @@ def test_prepare_missing_or_contradicting_settings(
 ) -> None:
     both = {"connectivity": str(study.folder / "fc.npz"), "time_series": str(study.folder / "time_series.npz")}
     for settings in ({}, both):
-        with pytest.raises(ValueError, match=r"either connectivity .* or time_series"):
+        with pytest.raises(ValueError, match=r"one of connectivity .*, time_series"):
             prepare(prepare_arguments(**settings))
     with pytest.raises(ValueError, match="No output was given: add --output"):
         prepare(prepare_arguments(output=""))
@@ -374,7 +374,7 @@ def test_prepare_full_disk_keeps_finished_scans(
 ) -> None:
     settings = prepare_arguments(connectivity=str(study.folder / "fc.npz"))
     with monkeypatch.context() as patch:
-        patch.setattr(training.preparation.assemble, "write_parquet", no_space)
+        patch.setattr(training.preparation.content, "write_parquet", no_space)
         with pytest.raises(ValueError, match=r"The disk is full .* repeat the command"):
             prepare(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.work"]
