@@ -21,7 +21,7 @@ from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.checked_files import load_own_processor, weight_files
 from training.data.card import describe_dataset
 from training.data.cohort import load_cohort
-from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
+from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, QUALITY
 from training.files import without_nan
 from training.manifest import CHECKSUMS, FORMAT, checksum
 from training.reporting.results import Results
@@ -306,9 +306,13 @@ def dataset_bundle(folder: Path, facts: dict[str, Any], repo_id: str, revision: 
     quality, cohorts = _read_json(folder / QUALITY), _read_json(folder / COHORTS_FILE)
     if quality is None or cohorts is None:
         raise FileNotFoundError(f"{folder} lacks {QUALITY} or {COHORTS_FILE}: make it again with training.prepare.")
-    description = describe_dataset(quality, cohorts, cohort.feature_extractor, cohort.table, cohort.has_time_series)
+    description = describe_dataset(
+        quality, cohorts, list(cohort.atlases.values()), cohort.table, cohort.has_time_series
+    )
     card = dataset_card(facts, repo_id, revision, description, len(cohort.table), cohort.feature_extractor)
     files: dict[str, Path | bytes] = {FC_DEFINITION: folder / FC_DEFINITION, "README.md": card.encode()}
+    if cohort.others:
+        files[FURTHER_ATLASES] = folder / FURTHER_ATLASES
     with TemporaryDirectory() as temporary:
         shards = -(-len(data) // ROWS_PER_FILE)
         for index in range(shards):

@@ -18,7 +18,7 @@ HASHES = ("salt", "ids", "hashes")
 SETTINGS = (
     "activation_checkpointing", "adapter", "adaptive", "atlas", "batch_size", "categorical",
     "checkpoint_every", "checkpoint_every_steps", "class_weights", "continuous", "default_labels", "dropout",
-    "edge_readout", "epochs", "fold", "frozen_layers", "gradient_accumulation_steps",
+    "edge_readout", "epochs", "fold", "frozen_layers", "gradient_accumulation_steps", "head",
     "hidden_size", "input_noise", "intermediate_size", "keep_checkpoints", "kind", "labels", "labels_per_class",
     "layer_decay", "learning_rate", "lora_rank", "max_grad_norm", "mixed_precision",
     "mixup", "momentum_epochs", "new_tokens", "num_attention_heads", "num_hidden_layers", "optimizer", "patience",

@@ -64,7 +64,7 @@ def test_what_a_door_imports_for_refused_settings(tmp_path: Path) -> None:
         ("training.pretrain", (*taken, *data), "already holds results"),
         ("training.pretrain", (*new, *data, "--config", str(tmp_path / "bad.yaml")), "epochs is 'many'"),
         ("training.pretrain", (*new, *data, "--learning_rate", "inf"), "learning_rate must be a finite number"),
-        ("training.finetune", (*new, *data), "No checkpoint was given: add --checkpoint"),
+        ("training.finetune", (*new, *data), "No task was given: add --task diagnosis. See --help."),
         ("training.predict", (*new, "--data", "x", "--checkpoint", "y"), "x is not a data set"),
         ("training.evaluate", (*new, *data, "--finetune", str(tmp_path / "bad.yaml")), "epochs is 'many'"),
         ("training.explain", (*new, *data), "Give either checkpoint or evaluation"),

@@ -1,5 +1,6 @@
 """README.md of a data set: what is in it, from whom, under which terms; beside the data and on the Hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..files import write_text
 from ..reporting.plain import markdown_text
 from ..reporting.tables import table_markdown
 from .cohort import RECORD_COLUMNS, SCAN_COLUMNS
-from .dataset_folder import FC_DEFINITION
+from .dataset_folder import FC_DEFINITION, FURTHER_ATLASES
 from .identity import SAME_PERSON
 from .triangles import count_edges
 
@@ -50,7 +51,7 @@ def write_card(folder: Path, title: str, description: str, parquet: bool) -> Non
 def describe_dataset(
     quality: dict[str, Any],
     cohorts: list[dict[str, Any]],
-    extractor: FCFeatureExtractor,
+    extractors: Sequence[FCFeatureExtractor],
     table: pd.DataFrame,
     has_series: bool,
 ) -> str:
@@ -59,7 +60,7 @@ def describe_dataset(
     Args:
         quality (`dict`): content of quality.json.
         cohorts (`list[dict]`): content of cohorts.json.
-        extractor (`FCFeatureExtractor`): FC definition.
+        extractors (`Sequence[FCFeatureExtractor]`): FC definition of every atlas.
         table (`pd.DataFrame`): one row per scan.
         has_series (`bool`): whether time series are stored.
     """
@@ -76,7 +77,8 @@ def describe_dataset(
             if entry["citation"]
         ),
         "## Functional connectivity",
-        "\n".join(_fc_lines(extractor, has_series, quality.get("region_order"))),
+        "\n".join(_fc_lines(extractors[0], has_series, quality.get("region_order"))),
+        "\n".join(_further_lines(extractors[1:])),
         "## Columns",
         _column_table(table),
         "`qc_mean_fd` (mm), `qc_volumes`, `qc_missing_regions`, `qc_mean_fc` and `qc_homotopic` describe quality.",
@@ -116,6 +118,14 @@ def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str
             "- `time_series`: `volumes` times regions, row by row, float16, every region of mean 0 and deviation 1."
         )
     return lines
+
+
+def _further_lines(extractors: Sequence[FCFeatureExtractor]) -> list[str]:
+    return [
+        f"- `connectivity_{each.atlas}`: the same scans in {each.num_regions} regions of {each.atlas}, likewise "
+        f"(definition in `{FURTHER_ATLASES}`); NaN where a scan lacks this atlas."
+        for each in extractors
+    ]
 
 
 def _column_table(table: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ def near_identical(cohort: Cohort) -> list[tuple[int, int, float]]:
         for start in range(0, len(cohort), _AT_ONCE):
             yield cohort.triangles[start : start + _AT_ONCE]
 
-    total = sum(part.sum(axis=0, dtype=np.float64) for part in chunks())
+    total = np.sum([np.nansum(part, axis=0, dtype=np.float64) for part in chunks()], axis=0)
     return find_duplicates(chunks, cohort.subjects.tolist(), total / max(len(cohort), 1), SAME_FC_R)
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
@@ -20,18 +19,17 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR, LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from modeling_lcm import LCMConfig
-from modeling_lcm.connectivity import fisher_z
-from modeling_lcm.edges_lcm import matrix_logarithm
+from .features import LOG_FC, RAW_FC, FeatureKind
 
 
 Kind = Literal["classification", "regression"]
@@ -47,39 +45,10 @@ DEFAULT_SVM_C = 1e-5
 MLP_ALPHA_GRID = (1.0, 10.0, 100.0)
 DEFAULT_MLP_ALPHA = 10.0
 MLP_BATCH = 32
-# Steps, not epochs: a perceptron for sixty people needs as many as one for six hundred.
+# Steps, not epochs: a perceptron for sixty subjects needs as many as one for six hundred.
 MLP_STEPS = 1000
 INNER_FOLDS = 5
 MLP_INNER_FOLDS = 3  # every fit takes seconds
-
-
-def vectorise(connectivity: ArrayLike) -> NDArray[np.float64]:
-    """Turn connectivity matrices into feature vectors: Fisher z of the upper triangle, without the diagonal.
-
-    Args:
-        connectivity: Pearson correlations `(subjects, regions, regions)`.
-
-    Returns:
-        Array `(subjects, regions * (regions - 1) / 2)`, edges in the order of `numpy.triu_indices(regions, k=1)`.
-        Correlations beyond 0.999 count as 0.999, so that z stays finite.
-
-    Raises:
-        ValueError: another shape, NaN or infinite values, or values outside [-1, 1].
-    """
-    matrices = np.asarray(connectivity, dtype=np.float64)
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] < 2:
-        raise ValueError(f"Connectivity has shape {matrices.shape}; needed is (subjects, regions, regions).")
-    edges = matrices[:, *np.triu_indices(matrices.shape[1], k=1)]
-    if not np.isfinite(edges).all():
-        bad = int((~np.isfinite(edges)).any(axis=1).sum())
-        raise ValueError(
-            f"The connectivity of {bad} subjects holds NaN or infinite values: pass it through the FC processor first."
-        )
-    if edges.size and np.abs(edges).max() > 1 + 1e-3:
-        raise ValueError(
-            f"Connectivity reaches {np.abs(edges).max():.3g}, needed are correlations in [-1, 1]: give r, not z."
-        )
-    return fisher_z(edges)
 
 
 @dataclass(frozen=True)
@@ -90,12 +59,12 @@ class Baseline:
     the strength of the penalty is chosen by cross-validation inside the training subjects (ROC AUC; squared error).
 
     Args:
-        fit: makes a fitted model of edges, labels, kind, seed, groups and options.
-        edges: turns connectivity `(subjects, regions, regions)` into features `(subjects, edges)`.
+        fit (`Callable`): makes a fitted model of edges, labels, kind, seed, groups and options.
+        edges (`FeatureKind`): the edges of which matrix.
     """
 
     fit: Callable[..., Any]
-    edges: Callable[[ArrayLike], NDArray[np.float64]] = vectorise
+    edges: FeatureKind = RAW_FC
 
     def __call__(
         self,
@@ -117,7 +86,7 @@ class Baseline:
             kind: "classification" or "regression".
             seed: of the inner folds, and of a perceptron's weights.
             num_classes: classes of the task; by default the highest label + 1.
-            groups: subject of each training scan when people have several, so that inner folds do not share a person.
+            groups: subject of each training scan when subjects have several, so that inner folds do not share one.
             **options: of the kind of model, such as the perceptron's `hidden` units (64).
 
         Returns:
@@ -127,28 +96,67 @@ class Baseline:
             ValueError: labels and scans that do not match, an unknown kind, or a class with nobody in the training
                 set.
         """
-        features, test_features = self.edges(train_fc), self.edges(test_fc)
-        labels = _checked_labels(train_labels, kind, num_classes)
-        if len(labels) != len(features):
+        span = Span.of(self.edges.of_matrices(train_fc), self.edges.of_matrices(test_fc))
+        return self.in_span(span, train_labels, kind, seed, num_classes, groups, **options)
+
+    def in_span(
+        self,
+        span: "Span",
+        train_labels: ArrayLike,
+        kind: Kind = "classification",
+        seed: int = 0,
+        num_classes: int | None = None,
+        groups: Sequence[Hashable] | None = None,
+        **options: Any,
+    ) -> NDArray[np.float64]:
+        """The same with edges that are prepared already: several models may share them."""
+        labels = checked_labels(train_labels, kind, num_classes)
+        if len(labels) != len(span.training):
             raise ValueError(
-                f"There are {len(features)} training scans and {len(labels)} labels: give one label per scan."
+                f"There are {len(span.training)} training scans and {len(labels)} labels: give one label per scan."
             )
-        # A solution with an L2 penalty lies in the span of the training scans, so turning the axes into that span
-        # changes no prediction and leaves as many features as scans. The many small fits that follow only lose time
-        # to threads, minutes when the machine is busy.
-        projection = make_pipeline(StandardScaler(), PCA(svd_solver="full"))
         with threadpool_limits(1), warnings.catch_warnings():
             # The perceptron is meant to stop after its epochs; the linear ones, to be good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "Got `batch_size`")  # fewer scans than in a batch: all of them are one
-            features = projection.fit_transform(features)
-            model = self.fit(features, labels, kind, seed, groups, **options)
+            model = self.fit(span.training, labels, kind, seed, groups, **options)
             predict = model.predict_proba if kind == "classification" else model.predict
-            return predict(projection.transform(test_features))
+            return predict(span.test)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Standardised edges, turned into the span of the training scans.
+
+    A solution with an L2 penalty lies in that span, so that no prediction changes, and as many features as scans are
+    left. The many small fits that follow only lose time to threads, minutes when the machine is busy.
+
+    Args:
+        training (`np.ndarray` of shape `(training scans, features)`): of the scans that are fitted.
+        test (`np.ndarray` of shape `(test scans, features)`): of those that are predicted.
+    """
+
+    training: NDArray[np.float64]
+    test: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, training: NDArray[np.float64], test: NDArray[np.float64]) -> "Span":
+        """The span of training edges `(training scans, edges)`, and test edges `(test scans, edges)` in it.
+
+        NaN, where a scan lacks an atlas, becomes the mean of the training scans.
+        """
+        scale, turn = StandardScaler(), PCA(svd_solver="full")
+        with threadpool_limits(1):
+            turned = turn.fit_transform(_without_nan(scale.fit_transform(training)))
+            return cls(turned, turn.transform(_without_nan(scale.transform(test))))
+
+
+def _without_nan(standardised: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.nan_to_num(standardised, nan=0.0) if np.isnan(standardised).any() else standardised
 
 
 def majority_baseline(train_labels: ArrayLike, num_test: int, kind: Kind = "classification") -> NDArray[np.float64]:
-    """Predict the same for everybody, from the training labels alone.
+    """Predict the same for every subject, from the training labels alone.
 
     Args:
         train_labels: class indices or numbers `(train subjects,)`, without missing ones.
@@ -162,7 +170,7 @@ def majority_baseline(train_labels: ArrayLike, num_test: int, kind: Kind = "clas
     Raises:
         ValueError: an unknown kind, no training subject, or a class with nobody in the training set.
     """
-    labels = _checked_labels(train_labels, kind, None)
+    labels = checked_labels(train_labels, kind, None)
     if kind == "regression":
         return np.full(num_test, labels.mean())
     return np.tile(np.bincount(labels) / len(labels), (num_test, 1))
@@ -179,7 +187,48 @@ def _fit_linear(
     else:
         model = Ridge(alpha=DEFAULT_RIDGE_ALPHA)
         grid = {"alpha": RIDGE_ALPHA_GRID}
-    return _choose(model, grid, features, labels, kind, seed, groups)
+    return choose_penalty(model, grid, features, labels, kind, seed, groups)
+
+
+def _fit_best_linear(
+    features: NDArray[np.float64], labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None
+) -> Any:
+    """Balanced logistic regression or balanced ridge, whichever the inner folds prefer; for a number, ridge.
+
+    Which of the two is better differs from task to task, so one of them alone is too easily beaten.
+    """
+    splitter = _inner_splitter(labels, kind, seed, groups)
+    if kind == "regression" or splitter is None:
+        return _fit_linear(features, labels, kind, seed, groups)
+    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
+    grid = [
+        {"model": [logistic], "model__C": LOGISTIC_C_GRID},
+        {"model": [RidgeClassifier(class_weight="balanced")], "model__alpha": RIDGE_ALPHA_GRID},
+    ]
+    search = GridSearchCV(Pipeline([("model", logistic)]), grid, scoring=_mean_area, cv=splitter)
+    best = search.fit(features, labels, groups=groups).best_estimator_
+    return best if hasattr(best, "predict_proba") else _calibrated(best, features, labels, splitter, groups)
+
+
+def _mean_area(model: Any, features: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """ROC AUC, of several classes the mean of one against the rest; ridge has scores, but no probabilities."""
+    scores = model.predict_proba(features) if hasattr(model, "predict_proba") else model.decision_function(features)
+    if scores.ndim == 1:
+        return float(roc_auc_score(labels, scores))
+    if scores.shape[1] == 2:
+        return float(roc_auc_score(labels, scores[:, 1]))
+    return float(np.mean([roc_auc_score(labels == index, scores[:, index]) for index in range(scores.shape[1])]))
+
+
+def _calibrated(
+    model: BaseEstimator, features: NDArray[np.float64], labels: NDArray[Any], splitter: Any, groups: Any
+) -> CalibratedClassifierCV:
+    """Probabilities by one temperature, which the inner folds determine.
+
+    A temperature keeps the order of the scores; a free slope could turn it round by chance.
+    """
+    folds = list(splitter.split(features, labels, groups))
+    return CalibratedClassifierCV(model, method="temperature", ensemble=False, cv=folds).fit(features, labels)
 
 
 def _fit_svm(
@@ -192,20 +241,17 @@ def _fit_svm(
     """
     if kind == "regression":
         model = TransformedTargetRegressor(SVR(kernel="linear", C=DEFAULT_SVM_C), transformer=StandardScaler())
-        return _choose(model, {"regressor__C": SVM_C_GRID}, features, labels, kind, seed, groups)
+        return choose_penalty(model, {"regressor__C": SVM_C_GRID}, features, labels, kind, seed, groups)
     model = LinearSVC(C=DEFAULT_SVM_C, class_weight="balanced", random_state=seed)
-    chosen = _choose(model, {"C": SVM_C_GRID}, features, labels, kind, seed, groups)
+    chosen = choose_penalty(model, {"C": SVM_C_GRID}, features, labels, kind, seed, groups)
     splitter = _inner_splitter(labels, kind, seed, groups)
     if splitter is None:
         return _Uncalibrated(chosen)
-    folds = list(splitter.split(features, labels, groups))
-    # A temperature keeps the order of the decision function; a free slope could turn it round by chance.
-    calibrated = CalibratedClassifierCV(chosen.best_estimator_, method="temperature", ensemble=False, cv=folds)
-    return calibrated.fit(features, labels)
+    return _calibrated(chosen.best_estimator_, features, labels, splitter, groups)
 
 
 class _Uncalibrated:
-    """Probabilities of a fitted classifier for which there are too few people to find a temperature."""
+    """Probabilities of a fitted classifier for which there are too few subjects to find a temperature."""
 
     def __init__(self, model: LinearSVC) -> None:
         self.model = model
@@ -239,14 +285,14 @@ def _fit_mlp(
         inner = make_pipeline(scale, MLPRegressor(**settings))
         model = TransformedTargetRegressor(inner, transformer=StandardScaler())
         grid = {"regressor__mlpregressor__alpha": MLP_ALPHA_GRID}
-        return _choose(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS)
+        return choose_penalty(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS)
     model = make_pipeline(scale, MLPClassifier(**settings))
     weights = {"mlpclassifier__sample_weight": compute_sample_weight("balanced", labels)}
     grid = {"mlpclassifier__alpha": MLP_ALPHA_GRID}
-    return _choose(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS, **weights)
+    return choose_penalty(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS, **weights)
 
 
-def _choose(
+def choose_penalty(
     model: BaseEstimator,
     grid: Mapping[str, tuple[float, ...]],
     features: NDArray[np.float64],
@@ -271,7 +317,7 @@ def _choose(
     )
 
 
-def _checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> NDArray[Any]:
+def checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> NDArray[Any]:
     """Training labels as int64 class indices or float64 numbers; refuses what no model could be trained on."""
     if kind not in get_args(Kind):
         raise ValueError(f"Unknown kind {kind!r}: give one of {', '.join(get_args(Kind))}.")
@@ -300,27 +346,21 @@ def _checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> ND
 def _inner_splitter(
     labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None, most: int = INNER_FOLDS
 ) -> KFold | GroupKFold | StratifiedKFold | StratifiedGroupKFold | None:
-    """Folds inside the training scans, or None when there are too few people to make two."""
-    people = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    """Folds inside the training scans, or None when there are too few subjects to make two."""
+    subjects = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if kind == "regression":
-        folds = min(most, len(np.unique(people)))
+        folds = min(most, len(np.unique(subjects)))
         splitter = KFold if groups is None else GroupKFold
     else:
         # A fold needs a person of every class on its validation side.
-        folds = min(most, *(len(np.unique(people[labels == label])) for label in np.unique(labels)))
+        folds = min(most, *(len(np.unique(subjects[labels == label])) for label in np.unique(labels)))
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     return splitter(n_splits=folds, shuffle=True, random_state=seed) if folds > 1 else None
 
 
-def _log_edges(connectivity: ArrayLike) -> NDArray[np.float64]:
-    """Edges of the matrix logarithm of connectivity, which the model's edge read-out sees, too."""
-    matrices = torch.as_tensor(np.asarray(connectivity), dtype=torch.float32)
-    # tanh undoes the Fisher z that `vectorise` takes of correlations.
-    return vectorise(np.tanh(matrix_logarithm(matrices, LCMConfig.edge_shrinkage).numpy()))
-
-
 linear_baseline = Baseline(_fit_linear)
-log_linear_baseline = Baseline(_fit_linear, _log_edges)
+log_linear_baseline = Baseline(_fit_linear, LOG_FC)
+best_linear_baseline = Baseline(_fit_best_linear, LOG_FC)
 svm_baseline = Baseline(_fit_svm)
 # The paper compares LCM with a perceptron on the same input (section 4).
 mlp_baseline = Baseline(_fit_mlp)

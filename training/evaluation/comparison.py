@@ -1,34 +1,50 @@
 """What LCM has to beat in a fold: simple models on the same rows and labels, and LCM itself from random weights."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import set_seed
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 
 from ..data.cohort import Cohort
-from ..reporting.results import CONSTANT
+from ..reporting.results import CONFOUNDS, CONSTANT
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import load_processor
-from .baselines import linear_baseline, log_linear_baseline, majority_baseline, mlp_baseline, svm_baseline
-from .design import Recipe, Task
+from .baselines import (
+    Baseline,
+    Span,
+    best_linear_baseline,
+    linear_baseline,
+    log_linear_baseline,
+    majority_baseline,
+    mlp_baseline,
+    svm_baseline,
+)
+from .confounds import confound_baseline
+from .design import Recipe
+from .features import FeatureKind, StoredLogFC, features
+from .tasks import Task
 
 
-FITTED: dict[str, tuple[str, Callable[..., NDArray[np.float64]]]] = {
+# What the settings call a model, what the tables call it, and the model.
+FITTED: dict[str, tuple[str, Baseline]] = {
     "linear": ("linear", linear_baseline),
     "linear_log": ("linear, log FC", log_linear_baseline),
+    "linear_best": ("linear, best", best_linear_baseline),
     "svm": ("linear SVM", svm_baseline),
     "mlp": ("MLP", mlp_baseline),
 }
 
 
 def baseline_predictions(
-    recipe: Recipe, task: Task, training: Cohort, test: Cohort, labelled: Cohort | None
+    recipe: Recipe,
+    task: Task,
+    training: Cohort,
+    test: Cohort,
+    labelled: Cohort | None,
+    edges: "FoldEdges",
 ) -> dict[str, np.ndarray]:
     """Predictions of the simple models, trained on the labels that LCM had.
 
@@ -39,23 +55,52 @@ def baseline_predictions(
         test (`Cohort`): test scans that have a value.
         labelled (`Cohort`, *optional*): training scans with a label, if they are not all: every model is then fitted
             on them, and the linear one once more on all labels of the fold.
+        edges (`FoldEdges`): features of the fold's scans.
     """
     wanted = recipe.arguments.baselines
     training = task.known(training)
     shown = training if labelled is None else labelled
     fits = {FITTED[name][0]: (FITTED[name][1], shown) for name in FITTED if name in wanted}
-    if "mlp" in wanted:
-        fits[FITTED["mlp"][0]] = (partial(mlp_baseline, hidden=recipe.arguments.mlp_hidden), shown)
     if labelled is not None and "linear" in wanted:
         fits["linear, all labels"] = (FITTED["linear"][1], training)
     predictions = {}
-    test_fc = test.connectivity() if fits else None
-    for name, (fit, fitted) in fits.items():
-        truth, subjects = task.truth(fitted), fitted.table["subject_id"].tolist()
-        predictions[name] = fit(fitted.connectivity(), truth, test_fc, task.kind, recipe.seed, groups=subjects)
+    for name, (baseline, fitted) in fits.items():
+        options = {"hidden": recipe.arguments.mlp_hidden} if name == FITTED["mlp"][0] else {}
+        predictions[name] = baseline.in_span(
+            edges.span(baseline.edges, fitted, test),
+            task.truth(fitted),
+            task.kind,
+            recipe.seed,
+            groups=fitted.table["subject_id"].tolist(),
+            **options,
+        )
+    if "confounds" in wanted and task.confounds:
+        subjects = shown.table["subject_id"].tolist()
+        predictions[CONFOUNDS] = confound_baseline(
+            task.confounds, shown, task.truth(shown), test, task.kind, recipe.seed, subjects
+        )
     if "majority" in wanted:
         predictions[CONSTANT[task.kind]] = majority_baseline(task.truth(training), len(test), task.kind)
     return predictions
+
+
+class FoldEdges:
+    """Features of a fold's scans in the span of those that are fitted, each once for all models and tasks.
+
+    Args:
+        stored (`StoredLogFC`, *optional*): log FC of all scans; none where FC is another one in every fold.
+    """
+
+    def __init__(self, stored: StoredLogFC | None = None) -> None:
+        self.stored = stored
+        self._spans: dict[tuple[object, ...], Span] = {}
+
+    def span(self, kind: FeatureKind, training: Cohort, test: Cohort) -> Span:
+        """Features of training scans, and of test scans in their span."""
+        key = (kind.name, *(np.asarray(cohort.table.index).tobytes() for cohort in (training, test)))
+        if key not in self._spans:
+            self._spans[key] = Span.of(*(features(kind, cohort, self.stored) for cohort in (training, test)))
+        return self._spans[key]
 
 
 def scratch_start(tuning: FinetuneArguments, folder: Path) -> FinetuneArguments:

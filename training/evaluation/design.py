@@ -1,15 +1,12 @@
 """What an evaluation does: its settings, the variables that are predicted, and the folds."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
-import pandas as pd
 from accelerate import PartialState
-from sklearn.exceptions import UndefinedMetricWarning
 
 from modeling_lcm import BEIVariable
 
@@ -17,88 +14,16 @@ from ..data.cohort import Cohort, load_cohort
 from ..data.combine import for_checkpoint, join_subjects, pool
 from ..data.folds import Folds, leave_site_out, make_folds
 from ..data.harmonise import harmonise
-from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.checkpoints import load_processor
-from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
+from ..trainer.vocabulary import pretraining_variables
 from .arguments import EvaluateArguments, read_stages
-from .baselines import Kind
-from .metrics import classification_metrics, regression_metrics
+from .confounds import confound_columns
+from .features import StoredLogFC
+from .tasks import Task, make_task, pretrained_tasks
 
 
 TESTED, JOINS = "tested", "joins"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A variable that is predicted, as it is scored.
-
-    Args:
-        variable (`BEIVariable`): the phenotype column, with the labels (and spellings) that are known.
-        labels (`tuple[str, ...]`): labels that are scored, of two the positive one last; empty for a number.
-    """
-
-    variable: BEIVariable
-    labels: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The phenotype column."""
-        return self.variable.name
-
-    @property
-    def is_classification(self) -> bool:
-        """Whether the variable is categorical."""
-        return bool(self.labels)
-
-    @property
-    def positive(self) -> str | None:
-        """The positive one of two labels."""
-        return self.labels[1] if len(self.labels) == 2 else None
-
-    @property
-    def kind(self) -> Kind:
-        """What the baselines call it."""
-        return "classification" if self.is_classification else "regression"
-
-    def values(self, table: pd.DataFrame) -> np.ndarray:
-        """Class index, or value in the variable's unit, of every scan `(scans,)`; NaN where none is scored.
-
-        Args:
-            table (`pd.DataFrame`): one row per scan; without the column, nothing is recorded.
-        """
-        if self.name not in table:
-            return np.full(len(table), np.nan)
-        values = table[self.name]
-        if self.is_classification:
-            known = [value for value in values.unique() if self.variable.knows(value)]
-            spelt = {value: self.variable.label_of(value) for value in known}
-            values = values.map(
-                {value: self.labels.index(label) for value, label in spelt.items() if label in self.labels}
-            )
-        return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
-
-    def known(self, cohort: Cohort) -> Cohort:
-        """Those scans whose value is recorded."""
-        return cohort.select(~np.isnan(self.values(cohort.table)))
-
-    def truth(self, cohort: Cohort) -> np.ndarray:
-        """Class indices (int) or values of scans that all have one."""
-        values = self.values(cohort.table)
-        return values.astype(int) if self.is_classification else values
-
-    def score(self, truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-        """Metrics of predictions (probabilities or values); undefined ones are NaN.
-
-        Args:
-            truth (`np.ndarray` of shape `(scans,)`): class indices or values.
-            predictions (`np.ndarray` of shape `(scans, classes)` or `(scans,)`): probabilities or values.
-        """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
-            if self.is_classification:
-                return classification_metrics(truth, predictions, self.labels)
-            return regression_metrics(truth, predictions)
 
 
 @dataclass(frozen=True)
@@ -135,11 +60,13 @@ class Parts(NamedTuple):
         pretraining (`Cohort`): what the pretraining may see, of all cohorts.
         training (`Cohort`): those of the tested cohort: for fine-tuning and the baselines.
         test (`Cohort`): what is predicted.
+        log_fc (`StoredLogFC`, *optional*): log FC of all scans, by their number, where it is the same in every fold.
     """
 
     pretraining: Cohort
     training: Cohort
     test: Cohort
+    log_fc: StoredLogFC | None = None
 
 
 @dataclass(frozen=True)
@@ -151,11 +78,13 @@ class Design:
         cohort (`Cohort`): scans of all cohorts; whoever is one subject has one id.
         part (`np.ndarray` of shape `(scans,)`): of every scan "tested" (of the cohort that is split), "joins" (it only
             joins the pretraining) or the folder of its external data set.
+        log_fc (`StoredLogFC`, *optional*): log FC of all scans, where it is the same in every fold.
     """
 
     recipe: Recipe
     cohort: Cohort
     part: np.ndarray
+    log_fc: StoredLogFC | None = None
 
     @property
     def tested(self) -> Cohort:
@@ -185,88 +114,8 @@ class Design:
         cohort, column = self.cohort, self.recipe.arguments.harmonise
         if column is not None:
             cohort = harmonise(cohort, cohort.select(may_train), column)
-        return Parts(*(cohort.select(mask) for mask in (may_train, own, is_test & (self.part == tested_part))))
-
-
-def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable | None = None) -> Task:
-    """The downstream variable of a fine-tuning configuration.
-
-    Args:
-        cohort (`Cohort`): the tested cohort.
-        arguments (`FinetuneArguments`): settings.
-        known (`BEIVariable`, *optional*): the variable, if it was pretrained.
-
-    Raises:
-        ValueError: the column does not exist, has no value or a single one, or not the positive label.
-    """
-    cohort.require_column(arguments.task)
-    table = only_labels(cohort.table, arguments)
-    _require_values(table, arguments.task)
-    variable = task_variable(table, arguments, known, cohort.positive)
-    return _task(table, variable, arguments.positive is not None)
-
-
-def pretrained_tasks(cohort: Cohort, arguments: PretrainArguments, names: Sequence[str] = ()) -> tuple[Task, ...]:
-    """The variables of a pretraining configuration that the tested cohort has, or those of them that are named.
-
-    Args:
-        cohort (`Cohort`): the tested cohort.
-        arguments (`PretrainArguments`): names the variables, or a saved vocabulary.
-        names (`Sequence[str]`): which to score; all by default.
-
-    Raises:
-        ValueError: a name that is not pretrained or not in the data, or nothing to score.
-    """
-    table = cohort.table
-    if arguments.vocabulary is not None:
-        variables = [variable.name for variable in load_vocabulary(arguments.vocabulary)]
-    else:
-        variables = [*arguments.categorical, *arguments.continuous]
-    unknown = [name for name in names if name not in variables]
-    if unknown:
-        raise ValueError(f"The tasks {', '.join(unknown)} are not pretrained; those are {', '.join(variables)}.")
-    chosen = list(names) or [name for name in variables if name in table and table[name].notna().any()]
-    if not chosen:
-        raise ValueError(f"None of the pretrained variables {', '.join(variables)} is recorded in the tested cohort.")
-    for name in chosen:
-        _require_values(table, name)
-    found = {each.name: each for each in pretraining_variables(cohort, arguments, chosen)}
-    asked = {entry.partition("=")[0] for entry in arguments.positive}
-    return tuple(_task(table, found[name], name in asked) for name in chosen)
-
-
-def _require_values(table: pd.DataFrame, name: str) -> None:
-    """Raise `ValueError` when a column is absent, without any value, or the same for everybody."""
-    if name not in table:
-        raise ValueError(f"There is no column {name!r} in the tested cohort; it has {', '.join(table.columns)}.")
-    values = table[name].dropna()
-    if values.empty:
-        raise ValueError(f"{name!r} is recorded for nobody in the tested cohort: there is nothing to score.")
-    if values.nunique() == 1:
-        raise ValueError(f"{name!r} is {values.iloc[0]} for everybody in the tested cohort: nothing to predict.")
-
-
-def _task(table: pd.DataFrame, variable: BEIVariable, is_asked: bool = False) -> Task:
-    """The task of a variable; labels that nobody here has are left out of it, and of two the positive one is last.
-
-    Raises:
-        ValueError: a value that is none of the labels, or no number; or a positive label is asked for, and the table
-            has more labels than two.
-    """
-    subjects = table["subject_id"].tolist()
-    variable.parse(table[variable.name].tolist(), lambda scan: f"subject {subjects[scan]}")
-    if variable.kind == "continuous":
-        return Task(variable, ())
-    every = Task(variable, tuple(variable.labels)).values(table)
-    present = sorted({int(index) for index in every[~np.isnan(every)]})
-    if is_asked and len(present) != 2:
-        raise ValueError(
-            f"positive is {variable.positive!r}, but {variable.name!r} has {len(present)} labels in the tested "
-            "cohort; it must be one of two."
-        )
-    if len(present) == 2 and variable.positive is not None:
-        present.sort(key=lambda index: variable.labels[index] == variable.positive)
-    return Task(variable, tuple(variable.labels[index] for index in present))
+        test = cohort.select(is_test & (self.part == tested_part))
+        return Parts(cohort.select(may_train), cohort.select(own), test, self.log_fc)
 
 
 def draw_folds(design: Design, output: Path) -> list[Folds]:
@@ -347,7 +196,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
         cohort = cohort.with_atlas(pretraining.atlas)
-    elif tuning is not None:
+    elif tuning is not None and tuning.checkpoint:  # the ridge head needs none
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
@@ -356,18 +205,31 @@ def make_design(arguments: EvaluateArguments) -> Design:
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
     tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
-    tasks: tuple[Task, ...] = ()
-    if tuning is not None:
-        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
-    elif pretraining is not None:
-        tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
-    recipe = Recipe(tasks, pretraining, tuning, arguments)
+    recipe = Recipe(_tasks(cohort, arguments, tuning, pretraining), pretraining, tuning, arguments)
     parts = {TESTED: len(cohort)}
     if arguments.train_data or arguments.external:
         cohort, sizes = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
         others = len(arguments.train_data) + 1
         parts |= {JOINS: sum(sizes[1:others])} | dict(zip(arguments.external, sizes[others:], strict=True))
     return Design(recipe, cohort, np.repeat(np.array([*parts], dtype=object), [*parts.values()]))
+
+
+def _tasks(
+    cohort: Cohort,
+    arguments: EvaluateArguments,
+    tuning: FinetuneArguments | None,
+    pretraining: PretrainArguments | None,
+) -> tuple[Task, ...]:
+    """What is predicted: the downstream task, or the pretrained variables."""
+    tasks: tuple[Task, ...] = ()
+    if tuning is not None:
+        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
+    elif pretraining is not None:
+        tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
+    if "confounds" not in arguments.baselines:
+        return tasks
+    known = (cohort.table, arguments.site_column, arguments.confounds)
+    return tuple(replace(task, confounds=tuple(confound_columns(task.name, *known))) for task in tasks)
 
 
 def _with_positive(
@@ -390,6 +252,8 @@ def _pretrained_variable(
     cohort: Cohort, tuning: FinetuneArguments, pretraining: PretrainArguments | None
 ) -> BEIVariable | None:
     """The downstream variable as the checkpoint knows it, or will know it; `None` if it is a new one."""
+    if pretraining is None and not tuning.checkpoint:
+        return None
     if pretraining is None:
         known = load_processor(tuning.checkpoint).tokenizer.variables
     else:

@@ -1,6 +1,6 @@
 """How good predictions are: scikit-learn's metrics as plain floats, undefined ones as NaN and a warning that says why.
 
-The functions are what our scripts call. The `evaluate.Metric` classes at the end wrap them for people who collect
+The functions are what our scripts call. The `evaluate.Metric` classes at the end wrap them for users who collect
 their predictions with Hugging Face Evaluate; they need no network, because they are constructed here instead of being
 loaded by name.
 """
@@ -77,7 +77,7 @@ def calibration_bins(confidence: ArrayLike) -> NDArray[np.int64]:
 
 
 def expected_calibration_error(correct: ArrayLike, confidence: ArrayLike) -> float:
-    """Distance between confidence and accuracy in ten bins of confidence, weighted by the people in them.
+    """Distance between confidence and accuracy in ten bins of confidence, weighted by the subjects in them.
 
     Args:
         correct: whether the predicted class is the true one `(subjects,)`.

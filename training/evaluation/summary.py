@@ -13,10 +13,13 @@ from sklearn.exceptions import UndefinedMetricWarning
 from ..data.cohort import Cohort
 from ..data.folds import Folds
 from ..files import file_name
-from ..reporting.results import HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
-from .design import Design, Task
+from ..reporting.results import CONSTANT, HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
+from ..trainer.arguments import FinetuneArguments, PretrainArguments
+from .design import Design
 from .metrics import summarise
-from .uncertainty import Predictions
+from .tasks import Task
+from .uncertainty import Array, Predictions, interval
+from .verdict import decisions, difference
 
 
 FEWEST = 5  # subjects of a site or sex for a row of its own
@@ -75,9 +78,12 @@ def prediction_tables(
 
 def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
     """Per model its predictions of all folds together."""
-    scored = [(result["repeat"], result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
+    scored = [(result, result["tasks"][task.name]) for result in results if task.name in result["tasks"]]
     rows = np.concatenate([entry["rows"] for _, entry in scored])
-    repeats = np.concatenate([np.full(len(entry["rows"]), repeat) for repeat, entry in scored])
+    repeats, folds = (
+        np.concatenate([np.full(len(entry["rows"]), result[name]) for result, entry in scored])
+        for name in ("repeat", "fold")
+    )
     scans = design.cohort.select(rows)
     table, truth = scans.table, task.truth(scans)
     column = design.recipe.arguments.site_column
@@ -92,7 +98,8 @@ def pooled_predictions(design: Design, task: Task, results: Sequence[dict[str, A
                 [np.array([entry["predictions"][name] for name in names]).T for _, entry in scored]
             )
             values = values if task.is_classification else values[:, 0]
-            found[model] = Predictions(truth, values, table["subject_id"].astype(str).to_numpy(), repeats, sites)
+            subjects = table["subject_id"].astype(str).to_numpy()
+            found[model] = Predictions(truth, values, subjects, repeats, folds, sites)
     return found
 
 
@@ -110,14 +117,19 @@ def _task_summary(
         }
     arguments = design.recipe.arguments
     pooled = pooled_predictions(design, task, results)
+    resamples, seed = arguments.resamples, arguments.seed
+    resampled = {name: each.bootstrap(resamples, seed) for name, each in pooled.items()} if resamples else {}
     for name, predictions in pooled.items():
-        _add_uncertainty(models[name], predictions, arguments.resamples, arguments.seed)
-    positive = {} if task.positive is None else {"positive": task.positive}
+        _add_uncertainty(models[name], predictions, resampled.get(name), resamples, seed)
+    thresholds = {name: decisions(each) for name, each in pooled.items() if name not in CONSTANT.values()}
+    own = {} if task.positive is None else {"positive": task.positive}
+    if "confounds" in arguments.baselines:
+        own["confounds"] = ", ".join(task.confounds) or "none is recorded"
     columns = [column for column in dict.fromkeys((arguments.site_column, "sex")) if column != task.name]
     groups = {column: _by_group(design, column, pooled, results, task) for column in columns}
     return TaskResults(
         title=arguments.title if design.recipe.tuning else f"{arguments.title}: {task.name}",
-        protocol={"task": task.name, "labels": list(task.labels), **positive, **protocol},
+        protocol={"task": task.name, "labels": list(task.labels), **own, **protocol},
         n_subjects=int(tested.subjects.nunique()),
         n_scans=len(rows),
         models=models,
@@ -125,17 +137,21 @@ def _task_summary(
         groups={column: found for column, found in groups.items() if found},
         best_layers=_best_layers(task, results),
         members=[[_with_nan(member) for member in entry["members"]] for entry in scored if "members" in entry],
+        difference=difference(task, "roc_auc" if task.is_classification else "pearson_r", pooled, resampled),
+        decisions={name: found for name, found in thresholds.items() if found is not None},
     )
 
 
-def _add_uncertainty(metrics: dict[str, Score], predictions: Predictions, resamples: int, seed: int) -> None:
+def _add_uncertainty(
+    metrics: dict[str, Score], predictions: Predictions, resampled: dict[str, Array] | None, resamples: int, seed: int
+) -> None:
     """Add the pooled score to every metric, with interval and p-value where they were asked for."""
     for name, value in predictions.scores().items():
         metrics[name].pooled = value
-    if not resamples:
+    if resampled is None:
         return
-    for name, interval in predictions.intervals(resamples, seed).items():
-        metrics[name].interval = interval
+    for name, scores in resampled.items():
+        metrics[name].interval = interval(scores)
     for name, (p_value, permuted) in predictions.permutation_test(resamples, seed).items():
         metrics[name].p_value, metrics[name].permuted_mean = p_value, permuted
 
@@ -166,7 +182,7 @@ def _by_group(
     tested = [r["tasks"][task.name]["rows"] for r in results if task.name in r["tasks"]]
     texts = design.cohort.table[column].iloc[np.concatenate(tested)].astype("string")
     values = texts.astype(object).where(texts.notna(), None).to_numpy()
-    subjects = next(iter(pooled.values())).people
+    subjects = next(iter(pooled.values())).subjects
     groups: dict[str, Group] = {}
     for value in sorted(set(values) - {None}):
         members = np.flatnonzero(values == value)
@@ -208,11 +224,11 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "folds": len(folds[0].test_subjects),
         "split": split,
         "split_checksum": folds[0].checksum if len(folds) == 1 else [each.checksum for each in folds],
-        "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
+        "epoch": _epoch(stage),
         "pretraining": (
             "in every fold, on its training subjects only"
             if tuning is None or design.recipe.pretraining is not None
-            else tuning.checkpoint
+            else tuning.checkpoint or "none"
         ),
     }
     if tuning is not None:
@@ -227,16 +243,23 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     if arguments.train_data:
         names = ", ".join(Path(folder).name for folder in arguments.train_data)
         protocol["other_cohorts"] = (
-            f"{design.num_joining} scans of {names} join the pretraining, without people who are tested in the fold"
+            f"{design.num_joining} scans of {names} join the pretraining, without subjects who are tested in the fold"
         )
     if arguments.optimistic:
         protocol["optimistic"] = (
             "LCM, optimistic is scored at the best epoch on the very test fold, as is usual in the field: no estimate "
-            "for new people"
+            "for new subjects"
         )
     if arguments.harmonise is not None:
         protocol["harmonised"] = f"across {arguments.harmonise}, fitted on training scans"
     return protocol | _resampling_protocol(design)
+
+
+def _epoch(stage: PretrainArguments | FinetuneArguments) -> str:
+    """Which state of the training is tested."""
+    if isinstance(stage, FinetuneArguments) and stage.head == "ridge":
+        return "none: fitted in closed form, its settings by leaving training subjects out"
+    return "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch"
 
 
 def _resampling_protocol(design: Design) -> dict[str, str]:
@@ -246,8 +269,8 @@ def _resampling_protocol(design: Design) -> dict[str, str]:
         return {}
     within = f" within {column}" if column in design.cohort.table else ""
     return {
-        "interval": f"95 % of {count} bootstrap resamples of the test people, on the pooled predictions of all folds; "
-        "it covers who was tested, not the chance of training",
+        "interval": f"95 % of {count} bootstrap resamples of the test subjects, on the pooled predictions of all "
+        "folds; it covers who was tested, not the chance of training",
         "p_value": f"share of {count} permutations of the labels{within} that score as well with the same predictions",
     }
 

@@ -1,7 +1,7 @@
 """Settings of preparing and merging data sets."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..settings import require_choices, setting
 
@@ -44,12 +44,15 @@ class PrepareArguments:
         "bids and fetch.",
         example="participants.tsv",
     )
-    connectivity: str | None = setting(
+    connectivity: list[str] | str | None = setting(
         None,
         "FC matrices: one .npz for all scans, or a file per scan, as a pattern with column names in braces, such as "
-        '"fc/{participant_id}.npy" (.npy .npz .mat .tsv .csv .txt .1D).',
+        '"fc/{participant_id}.npy" (.npy .npz .mat .tsv .csv .txt .1D). Of several atlases: a pattern for each, or '
+        "one with {atlas}.",
     )
-    time_series: str | None = setting(None, "ROI time series (volumes, regions) instead of FC, given the same way.")
+    time_series: list[str] | str | None = setting(
+        None, "ROI time series (volumes, regions) instead of FC, given the same way."
+    )
     images: str | None = setting(None, "Preprocessed 4-D NIfTI images in MNI space, as a pattern.")
     bids: str | None = setting(
         None, "Folder of derivatives: all runs of fMRIPrep in MNI space, or the tables that XCP-D made of them."
@@ -80,15 +83,18 @@ class PrepareArguments:
     absent_scans: Literal["report", "expected"] = setting(
         "report", 'Rows without a scan: "report", or "expected" if they are no mistake.'
     )
-    atlas: str | None = setting(
+    atlas: list[str] | str | None = setting(
         None,
-        "Atlas id; decides how many regions are needed and their order. Default: aal-116, or that of --bids's tables.",
+        "Atlas id; decides how many regions are needed and their order. Default: aal-116, or that of --bids's tables. "
+        "Several: every scan is stored in each of them.",
         group="atlas and FC",
         example="schaefer-200",
     )
-    labels_img: str | None = setting(None, "Label image of the atlas, for NIfTI input. Default: fetched by nilearn.")
-    labels: str | None = setting(None, "Names of its values: a table with columns index and name.")
-    regions: str | None = setting(
+    labels_img: list[str] | str | None = setting(
+        None, "Label image of the atlas (of each), for NIfTI input. Default: fetched by nilearn."
+    )
+    labels: list[str] | str | None = setting(None, "Names of its values: a table with columns index and name.")
+    regions: list[str] | str | None = setting(
         None, "Table with a column `name`: regions in the order of the data. Default: the atlas's own, if known."
     )
     estimator: Literal["pearson", "ledoit_wolf"] = setting("pearson", "Estimator of the correlations.")
@@ -140,6 +146,45 @@ class PrepareArguments:
         require_choices(self)
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}.")
+
+
+# Settings of which every atlas may have its own.
+_OF_ATLAS = ("atlas", "connectivity", "time_series", "labels_img", "labels", "regions")
+
+
+def in_each_atlas(arguments: PrepareArguments) -> list[PrepareArguments]:
+    """The settings of every atlas, with one value where several may be given.
+
+    Raises:
+        ValueError: the settings name different numbers of atlases.
+    """
+    values = {name: getattr(arguments, name) for name in _OF_ATLAS}
+    lists = {name: [value] if isinstance(value, str) else value for name, value in values.items() if value}
+    most = max(lists, key=lambda name: len(lists[name]), default="atlas")
+    count = len(lists.get(most, [None]))
+    atlases = lists.get("atlas", [None])
+    doubled = [atlas for atlas in atlases if atlases.count(atlas) > 1]
+    if doubled:
+        raise ValueError(f"atlas has {doubled[0]} twice: name every atlas once.")
+    for name, given in lists.items():
+        shares = name in ("connectivity", "time_series") and "{atlas}" in given[0]
+        if len(given) != count and not (len(given) == 1 and shares):
+            pattern = ", or a pattern with {atlas}" if name in ("connectivity", "time_series") else ""
+            raise ValueError(
+                f"{most} has {count} values and {name} has {len(given)}: with several atlases give one for each, in "
+                f"the order of --atlas{pattern}."
+            )
+    if count > 1 and "atlas" not in lists:
+        raise ValueError(f"{most} has {count} values: name the atlas of each with --atlas.")
+    found = []
+    for number in range(count):
+        one: dict[str, Any] = dict.fromkeys(_OF_ATLAS)
+        one |= {name: given[number if len(given) > 1 else 0] for name, given in lists.items()}
+        for name in ("connectivity", "time_series"):
+            if one[name] and one["atlas"]:
+                one[name] = one[name].replace("{atlas}", one["atlas"])
+        found.append(replace(arguments, **one))
+    return found
 
 
 @dataclass

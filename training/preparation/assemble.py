@@ -6,26 +6,27 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from modeling_lcm import BEITokenizer, FCFeatureExtractor
+from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
-from ..data.card import describe_dataset, write_card
 from ..data.cohort import PREFIX
-from ..data.dataset_folder import COHORTS_FILE, FC_DEFINITION, QUALITY
+from ..data.dataset_folder import QUALITY
 from ..data.duplicates import find_duplicates
 from ..data.labels import data_set_labels
-from ..files import write_folder, write_json
-from ..manifest import seal
-from .dataset_files import Scans, write_arrow, write_parquet
+from ..data.triangles import count_edges
+from ..files import write_folder
+from .agreement import check_agreement
+from .content import Content, to_write, write_dataset
 from .phenotypes import Cleaned
 from .quality import (
     HOMOTOPIC_ORDER,
-    STATISTICS,
     Rules,
     Statistics,
     coverage_text,
@@ -33,15 +34,13 @@ from .quality import (
     shift_against,
 )
 from .recipes import Recipe
-from .report import Pictures, write_quality_report
-from .shards import FinishedScans, disk_full_explained
+from .report import Pictures
+from .shards import FinishedScans
 from .sources.base import Source
 
 
-VOCABULARY = "vocabulary"
 ORDER_NOT_CHECKED = "order of regions not checked"
 _OTHER_COUNT = re.compile(r"has (\d+ regions \([^)]*\)), but this processor is for")
-SERIES_CHUNK = 32  # scans with time series that are copied at once: 100 kB to 1 MB each
 MEASURES = ("mean_fd", "volumes", "missing_regions", "mean_fc", "homotopic")
 
 
@@ -74,6 +73,7 @@ class PreparedCohort:
         excluded (`list[Excluded]`): scans left out before reading.
         settings (`dict`): settings of the run.
         positive (`dict[str, str]`): declared positive labels, by variable.
+        others (`tuple[FCFeatureExtractor, ...]`): FC definitions of further atlases.
     """
 
     recipe: Recipe
@@ -85,6 +85,7 @@ class PreparedCohort:
     excluded: list[Excluded]
     settings: dict[str, Any]
     positive: dict[str, str]
+    others: tuple[FCFeatureExtractor, ...] = ()
 
 
 def assemble(
@@ -111,6 +112,9 @@ def assemble(
         ValueError: no scan is left, or the disk is full.
     """
     table, excluded = _with_measures(cohort, scans, rows), list(cohort.excluded)
+    edges = [count_edges(extractor) for extractor in (cohort.extractor, *cohort.others)]
+    by_atlas = [scans.in_atlas(number, edges) for number in range(len(edges))] if cohort.others else [scans]
+    scans = by_atlas[0]
     kept = []
     for number, (row, record) in enumerate(zip(rows, scans.records, strict=True)):
         measures = record | {"mean_fd": _number(table["qc_mean_fd"].iloc[number])}
@@ -119,6 +123,10 @@ def assemble(
             kept.append(number)
         else:
             excluded.append(Excluded(cohort.source.places[row], reason, "error" not in record))
+            continue
+        for extractor, part in zip((cohort.extractor, *cohort.others), by_atlas, strict=True):
+            if (error := part.record_of(number).get("error")) is not None:
+                excluded.append(Excluded(cohort.source.places[row], f"in the atlas {extractor.atlas}: {error}", False))
     _require_scans(kept, excluded)
     subjects = table["subject_id"].astype(str)
     statistics = _statistics(scans, kept)
@@ -136,82 +144,47 @@ def assemble(
         statistics = _statistics(scans, kept)
     table = table.iloc[kept].reset_index(drop=True)
     pictures = Pictures(table, cohort.extractor, statistics.mean)
-    pictures.add(scans.triangles(kept))
+    pictures.add(_filled(part, statistics.mean) for part in scans.triangles(kept))
     quality = _quality(cohort, scans, kept, table, excluded, [(places[a], places[b], r) for a, b, r in doubles])
+    quality["motion"] = pictures.motion_verdict()
     if reference is not None:
         quality["shift"] = shift_against(reference, statistics, cohort.extractor.region_fingerprint)
-
+    keep_series = cohort.settings["keep_time_series"]
+    if cohort.others:
+        quality["remarks"] += _compare(cohort, by_atlas, kept, [places[number] for number in kept])
+    others = tuple(
+        (extractor, to_write(part, kept, keep_series, f"_{extractor.atlas}"))
+        for extractor, part in zip(cohort.others, by_atlas[1:], strict=True)
+    )
     content = Content(
-        table, to_write(scans, kept, cohort.settings["keep_time_series"]), cohort.extractor, statistics, pictures,
-        quality, [cohort_record(cohort, table)], vocabulary_of(cohort), parquet,
+        table, to_write(scans, kept, keep_series), cohort.extractor, statistics, pictures,
+        quality, [cohort_record(cohort, table)], vocabulary_of(cohort), parquet, others,
     )  # fmt: skip
     write_folder(output, lambda folder: write_dataset(folder, content))
     shutil.rmtree(work)
     return output
 
 
-@dataclass(frozen=True)
-class Content:
-    """Everything that a data set folder holds.
-
-    Args:
-        table (`pd.DataFrame`): one row per scan.
-        scans (`Scans`): FC and, if they are kept, time series.
-        extractor (`FCFeatureExtractor`): FC definition.
-        statistics (`Statistics`): of the FC.
-        pictures (`Pictures`): of the report.
-        quality (`dict`): content of quality.json.
-        cohorts (`list[dict]`): content of cohorts.json.
-        variables (`list[BEIVariable]`): the vocabulary; may be empty.
-        parquet (`bool`): whether to write Parquet files too.
-    """
-
-    table: pd.DataFrame
-    scans: Scans
-    extractor: FCFeatureExtractor
-    statistics: Statistics
-    pictures: Pictures
-    quality: dict[str, Any]
-    cohorts: list[dict[str, Any]]
-    variables: list[BEIVariable]
-    parquet: bool = True
+def _filled(triangles: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Triangles with the mean where a scan lacks the atlas."""
+    return np.where(np.isnan(triangles), mean.astype(np.float16), triangles)
 
 
-def to_write(scans: FinishedScans, kept: list[int], keep_series: bool) -> Scans:
-    """The scans of a data set as they are written."""
-    if not keep_series:
-        return Scans(scans.edges, lambda: scans.triangles(kept))
-    volumes = [scans.records[number]["volumes"] for number in kept]
-    return Scans(
-        scans.edges,
-        lambda: scans.triangles(kept, SERIES_CHUNK),
-        lambda: scans.series(kept, SERIES_CHUNK),
-        volumes,
-    )
-
-
-def write_dataset(folder: Path, content: Content) -> None:
-    """Write a data set into an empty folder.
+def _compare(cohort: PreparedCohort, by_atlas: list[FinishedScans], kept: list[int], places: list[str]) -> list[str]:
+    """Remarks about scans that lack an atlas, or whose atlases seem to be of different scans.
 
     Raises:
-        ValueError: the disk is full.
+        ValueError: two atlases are of other scans altogether.
     """
-    with disk_full_explained():
-        write_arrow(folder, content.table, content.scans)
-        content.extractor.to_json_file(folder / FC_DEFINITION)
-        content.statistics.save(folder / STATISTICS, content.extractor.region_fingerprint)
-        write_json(folder / QUALITY, content.quality)
-        write_json(folder / COHORTS_FILE, content.cohorts)
-        if content.variables:
-            BEITokenizer(variables=content.variables).save_pretrained(folder / VOCABULARY)
-            seal(folder / VOCABULARY)
-        write_quality_report(folder / "quality.html", content.quality, content.pictures)
-        has_series = content.scans.series is not None
-        description = describe_dataset(content.quality, content.cohorts, content.extractor, content.table, has_series)
-        write_card(folder, content.quality["title"], description, content.parquet)
-        if content.parquet:
-            write_parquet(folder / "parquet", content.table, content.scans)
-        seal(folder)
+    atlases = [str(extractor.atlas) for extractor in (cohort.extractor, *cohort.others)]
+    remarks = check_agreement(atlases, [partial(part.triangles, kept) for part in by_atlas], places)
+    unlike = []
+    for place, number in zip(places, kept, strict=True):
+        volumes = {part.record_of(number).get("volumes") for part in by_atlas} - {None}
+        unlike += [place] if len(volumes) > 1 else []
+    if unlike:
+        remarks.append(f"{len(unlike)} scans have other numbers of volumes in one atlas than in another: {unlike[0]}")
+    return remarks
 
 
 def _with_measures(cohort: PreparedCohort, scans: FinishedScans, rows: list[int]) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Tables and scans -> one data set folder."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from modeling_lcm import FCFeatureExtractor
@@ -13,7 +15,7 @@ from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
 from ..files import claim, require_new
-from .arguments import PATHS, PrepareArguments
+from .arguments import PATHS, PrepareArguments, in_each_atlas
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
@@ -21,11 +23,13 @@ from .recipes import default_of, load_recipe
 from .recognise import DATASET, recognise
 from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source
+from .sources.images import ImageSource
 from .sources.opening import INPUTS, open_source
+from .sources.several import SeveralAtlases, join_sources
 from .sources.tables import read_table
 from .stamps import are_unchanged
-from .table import check_table, describe
-from .workers import Job, run
+from .table import check_table, describe, identifiers
+from .workers import AtlasJobs, Job, run
 
 
 def prepare(arguments: PrepareArguments) -> Path:
@@ -59,9 +63,8 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     rules = Rules(
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
-    source = open_source(arguments, lambda table: check_table(table, arguments, recipe))
+    settings, source = _open(arguments, lambda table: check_table(table, arguments, recipe))
     source.remarks[:0] = told
-    arguments = replace(arguments, atlas=source.atlas_id() or arguments.atlas or DEFAULT_ATLAS)
     if arguments.keep_time_series and source.kind != "time_series":
         raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
     expected = arguments.absent_scans == "expected"
@@ -73,25 +76,64 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     labels = {name: infer_variable(table, name, "categorical").labels for name in label_columns(table)}
     positive |= read_positive(arguments.positive, labels)
     excluded += [Excluded(source.places[row], reason, True) for row, reason in excluded_rows.items()]
-    extractor = make_extractor(arguments, source)
     rows = [row for row in range(len(source.table)) if row not in excluded_rows]
-    refuse_other_measures(source, extractor, rows)
+    job = _make_job(settings, source)
+    for part, own in _parts(job, rows):
+        refuse_other_measures(part.source, part.extractor, own)
     work = work_folder(output)
-    _read_scans(arguments, source, extractor, rows, work)
+    _read_scans(arguments, job, rows, work)
     if arguments.shard is not None:
         return work
-    cohort = PreparedCohort(recipe, table, cleaned, source, extractor, rules, excluded, asdict(arguments), positive)
-    edges = count_edges(extractor)
+    if len(settings) == 1:
+        arguments = settings[0]
+    first, *others = (part.extractor for part, _ in _parts(job, rows))
+    cohort = PreparedCohort(
+        recipe, table, cleaned, source, first, rules, excluded, asdict(arguments), positive, tuple(others)
+    )
     merges = arguments.merge_shards is not None
     scans = FinishedScans.open(
         work,
         arguments.merge_shards or 1,
         len(rows),
-        edges,
+        count_edges(first),
         # What this run has read itself is not read once more.
         lambda record: are_unchanged(record.get("source"), source.files(rows[record["row"]]), with_content=merges),
     )
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
+
+
+def _open(arguments: PrepareArguments, check: Callable[[pd.DataFrame], None]) -> tuple[list[PrepareArguments], Source]:
+    """The settings of every atlas, each with its id; and the scans, in one atlas or in several."""
+    settings = in_each_atlas(arguments)
+    sources = [open_source(each, check) for each in settings]
+    atlases = [
+        source.atlas_id() or str(each.atlas or DEFAULT_ATLAS) for each, source in zip(settings, sources, strict=True)
+    ]
+    settings = [replace(each, atlas=atlas) for each, atlas in zip(settings, atlases, strict=True)]
+    if len(settings) == 1:
+        return settings, sources[0]
+    for source in sources:
+        if isinstance(source, ImageSource):
+            source.only_atlas = False
+    return settings, join_sources(sources, atlases, identifiers(arguments))
+
+
+def _make_job(settings: Sequence[PrepareArguments], source: Source) -> Job | AtlasJobs:
+    sources = source.parts if isinstance(source, SeveralAtlases) else [source]
+    jobs = []
+    for each, part in zip(settings, sources, strict=True):
+        extractor = make_extractor(each, part)
+        jobs.append(Job(part, extractor, pairs_of(extractor), each.keep_time_series))
+    return AtlasJobs(source, tuple(jobs)) if isinstance(source, SeveralAtlases) else jobs[0]
+
+
+def _parts(job: Job | AtlasJobs, rows: Sequence[int]) -> list[tuple[Job, list[int]]]:
+    """The job of every atlas, and the rows of its source."""
+    if isinstance(job, Job):
+        return [(job, list(rows))]
+    numbers = range(len(job.jobs))
+    own = [[each for row in rows if (each := job.source.rows[row][number]) is not None] for number in numbers]
+    return list(zip(job.jobs, own, strict=True))
 
 
 def _with_recognised(arguments: PrepareArguments) -> tuple[PrepareArguments, list[str]]:
@@ -106,7 +148,11 @@ def _with_recognised(arguments: PrepareArguments) -> tuple[PrepareArguments, lis
     given = [name for name in INPUTS if getattr(arguments, name) is not None]
     if given:
         raise ValueError(f"input is recognised, and {given[0]} says where the scans are: give one of them.")
-    found = recognise(arguments.input, arguments.participants, [arguments.atlas] if arguments.atlas else [])
+    found = recognise(
+        arguments.input,
+        arguments.participants,
+        [arguments.atlas] if isinstance(arguments.atlas, str) else arguments.atlas or [],
+    )
     if found.kind == DATASET:
         raise ValueError(f"{found.words} There is nothing to prepare: give it as --data to the next command.")
     free = {item.name for item in fields(arguments) if getattr(arguments, item.name) == default_of(item)}
@@ -114,11 +160,12 @@ def _with_recognised(arguments: PrepareArguments) -> tuple[PrepareArguments, lis
     return replace(arguments, input=None, **changes), [found.words]
 
 
-def _read_scans(
-    arguments: PrepareArguments, source: Source, extractor: FCFeatureExtractor, rows: list[int], work: Path
-) -> None:
+def _read_scans(arguments: PrepareArguments, job: Job | AtlasJobs, rows: list[int], work: Path) -> None:
     """Compute FC of every scan that is not finished yet."""
-    plan: dict[str, Any] = {"scans": [source.places[row] for row in rows], "fc": extractor.to_dict()}
+    source = job.source
+    definitions = [part.extractor.to_dict() for part, _ in _parts(job, rows)]
+    plan: dict[str, Any] = {"scans": [source.places[row] for row in rows]}
+    plan |= {"fc": definitions[0] if len(definitions) == 1 else definitions}
     plan |= {"settings": source.settings, "keep_time_series": arguments.keep_time_series}
     plan["shards"] = arguments.merge_shards or (Shard.parse(arguments.shard).count if arguments.shard else 1)
     open_plan(work, plan)
@@ -131,7 +178,6 @@ def _read_scans(
     try:
         todo = [number for number in shard.rows(len(rows)) if number not in writer.finished]
         number_of = {rows[number]: number for number in todo}
-        job = Job(source, extractor, pairs_of(extractor), arguments.keep_time_series)
         results = run(job, [rows[number] for number in todo], arguments.workers)
         for result in tqdm(results, total=len(todo), desc="scans", unit="scan", leave=False):
             if "error" in result.record and arguments.bad_scans == "stop":
@@ -141,7 +187,7 @@ def _read_scans(
         writer.close()
 
 
-def make_extractor(arguments: PrepareArguments, source: Source) -> FCFeatureExtractor:
+def make_extractor(arguments: Any, source: Source) -> FCFeatureExtractor:
     """The FC definition; regions of an atlas that we do not know are those that the files agree on."""
     options: dict[str, Any] = {"atlas": arguments.atlas, "estimator": arguments.estimator}
     known = find_atlas(arguments.atlas) if arguments.atlas is not None else None

@@ -1,7 +1,6 @@
 """Data set files, written piece by piece: Arrow for `datasets.load_from_disk`, Parquet for `datasets.load_dataset`."""
 
-import json
-import zlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.triangles import SERIES_FEATURES
+from .shards import regions_of
 
 
 FILE_BYTES = 400_000_000  # size of one file, about
@@ -29,12 +29,14 @@ class Scans:
         series (`Callable`, *optional*): gives the time series in pieces of as many scans, each float16 `(volumes *
             regions)`; empty for a scan without.
         volumes (`Sequence[int]`): volumes of every scan's time series.
+        suffix (`str`): what the names of the columns end with: nothing for the first atlas, "_ATLAS" for others.
     """
 
     edges: int
     triangles: Callable[[], Iterator[np.ndarray]]
     series: Callable[[], Iterator[list[np.ndarray]]] | None = None
     volumes: Sequence[int] = ()
+    suffix: str = ""
 
 
 def to_arrow(table: pd.DataFrame) -> pa.Table:
@@ -46,29 +48,38 @@ def to_arrow(table: pd.DataFrame) -> pa.Table:
     return arrow
 
 
-def make_features(arrow: pa.Table, scans: Scans) -> datasets.Features:
-    """Schema of a data set: the table's columns, then those of the scans."""
+def make_features(arrow: pa.Table, scans: Sequence[Scans]) -> datasets.Features:
+    """Schema of a data set: the table's columns, then those of the scans in every atlas."""
     columns = dict(datasets.Features.from_arrow_schema(arrow.schema))
-    columns["connectivity"] = datasets.List(datasets.Value("float16"), length=scans.edges)
-    return datasets.Features(columns if scans.series is None else {**columns, **SERIES_FEATURES})
+    for part in scans:
+        columns[f"connectivity{part.suffix}"] = datasets.List(datasets.Value("float16"), length=part.edges)
+        if part.series is not None:
+            columns |= {f"{name}{part.suffix}": kind for name, kind in SERIES_FEATURES.items()}
+    return datasets.Features(columns)
 
 
-def _tables(arrow: pa.Table, scans: Scans, schema: pa.Schema) -> Iterator[pa.Table]:
+def _tables(arrow: pa.Table, scans: Sequence[Scans], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows of the table with their scans, piece by piece."""
     start = 0
-    series = scans.series() if scans.series is not None else None
-    for part in scans.triangles():
-        values = pa.array(np.ascontiguousarray(part).ravel(), type=pa.float16())
-        piece = arrow.slice(start, len(part))
-        piece = piece.append_column("connectivity", pa.FixedSizeListArray.from_arrays(values, scans.edges))
-        if series is not None:
-            signals = next(series)
-            ends = np.cumsum([0, *map(len, signals)], dtype=np.int32)
-            lists = pa.ListArray.from_arrays(ends, pa.array(np.concatenate(signals), type=pa.float16()))
-            volumes = pa.array(scans.volumes[start : start + len(part)], type=pa.int32())
-            piece = piece.append_column("time_series", lists).append_column("volumes", volumes)
+    pieces = [(part, part.triangles(), None if part.series is None else part.series()) for part in scans]
+    while start < len(arrow):
+        columns: dict[str, pa.Array] = {}
+        for part, triangles, series in pieces:
+            found = next(triangles)
+            values = pa.array(np.ascontiguousarray(found).ravel(), type=pa.float16())
+            columns[f"connectivity{part.suffix}"] = pa.FixedSizeListArray.from_arrays(values, part.edges)
+            if series is not None:
+                signals = next(series)
+                ends = np.cumsum([0, *map(len, signals)], dtype=np.int32)
+                lists = pa.ListArray.from_arrays(ends, pa.array(np.concatenate(signals), type=pa.float16()))
+                columns[f"time_series{part.suffix}"] = lists
+                columns[f"volumes{part.suffix}"] = pa.array(part.volumes[start : start + len(found)], type=pa.int32())
+        size = len(next(iter(columns.values())))  # the same in every atlas
+        piece = arrow.slice(start, size)
+        for name, column in columns.items():
+            piece = piece.append_column(name, column)
         yield piece.cast(schema)
-        start += len(part)
+        start += size
 
 
 def _write_files(
@@ -90,41 +101,42 @@ def _write_files(
     return list(paths[:used])
 
 
-def write_arrow(folder: Path, table: pd.DataFrame, scans: Scans) -> None:
+def write_arrow(folder: Path, table: pd.DataFrame, scans: Sequence[Scans]) -> None:
     """Write what `datasets.load_from_disk` reads.
 
     Args:
         folder (`Path`): existing folder.
         table (`pd.DataFrame`): one row per scan.
-        scans (`Scans`): their FC, and their time series if these are kept.
+        scans (`Sequence[Scans]`): their FC in every atlas, and their time series if these are kept.
     """
     arrow = to_arrow(table)
     features = make_features(arrow, scans)
     schema, count = features.arrow_schema, _count_files(len(table), scans)
-    paths = [folder / f"data-{number:05d}-of-{count:05d}.arrow" for number in range(count)]
+    # `datasets` cannot write a data set that does not fit into memory piece by piece; it copies one from files.
+    parts = folder / ".parts"
+    parts.mkdir()
+    paths = [parts / f"{number}.arrow" for number in range(count)]
     written = _write_files(
         _tables(arrow, scans, schema), paths, len(table), lambda path: pa.ipc.new_stream(path, schema)
     )
-    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": path.name} for path in written],
-        "_fingerprint": "".join(f"{_checksum(path):08x}" for path in written)[:64],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in written])
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        data.save_to_disk(str(folder), num_shards=len(written))
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
+    shutil.rmtree(parts)
 
 
-def write_parquet(folder: Path, table: pd.DataFrame, scans: Scans) -> None:
+def write_parquet(folder: Path, table: pd.DataFrame, scans: Sequence[Scans]) -> None:
     """Write what `datasets.load_dataset` and the Hub's viewer read: `data/train-*.parquet`.
 
     Args:
         folder (`Path`): existing folder.
         table (`pd.DataFrame`): one row per scan.
-        scans (`Scans`): their FC, and their time series if these are kept.
+        scans (`Sequence[Scans]`): their FC in every atlas, and their time series if these are kept.
     """
     arrow = to_arrow(table)
     schema, count = make_features(arrow, scans).arrow_schema, _count_files(len(table), scans)
@@ -138,16 +150,6 @@ def write_parquet(folder: Path, table: pd.DataFrame, scans: Scans) -> None:
     )
 
 
-def _count_files(scans: int, content: Scans) -> int:
-    regions = round((1 + (1 + 8 * content.edges) ** 0.5) / 2)
-    values = scans * content.edges + sum(content.volumes) * regions
+def _count_files(scans: int, content: Sequence[Scans]) -> int:
+    values = sum(scans * part.edges + sum(part.volumes) * regions_of(part.edges) for part in content)
     return max(1, round(2 * values / FILE_BYTES))
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file: `datasets` tells the contents of data sets apart by it."""
-    check = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            check = zlib.crc32(block, check)
-    return check

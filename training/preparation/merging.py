@@ -22,7 +22,8 @@ from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
 from ..files import claim, file_name, write_folder
 from .arguments import MergeArguments
-from .assemble import SERIES_CHUNK, VOCABULARY, Content, order_warning, write_dataset
+from .assemble import order_warning
+from .content import SERIES_CHUNK, VOCABULARY, Content, write_dataset
 from .dataset_files import Scans
 from .quality import Rules, Statistics, shift_against
 from .report import Pictures

@@ -162,8 +162,8 @@ class Statistics:
         self._squares = np.zeros(self.edges)
 
     def add(self, triangles: np.ndarray) -> None:
-        """Add scans `(scans, edges)`."""
-        values = triangles.astype(np.float32)
+        """Add scans `(scans, edges)`; NaN are scans that lack the atlas."""
+        values = triangles[~np.isnan(triangles[:, 0])].astype(np.float32)
         self.count += len(values)
         self._sum += values.sum(axis=0, dtype=np.float64)
         self._squares += np.square(values, out=values).sum(axis=0, dtype=np.float64)

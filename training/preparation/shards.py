@@ -13,7 +13,8 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +60,11 @@ class Shard:
     def stem(self) -> str:
         """Beginning of its files' names."""
         return f"shard-{self.index}-of-{self.count}"
+
+
+def regions_of(edges: int) -> int:
+    """Regions of an atlas whose triangle has so many values."""
+    return (1 + isqrt(1 + 8 * edges)) // 2
 
 
 def work_folder(output: Path) -> Path:
@@ -217,11 +223,39 @@ class FinishedScans:
         records (`list[dict]`): one per row: measures, remarks, and where its values are.
         files (`list[Path]`): values of every shard.
         edges (`int`): length of a triangle.
+        atlases (`list[int]`): lengths of the triangles of all atlases, one behind the other in the files.
+        atlas (`int`): the one of them that is read.
     """
 
     records: list[dict[str, Any]]
     files: list[Path]
     edges: int
+    atlases: list[int] = field(default_factory=list)
+    atlas: int = 0
+
+    def in_atlas(self, atlas: int, atlases: list[int]) -> "FinishedScans":
+        """The scans in one of several atlases.
+
+        Args:
+            atlas (`int`): its number.
+            atlases (`list[int]`): lengths of the triangles of all.
+        """
+        return FinishedScans(self.records, self.files, atlases[atlas], atlases, atlas)
+
+    def record_of(self, row: int) -> dict[str, Any]:
+        """What is known of a scan in this atlas; empty where it lacks the atlas."""
+        record = self.records[row]
+        return record["atlases"][self.atlas] if "atlases" in record else record
+
+    def _series_span(self, record: dict[str, Any]) -> tuple[int, int]:
+        """Where the time series of a record are in its bytes, and how many bytes they take."""
+        if not self.atlases:
+            return 2 * self.edges, record["bytes"] - 2 * self.edges
+        sizes = [
+            0 if "missing_regions" not in own else 2 * (own["volumes"] or 0) * regions_of(edges)
+            for own, edges in zip(record["atlases"], self.atlases, strict=True)
+        ]
+        return 2 * sum(self.atlases) + sum(sizes[: self.atlas]), sizes[self.atlas]
 
     @classmethod
     def open(
@@ -278,15 +312,18 @@ class FinishedScans:
 
     def triangles(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[np.ndarray]:
         """Triangles `(up to chunk, edges)` of some rows in their order, read piece by piece."""
-        size = 2 * self.edges  # bytes
-        for contents in self._contents(rows, chunk, lambda record: (record["offset"], size)):
+        size, start = 2 * self.edges, 2 * sum(self.atlases[: self.atlas])  # bytes
+        for contents in self._contents(rows, chunk, lambda record: (record["offset"] + start, size)):
             yield np.frombuffer(b"".join(contents), dtype=np.float16).reshape(len(contents), self.edges)
 
     def series(self, rows: Sequence[int], chunk: int = CHUNK) -> Iterator[list[np.ndarray]]:
         """Time series of some rows, `(volumes * regions)` each, in pieces of as many scans as `triangles` gives."""
-        size = 2 * self.edges
-        spans = self._contents(rows, chunk, lambda record: (record["offset"] + size, record["bytes"] - size))
-        for contents in spans:
+
+        def span(record: dict[str, Any]) -> tuple[int, int]:
+            start, size = self._series_span(record)
+            return record["offset"] + start, size
+
+        for contents in self._contents(rows, chunk, span):
             yield [np.frombuffer(content, dtype=np.float16) for content in contents]
 
     def _contents(

@@ -20,20 +20,20 @@ def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) 
         ValueError: a column or an id is missing, or two rows are the same scan.
     """
     where = arguments.participants or arguments.bids or "the table"
-    identifiers = _identifiers(arguments)
+    own = identifiers(arguments)
     extra = [name for name in (arguments.site_column, arguments.scanner_column, arguments.mean_fd_column) if name]
     _require_columns(
         raw,
-        [*identifiers, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns if item.value is None)],
+        [*own, *extra, *recipe.keep_rows, *(item.column for item in recipe.columns if item.value is None)],
         where,
     )
     if not recipe.columns:
         _require_columns(raw, list(_wanted(arguments, raw).values()), where)
     _missing_codes(arguments, recipe, raw)
-    for column in identifiers:
+    for column in own:
         if raw[column].isna().any():
             raise ValueError(f"{where}, line {raw.index[raw[column].isna()][0]}: {column!r} is missing.")
-    repeated = raw.duplicated(subset=identifiers).to_numpy()
+    repeated = raw.duplicated(subset=own).to_numpy()
     if repeated.any():
         row = int(repeated.argmax())
         raise ValueError(
@@ -42,7 +42,8 @@ def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) 
         )
 
 
-def _identifiers(arguments: PrepareArguments) -> list[str]:
+def identifiers(arguments: PrepareArguments) -> list[str]:
+    """The columns that tell the scans apart."""
     return [arguments.subject_column] + ([arguments.session_column] if arguments.session_column else [])
 
 
@@ -107,7 +108,7 @@ def _wanted(arguments: PrepareArguments, raw: pd.DataFrame) -> dict[str, str]:
         name, _, column = item.partition("=")
         wanted[name] = column or name
     if not wanted:
-        wanted = {name: name for name in raw.columns if name not in _identifiers(arguments)}
+        wanted = {name: name for name in raw.columns if name not in identifiers(arguments)}
     taken = [name for name in wanted if not is_phenotype(name)]
     if taken:
         raise ValueError(

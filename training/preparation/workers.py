@@ -14,9 +14,10 @@ import torch
 
 from modeling_lcm import FCFeatureExtractor
 
-from ..data.triangles import to_triangles
+from ..data.triangles import count_edges, to_triangles
 from .quality import LOW_COVERAGE, measure
 from .sources.base import Scan, Source
+from .sources.several import SeveralAtlases
 from .stamps import stamps_of
 
 
@@ -31,7 +32,8 @@ class Result:
         row (`int`): position in the source.
         triangle (`np.ndarray` of shape `(edges,)`, *optional*): float16; `None` if the scan cannot be used.
         record (`dict`): its measures, or `error`.
-        series (`np.ndarray` of shape `(volumes, regions)`, *optional*): float16 time series, if they are kept.
+        series (`np.ndarray` of shape `(volumes, regions)`, *optional*): float16 time series, if they are kept; of
+            several atlases one behind the other, flat.
     """
 
     row: int
@@ -107,6 +109,50 @@ class Job:
         )
 
 
+@dataclass(frozen=True)
+class AtlasJobs:
+    """The same scans in several atlases; a scan's results stand behind each other.
+
+    Args:
+        source (`SeveralAtlases`): which scan of every atlas's source belongs to which row.
+        jobs (`tuple[Job, ...]`): one per atlas.
+    """
+
+    source: SeveralAtlases
+    jobs: tuple[Job, ...]
+
+    def do(self, rows: Sequence[int]) -> list[Result]:
+        """As [`Job.do`]: `triangle` and `series` hold all atlases, NaN or nothing where a scan lacks one.
+
+        The record has the measures of the first atlas that could be read, and under `atlases` those of each.
+        """
+        found: dict[int, list[Result | None]] = {row: [None] * len(self.jobs) for row in rows}
+        for number, job in enumerate(self.jobs):
+            own = {self.source.rows[row][number]: row for row in rows}
+            here = [place for place in own if place is not None]
+            for result in job.do(here):
+                found[own[result.row]][number] = result
+        return [self._joined(row, results) for row, results in found.items()]
+
+    def _joined(self, row: int, results: list[Result | None]) -> Result:
+        records = [{} if result is None else result.record for result in results]
+        stamps = [stamp for record in records for stamp in record.pop("source", [])]
+        usable = [result for result in results if result is not None and result.triangle is not None]
+        errors = [record["error"] for record in records if "error" in record]
+        record = dict(usable[0].record) if usable else {"error": "; ".join(dict.fromkeys(errors))}
+        record |= {"source": stamps, "atlases": records}
+        if not usable:
+            return Result(row, None, record)
+        triangles = [
+            np.full(count_edges(job.extractor), np.nan, np.float16)
+            if result is None or result.triangle is None
+            else result.triangle
+            for job, result in zip(self.jobs, results, strict=True)
+        ]
+        series = [result.series.ravel() for result in usable if result.series is not None]
+        return Result(row, np.concatenate(triangles), record, np.concatenate(series) if series else None)
+
+
 def standardise(values: np.ndarray) -> np.ndarray:
     """Time series `(volumes, regions)` with mean 0 and deviation 1 per region, float16; no signal becomes 0.
 
@@ -126,10 +172,10 @@ def _failure(row: int, error: BaseException) -> Result:
     return Result(row, None, {"error": f"{kind}{error}"})
 
 
-_job: Job | None = None
+_job: Job | AtlasJobs | None = None
 
 
-def _start(job: Job) -> None:
+def _start(job: Job | AtlasJobs) -> None:
     global _job
     _job = job
     torch.set_num_threads(1)  # the workers share the cores already
@@ -141,7 +187,7 @@ def _work(rows: Sequence[int]) -> list[Result]:
     return _job.do(rows)
 
 
-def run(job: Job, rows: Sequence[int], workers: int) -> Iterator[Result]:
+def run(job: Job | AtlasJobs, rows: Sequence[int], workers: int) -> Iterator[Result]:
     """Do scans, in one process or several.
 
     A worker that is killed (out of memory, usually) costs the scans it had at hand a second try, one by one; a scan
@@ -173,7 +219,9 @@ def run(job: Job, rows: Sequence[int], workers: int) -> Iterator[Result]:
                 yield Result(row, None, {"error": "its worker process was killed twice; is there enough memory?"})
 
 
-def _pool(job: Job, chunks: deque[Sequence[int]], workers: int, suspects: list[int], ahead: int) -> Iterator[Result]:
+def _pool(
+    job: Job | AtlasJobs, chunks: deque[Sequence[int]], workers: int, suspects: list[int], ahead: int
+) -> Iterator[Result]:
     """Empty `chunks` with a pool; when it breaks, put what was at hand into `suspects` and return."""
     waiting: deque[tuple[Sequence[int], Future[list[Result]]]] = deque()
     with ProcessPoolExecutor(workers, _context(), _start, (job,)) as pool:

@@ -5,8 +5,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ LCM = "LCM"
 SINGLE = "LCM, one seed"  # mean over the members of an ensemble
 OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
 SCRATCH = "LCM from scratch"
+CONFOUNDS = "confounds alone"  # age, sex, motion and site, without FC
 CONSTANT = {"classification": "majority", "regression": "mean"}  # predicts the same for every subject
 
 METRIC_TITLES = {
@@ -69,16 +70,64 @@ class Score:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Score":
         """JSON has no NaN: a number that is written as null is undefined."""
-        lists: dict[str, Any] = {"per_fold": [_number(value) for value in content.get("per_fold") or []]}
-        if content.get("interval") is not None:
-            low, high = content["interval"]
-            lists["interval"] = (_number(low), _number(high))
-        names = [each.name for each in fields(cls) if each.name not in ("per_fold", "interval")]
-        return cls(**{name: _number(content[name]) for name in names if name in content} | lists)
+        optional = {name: _number(content[name]) for name in ("pooled", "p_value", "permuted_mean") if name in content}
+        per_fold = [_number(value) for value in content.get("per_fold") or []]
+        mean, std = _number(content["mean"]), _number(content.get("std"))
+        return cls(mean, std, per_fold, interval=_ends(content.get("interval")), **optional)
 
     def to_json(self) -> dict[str, Any]:
         """Without what was not computed."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class Difference:
+    """LCM beside the best of the linear models, on the same predictions of the same subjects.
+
+    Which one is best is seen on the test subjects, in its favour.
+
+    Args:
+        baseline (`str`): the linear model.
+        metric (`str`): ROC AUC, or Pearson r.
+        value (`float`): LCM's pooled score minus the baseline's.
+        sentence (`str`): all this in words.
+        interval (`tuple[float, float]`, *optional*): 95 % paired bootstrap interval over subjects.
+        verdict (`str`, *optional*): "ahead", "level" or "behind".
+    """
+
+    baseline: str
+    metric: str
+    value: float
+    sentence: str
+    interval: tuple[float, float] | None = None
+    verdict: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Difference":
+        """Read what `metrics.json` holds."""
+        return cls(
+            content["baseline"],
+            content["metric"],
+            _number(content["value"]),
+            content["sentence"],
+            _ends(content.get("interval")),
+            content.get("verdict"),
+        )
+
+
+@dataclass
+class Decisions:
+    """What a model decides in every test fold with a threshold from other subjects; both errors cost alike.
+
+    Args:
+        threshold (`float`): probability of the positive label from which it is decided for; mean over folds.
+        sensitivity, specificity, balanced_accuracy (`float`): of the decisions of all folds, mean over repeats.
+    """
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+    balanced_accuracy: float
 
 
 Models = dict[str, dict[str, Score]]  # by model and metric
@@ -112,6 +161,8 @@ class TaskResults:
         members (`list[list[dict[str, float]]]`): of an ensemble, metrics by fold and member.
         external (`dict[str, TaskResults]`): by data set that was only predicted.
         notes (`list[str]`): what a reader has to know.
+        difference (`Difference`, *optional*): LCM beside the best linear model, where there is one.
+        decisions (`dict[str, Decisions]`): of two labels, by model: what a threshold from other subjects decides.
     """
 
     title: str
@@ -125,6 +176,8 @@ class TaskResults:
     members: list[list[dict[str, float]]] = field(default_factory=list)
     external: dict[str, "TaskResults"] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    difference: Difference | None = None
+    decisions: dict[str, Decisions] = field(default_factory=dict)
 
     @property
     def main_metric(self) -> str:
@@ -162,6 +215,8 @@ class TaskResults:
             [[_numbers(member) for member in fold] for fold in content.get("members") or []],
             {name: cls.from_json(found) for name, found in (content.get("external") or {}).items()},
             list(content.get("notes") or []),
+            None if content.get("difference") is None else Difference.from_json(content["difference"]),
+            {name: Decisions(**_numbers(found)) for name, found in (content.get("decisions") or {}).items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -177,8 +232,11 @@ class TaskResults:
                 for column, values in self.groups.items()
             },
             "external": {name: found.to_json() for name, found in self.external.items()},
+            "difference": self.difference and vars(self.difference),
+            "decisions": {model: vars(found) for model, found in self.decisions.items()},
         }
-        return {name: value for name, value in content.items() if value or name not in ("members", "external")}
+        optional = ("members", "external", "difference", "decisions")
+        return {name: value for name, value in content.items() if value or name not in optional}
 
 
 @dataclass
@@ -268,6 +326,10 @@ def _require(content: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _ends(interval: Sequence[float | None] | None) -> tuple[float, float] | None:
+    return None if interval is None else (_number(interval[0]), _number(interval[1]))
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:

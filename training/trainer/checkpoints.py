@@ -85,8 +85,8 @@ def load_processor(checkpoint: str) -> LCMProcessor:
         inside = folder / "checkpoint"
         hint = f" Is {inside} meant?" if inside.is_dir() else ""
         raise ValueError(f"The folder {checkpoint} holds no checkpoint (no config.json).{hint}")
-    check_files(checkpoint)
     try:
+        check_files(checkpoint)
         return load_own_processor(checkpoint)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]

@@ -104,6 +104,8 @@ def library_versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Commit of this repository, or None outside a checkout."""
+    if not (Path(__file__).parents[2] / ".git").exists():  # installed, perhaps inside a repository of the user's
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False

@@ -12,19 +12,21 @@ from sklearn.svm import LinearSVC
 
 import training.evaluation.baselines
 from training.evaluation.baselines import (
+    best_linear_baseline,
     linear_baseline,
     log_linear_baseline,
     majority_baseline,
     mlp_baseline,
     svm_baseline,
-    vectorise,
 )
+from training.evaluation.features import vectorise
 from training.evaluation.metrics import classification_metrics, regression_metrics
 
 
 FITTED = [
     pytest.param(linear_baseline, id="linear"),
     pytest.param(log_linear_baseline, id="linear, log FC"),
+    pytest.param(best_linear_baseline, id="linear, best"),
     pytest.param(svm_baseline, id="svm"),
     pytest.param(mlp_baseline, id="mlp"),
 ]

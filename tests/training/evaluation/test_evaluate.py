@@ -12,14 +12,17 @@ import pytest
 import training.evaluation.cross_validation
 import training.evaluation.design
 import training.evaluation.fold
+import training.evaluation.running
 from tests.training.conftest import PEOPLE, SHORT
 from training import evaluate
 from training.data.cohort import Cohort
 from training.data.folds import Folds
 from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.baselines import Baseline, linear_baseline
 from training.evaluation.comparison import FITTED
-from training.evaluation.design import Parts, Recipe, make_task
+from training.evaluation.design import Parts, Recipe
 from training.evaluation.fold import few_labelled
+from training.evaluation.tasks import make_task
 from training.reporting.results import Results
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import read_record, save_checkpoint
@@ -37,19 +40,20 @@ def test_evaluate_end_to_end(
     arguments = evaluate_arguments(finetuning={"epochs": 20, "learning_rate": 5e-3, "pseudo_labels": "recorded"})
     fitted: list[list[str]] = []
     tuned: list[list[str]] = []
-    linear = FITTED["linear"][1]
 
-    def record_subjects(*args: Any, groups: list[str], **rest: Any) -> np.ndarray:
-        fitted.append(groups)
-        return linear(*args, groups=groups, **rest)
+    class Recorder(Baseline):
+        def in_span(self, *args: Any, groups: list[str], **rest: Any) -> np.ndarray:
+            fitted.append(groups)
+            return super().in_span(*args, groups=groups, **rest)
 
     def record_labels(shown: Cohort, *args: Any, **rest: Any) -> Any:
         tuned.append(shown.table["subject_id"][shown.table["group"].notna()].tolist())
         return finetune(shown, *args, **rest)
 
-    monkeypatch.setitem(FITTED, "linear", ("linear", record_subjects))
+    monkeypatch.setitem(FITTED, "linear", ("linear", Recorder(linear_baseline.fit)))
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
-    flags = [f"--{name}={getattr(arguments, name)}" for name in ("data", "output", "pretrain", "finetune", "n_folds")]
+    names = ("data", "output", "pretrain", "finetune", "n_folds")
+    flags = [f"--{name}={getattr(arguments, name)}" for name in names] + ["--baselines", "majority", "linear"]
     evaluate.main(flags)
     assert "LCM" in capsys.readouterr().out
     folder = tmp_path / "folds"
@@ -134,7 +138,7 @@ def test_evaluate_regression_with_missing_values(
 def test_evaluate_resume_keeps_finished_folds(
     evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, run_fold, started = evaluate_arguments(), training.evaluation.cross_validation.run_fold, []
+    arguments, run_fold, started = evaluate_arguments(), training.evaluation.running.run_fold, []
 
     def count(recipe: Recipe, parts: Parts, folder: Path, fold: int, repeat: int) -> dict:
         started.append(fold)
@@ -142,7 +146,7 @@ def test_evaluate_resume_keeps_finished_folds(
             raise KeyboardInterrupt
         return run_fold(recipe, parts, folder, fold, repeat)
 
-    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", count)
+    monkeypatch.setattr(training.evaluation.running, "run_fold", count)
     with pytest.raises(KeyboardInterrupt):
         training.evaluation.cross_validation.evaluate(arguments)
     assert not (tmp_path / "folds" / "metrics.json").exists()
@@ -175,7 +179,7 @@ def test_resume_refuses_other_data(
     def stop(*args: Any) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", stop)
+    monkeypatch.setattr(training.evaluation.running, "run_fold", stop)
     with pytest.raises(KeyboardInterrupt):
         training.evaluation.cross_validation.evaluate(arguments)
 

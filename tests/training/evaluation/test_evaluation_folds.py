@@ -190,7 +190,10 @@ def test_external_data_without_the_task(
         ({"repeats": 2, "splits": "x.json"}, r"which splits \(a split file\) cannot: use ensemble"),
         ({"finetune": "x.yaml", "tasks": ["sex"]}, "with finetune its task is scored"),
         ({"finetune": "x.yaml", "train_data": ["b"]}, "train_data joins the pretraining of every fold"),
-        ({"baselines": ["svn"]}, "Unknown baselines svn; there are majority, linear, linear_log, svm"),
+        (
+            {"baselines": ["svn"]},
+            r"baselines must be one of majority, linear, linear_log, linear_best, .*got .svn",
+        ),
         ({"pretrain": "x.yaml", "baselines": ["scratch"]}, "it needs finetune"),
         ({"resamples": -1}, "resamples must be at least 0"),
     ],

@@ -17,8 +17,8 @@ from modeling_lcm import BEIVariable
 from tests.training.conftest import PEOPLE
 from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
-from training.evaluation.design import Task
 from training.evaluation.fold import as_predictions
+from training.evaluation.tasks import Task
 from training.reporting.results import OPTIMISTIC, SCRATCH
 
 
@@ -79,7 +79,7 @@ def test_watching_the_test_fold_changes_nothing_of_the_honest_score(
         assert len(watched[task].models[OPTIMISTIC][metric].per_fold) == 2
     best = watched["age"].models
     assert best[OPTIMISTIC]["mae"].mean <= best["LCM"]["mae"].mean
-    assert "no estimate for new people" in watched["age"].protocol["optimistic"]
+    assert "no estimate for new subjects" in watched["age"].protocol["optimistic"]
 
 
 def test_pretrained_variables_are_scored_beside_baselines(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from training.evaluation.metrics import classification_metrics, regression_metrics
-from training.evaluation.uncertainty import Predictions, metrics_of_many
+from training.evaluation.resampled_metrics import metrics_of_many
+from training.evaluation.uncertainty import Predictions, interval
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -49,7 +50,9 @@ def test_absent_class_is_undefined_only_where_it_matters() -> None:
 def predictions(truth: np.ndarray, values: np.ndarray, **rest: np.ndarray) -> Predictions:
     """Predictions of one scan a person, in one cross-validation, unless told otherwise."""
     count = len(truth)
-    return Predictions(truth, values, **{"people": np.arange(count), "repeats": np.zeros(count), **rest})
+    return Predictions(
+        truth, values, **{"subjects": np.arange(count), "repeats": np.zeros(count), "folds": np.zeros(count), **rest}
+    )
 
 
 def test_intervals_cover_the_true_accuracy_as_often_as_they_say() -> None:
@@ -58,7 +61,8 @@ def test_intervals_cover_the_true_accuracy_as_often_as_they_say() -> None:
         right = rng.random(120) < 0.7
         truth = rng.integers(0, 2, 120)
         chosen = np.where(right, truth, 1 - truth)
-        low, high = predictions(truth, np.eye(2)[chosen] * 0.8 + 0.1).intervals(200, trial)["accuracy"]
+        found = predictions(truth, np.eye(2)[chosen] * 0.8 + 0.1).bootstrap(200, trial)
+        low, high = interval(found["accuracy"])
         inside += low <= 0.7 <= high
     assert 0.87 <= inside / 80 <= 0.99
 
@@ -68,10 +72,10 @@ def test_people_are_drawn_with_all_their_scans() -> None:
     truth = np.repeat(rng.integers(0, 2, 50), 6)
     values = np.eye(2)[np.repeat(rng.integers(0, 2, 50), 6)] * 0.8 + 0.1  # a person's scans are predicted alike
     width = {}
-    for name, people in (("scans", np.arange(300)), ("people", np.repeat(np.arange(50), 6))):
-        low, high = predictions(truth, values, people=people).intervals(500, 0)["accuracy"]
+    for name, subjects in (("scans", np.arange(300)), ("subjects", np.repeat(np.arange(50), 6))):
+        low, high = interval(predictions(truth, values, subjects=subjects).bootstrap(500, 0)["accuracy"])
         width[name] = high - low
-    assert width["people"] > 1.8 * width["scans"]  # sqrt(6) = 2.4 in the limit
+    assert width["subjects"] > 1.8 * width["scans"]  # sqrt(6) = 2.4 in the limit
 
 
 def test_shuffled_labels_give_uniform_p_values_and_an_effect_a_small_one() -> None:
@@ -107,13 +111,13 @@ def test_a_score_that_only_reads_the_site_is_no_evidence_within_sites() -> None:
 
 def test_labels_that_vary_within_people_are_shuffled_within_them() -> None:
     truth = np.tile([0, 1, 1], 20)
-    people = np.repeat(np.arange(20), 3)
+    subjects = np.repeat(np.arange(20), 3)
     values = np.tile([[0.6, 0.4]], (60, 1))
-    found = predictions(truth, values, people=people)._shuffled_labels(5, np.random.default_rng(0))
+    found = predictions(truth, values, subjects=subjects)._shuffled_labels(5, np.random.default_rng(0))
     assert (found.reshape(5, 20, 3).sum(-1) == 2).all()
     assert not (found == truth).all()
     whole = np.repeat(np.arange(20) % 2, 3)
-    found = predictions(whole, values, people=people)._shuffled_labels(5, np.random.default_rng(0))
+    found = predictions(whole, values, subjects=subjects)._shuffled_labels(5, np.random.default_rng(0))
     assert (found.reshape(5, 20, 3) == found.reshape(5, 20, 3)[..., :1]).all()
 
 
@@ -123,7 +127,7 @@ def test_repeats_share_people_and_average() -> None:
     both = predictions(
         np.tile(truth, 2),
         np.concatenate([np.stack([1 - score, score], 1) for score in scores]),
-        people=np.tile(np.arange(40), 2),
+        subjects=np.tile(np.arange(40), 2),
         repeats=np.repeat([0, 1], 40),
     )
     alone = [predictions(truth, np.stack([1 - score, score], 1)).scores()["roc_auc"] for score in scores]
@@ -137,8 +141,8 @@ def test_no_warning_is_raised_for_undefined_resamples() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = predictions(np.array([0, 0, 1]), np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8]]))
-        low, high = found.intervals(50, 0)["roc_auc"]
+        low, high = interval(found.bootstrap(50, 0)["roc_auc"])
         alone = predictions(np.array([0, 0]), np.array([[0.6, 0.4], [0.7, 0.3]]))
-        assert np.isnan(alone.intervals(20, 0)["roc_auc"]).all()
+        assert np.isnan(interval(alone.bootstrap(20, 0)["roc_auc"])).all()
         assert "roc_auc" not in alone.permutation_test(20, 0)
     assert low <= high

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.preparation.assemble
+import training.preparation.content
 import training.preparation.workers
 from tests.training.conftest import ATLAS, PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort
@@ -341,7 +341,7 @@ def test_prepare_missing_or_contradicting_settings(
 ) -> None:
     both = {"connectivity": str(study.folder / "fc.npz"), "time_series": str(study.folder / "time_series.npz")}
     for settings in ({}, both):
-        with pytest.raises(ValueError, match=r"either connectivity .* or time_series"):
+        with pytest.raises(ValueError, match=r"one of connectivity .*, time_series"):
             prepare(prepare_arguments(**settings))
     with pytest.raises(ValueError, match="No output was given: add --output"):
         prepare(prepare_arguments(output=""))
@@ -374,7 +374,7 @@ def test_prepare_full_disk_keeps_finished_scans(
 ) -> None:
     settings = prepare_arguments(connectivity=str(study.folder / "fc.npz"))
     with monkeypatch.context() as patch:
-        patch.setattr(training.preparation.assemble, "write_parquet", no_space)
+        patch.setattr(training.preparation.content, "write_parquet", no_space)
         with pytest.raises(ValueError, match=r"The disk is full .* repeat the command"):
             prepare(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.work"]
@@ -429,7 +429,10 @@ def test_load_cohort_refuses_another_fc_definition(dataset: Path, tmp_path: Path
         (folder / path.name).write_bytes(path.read_bytes())
     definition = (folder / "fc_definition.json").read_text().replace('"num_regions": 10', '"num_regions": 12')
     (folder / "fc_definition.json").write_text(definition)
-    with pytest.raises(ValueError, match="45 edges a scan, but its FC definition has 12 regions"):
+    with pytest.raises(ValueError, match=r"fc_definition\.json has changed"):
+        load_cohort(folder)
+    (folder / "checksums.json").unlink()
+    with pytest.raises(ValueError, match="45 edges a scan in connectivity, but its FC definition has 12 regions"):
         load_cohort(folder)
 
 

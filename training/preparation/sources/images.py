@@ -39,6 +39,7 @@ class ImageSource(Source):
         labels (`str`, *optional*): table of its values (columns index and name).
         strategy (`str`, *optional*): denoising strategy for fMRIPrep's confounds; `None` regresses nothing out.
         confounds (`list[Path]`, *optional*): tables whose columns are all regressed out, instead of a strategy.
+        only_atlas (`bool`): whether no other source reads the same images in another atlas.
         masker (`dict`): settings of `nilearn.maskers.NiftiLabelsMasker`, e.g. smoothing or filter.
     """
 
@@ -48,6 +49,7 @@ class ImageSource(Source):
     labels: str | None = None
     strategy: str | None = None
     confounds: list[Path] | None = None
+    only_atlas: bool = True
     masker: dict[str, Any] = field(default_factory=dict)
 
     slow = True
@@ -81,7 +83,7 @@ class ImageSource(Source):
     def read(self, row: int) -> Scan:
         """See `Source.read`."""
         path = self.paths[row]
-        image = load_image(path)
+        image = load_image(path) if self.only_atlas else _load_once(path)
         points, regions = self.atlas_voxels
         coverage = region_coverage(image, points, regions, len(self.label_atlas.labels))
         check_space(image, path, self.label_atlas.id, points[::7])
@@ -186,6 +188,17 @@ def load_image(path: Path) -> Any:
     if image.ndim != 4:
         raise ValueError(f"the image has shape {image.shape}; a scan is 4-D (x, y, z, volumes).")
     return image
+
+
+_read_last: dict[Path, Any] = {}
+
+
+def _load_once(path: Path) -> Any:
+    """An image that several atlases want one after the other; no more than one is kept in memory."""
+    if path not in _read_last:
+        _read_last.clear()
+        _read_last[path] = load_image(path)
+    return _read_last[path]
 
 
 def region_coverage(image: Any, points: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
