@@ -85,6 +85,7 @@ def fc_facts(extractor: FCFeatureExtractor) -> dict[str, Any]:
         "atlas": extractor.atlas,
         "regions": extractor.num_regions,
         "region_names": names or [],
+        "several": [],
         "fingerprint": fingerprint(names) if names else "none: the names of the regions were not recorded",
         "estimator": {"pearson": "Pearson correlation", "ledoit_wolf": "Ledoit-Wolf shrunk correlation"}[
             extractor.estimator
