@@ -201,7 +201,7 @@ def _remarks(design: Design) -> dict[str, list[str]]:
             known.table, task.name, task.truth(known), task.is_classification, pretrained
         )
         remarks[task.name] += twins
-    if design.recipe.tuning is not None and pretraining is None:
+    if design.recipe.tuning is not None and pretraining is None and design.recipe.tuning.checkpoint:
         table = design.cohort.table[design.part != JOINS]
         seen = refuse_seen_subjects(
             design.recipe.tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects
@@ -234,7 +234,7 @@ def _settings(design: Design) -> dict[str, Any]:
         "fine-tuning": None if design.recipe.tuning is None else asdict(design.recipe.tuning),
         "data (content)": design.cohort.checksum(),
     }
-    if design.recipe.tuning is not None and design.recipe.pretraining is None:
+    if design.recipe.tuning is not None and design.recipe.pretraining is None and design.recipe.tuning.checkpoint:
         settings["checkpoint (content)"] = _checkpoint_content(design.recipe.tuning.checkpoint)
     return settings
 

@@ -144,7 +144,7 @@ def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_sh
     tuning = replace(tuning, seed=tuning.seed + seed_shift)
     tuned, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
     if keep:
-        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint)
+        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint or None)
         save_checkpoint(place / "checkpoint", tuned, processor, tuning, record)
     if "scratch" in recipe.arguments.baselines:
         with tempfile.TemporaryDirectory() as start:
