@@ -8,6 +8,7 @@ anything learnt: the matrix logarithm of slightly shrunk FC. Brainmarks' own `co
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from brainmarks.models.base import Embeddings
