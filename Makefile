@@ -11,7 +11,7 @@ STAMP := $(VENV)/.setup-done
 LOWEST := tests/constraints/lowest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest slow peers lint
+.PHONY: help setup demo test test-lowest slow peers docs lint
 
 help:
 	@echo "make setup  virtual environment in $(VENV) with everything installed"
@@ -19,6 +19,7 @@ help:
 	@echo "make test   the tests, without the slow ones"
 	@echo "make slow   the slow tests"
 	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
+	@echo "make docs   the documentation with its tutorials, into build/docs"
 	@echo "make lint   ruff, mypy and who may import whom"
 	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) CONSTRAINTS=$(CONSTRAINTS)"
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": run make again with PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install $(CONSTRAINTS:%=-c %) -e '.[nifti,train,app,dev]'
+	$(BIN)/python -m pip install $(CONSTRAINTS:%=-c %) -e '.[nifti,train,app,docs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -49,6 +50,10 @@ slow: $(STAMP)
 # Without our strict settings: their markers are not ours. What does not apply is listed in tests/peers/README.md.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -o addopts= -W ignore -n 2 tests/peers/peer_*.py
+
+# The tutorials run while it is built, on the shipped connectomes; no network is needed.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going docs build/docs
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -315,7 +315,7 @@ class LCMConfig(PreTrainedConfig):
 
     @property
     def token_slices(self) -> dict[str | None, slice]:
-        """Numbers of the tokens of every variable, `{name: slice}`; those of a new downstream task come last."""
+        """Numbers of the tokens of every variable, a `slice` by its name; those of a new downstream task come last."""
         sizes: dict[str | None, int] = {
             variable["name"]: max(1, len(variable["labels"])) for variable in self.bei_variables
         }

@@ -193,7 +193,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
             other (`FCFeatureExtractor`): the other definition.
 
         Returns:
-            `{setting: (own value, the other's)}`, empty if connectomes of both are of the same regions in the same
+            Own value and the other's by setting, empty if connectomes of both are of the same regions in the same
             order, computed the same way. Region names stand there as fingerprints. Another name for an atlas whose
             region names are the same is no difference.
         """

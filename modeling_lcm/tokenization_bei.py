@@ -103,7 +103,7 @@ class BEITokenizer(PreTrainedTokenizer):
 
     @property
     def token_slices(self) -> dict[str, slice]:
-        """Token numbers of each variable, `{name: slice}`."""
+        """Token numbers of each variable, a `slice` by its name."""
         ends = np.cumsum([len(variable.tokens) for variable in self._variables]).tolist()
         starts = [0, *ends[:-1]]
         return {v.name: slice(start, end) for v, start, end in zip(self._variables, starts, ends, strict=True)}
@@ -213,9 +213,9 @@ class BEITokenizer(PreTrainedTokenizer):
                 logits speak of labels that are equally frequent: probabilities then are those at these shares.
 
         Returns:
-            Per scan `{"sex": {"label", "probability", "probabilities"}, "age": {"value", "unit"}}`; probabilities are
-            a softmax over the labels of a variable, values are in `unit`. A variable that cannot be read from the
-            atlases of a scan (all its logits are NaN) is left out.
+            Per scan a `dict` by variable: `label`, `probability` and `probabilities` (a softmax over the variable's
+            labels), or `value` and `unit`. A variable that cannot be read from the atlases of a scan (all its logits
+            are NaN) is left out.
 
         Raises:
             ValueError: Wrong number of axes or tokens, NaN or infinite logits, or an unknown variable.

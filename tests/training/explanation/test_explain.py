@@ -157,7 +157,7 @@ def test_explain_an_evaluation(
 ) -> None:
     settings = {**TINY, **SHORT, "epochs": 15, "learning_rate": 5e-3, "categorical": ["group"], "continuous": []}
     common = {"data": str(dataset), "pretrain": write_config("p", **settings), "baselines": ["majority"], "n_folds": 2}
-    evaluate(EvaluateArguments(output=str(tmp_path / "e"), resamples=0, **common))
+    evaluate(EvaluateArguments(output=str(tmp_path / "e"), resamples=0, workers=1, **common))
     found = explain.explain(
         ExplainArguments(
             evaluation=str(tmp_path / "e"), data=str(dataset), output=str(tmp_path / "out"), permutations=200
