@@ -1,157 +1,99 @@
-"""The studies behind docs/results.md: `python -m benchmarks.results --studies lemon` runs one and rewrites its table.
+"""The studies behind docs/results.md: `python -m training.studies --studies lemon` runs one and rewrites its table.
 
-A study is a configuration `training/configs/studies/evaluate_NAME.yaml` of `training.evaluate`. What it found is kept
-in `docs/results/NAME.json`, and the tables of docs/results.md are made of these, between `<!-- NAME -->` marks:
-one per study, or one line per study in a comparison.
+A file in `training/configs/studies/` is a family of studies: settings of `pretrain`, `finetune` and `evaluate`, and in
+`variants` what each study has of its own, by name. What a study found is kept in `docs/results/NAME.json`; the tables
+of docs/results.md are made of these, between `<!-- NAME -->` marks.
 """
 
-import re
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from training.cli import command, did_you_mean, parse_arguments, setting
-from training.evaluation.arguments import EvaluateArguments
-from training.evaluation.cross_validation import evaluate
-from training.files import write_text
-from training.reporting.results import (
-    CONSTANT,
-    LCM,
-    MEAN_OF_GROUPS,
-    METRIC_TITLES,
-    Results,
-    Score,
-    is_undefined,
-    number_text,
-)
-from training.reporting.tables import results_table_markdown
+from .cli import command, did_you_mean, hide_bars_of_files, load_yaml, parse_arguments, setting
+from .evaluation.arguments import EvaluateArguments
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STUDIES = REPOSITORY / "training" / "configs" / "studies"
+FAMILIES = REPOSITORY / "training" / "configs" / "studies"
 RECORDS = REPOSITORY / "docs" / "results"
 PAGE = REPOSITORY / "docs" / "results.md"
-# What a table shows of a category and of a number.
-METRICS = {"roc_auc": ("roc_auc", "accuracy", "balanced_accuracy"), "pearson_r": ("pearson_r", "r2", "mae")}
-
-
-class Comparison(NamedTuple):
-    """Studies side by side, one line each.
-
-    Args:
-        studies (`dict[str, str]`): name -> what its line is called.
-        columns (`tuple[tuple[str, str, str], ...]`): task, metric and model.
-        shows_layers (`bool`): whether the layers that were best in the folds follow.
-    """
-
-    studies: dict[str, str]
-    columns: tuple[tuple[str, str, str], ...]
-    shows_layers: bool = False
-
-
-STAGES = {
-    "decoder": "momentum only",
-    "adaptive": "momentum, then the best layer per variable",
-    "adaptive_only": "the best layer per variable throughout",
-    "adaptive_per_sample": "momentum, then the best layer per person (research code)",
-    "last_layer": "the last layer alone",
-}
-# The epoch of the optimistic protocol is the best by accuracy, or by mean absolute error.
-HONEST_AND_OPTIMISTIC = tuple(
-    column
-    for task, score, chosen_by in (
-        ("autism", "roc_auc", "accuracy"),
-        ("sex", "roc_auc", "accuracy"),
-        ("age", "pearson_r", "mae"),
-    )
-    for column in ((task, score, "LCM"), (task, chosen_by, "LCM"), (task, chosen_by, "LCM, optimistic"))
-)
-ABIDE_TASKS = (("autism", "roc_auc"), ("autism", "brier"), ("sex", "roc_auc"), ("age", "pearson_r"), ("age", "mae"))
-COMPARISONS = {
-    "abide_stages": Comparison({f"abide_{n}": title for n, title in STAGES.items()}, HONEST_AND_OPTIMISTIC, True),
-    "lemon_stages": Comparison(
-        {f"lemon_{n}": title for n, title in STAGES.items()},
-        tuple(column for column in HONEST_AND_OPTIMISTIC if column[0] != "autism"),
-        True,
-    ),
-    "abide_bei": Comparison(
-        {
-            "abide_bei_autism": "autism alone",
-            "abide_bei_autism_sex": "autism, sex",
-            "abide_bei_autism_age": "autism, age",
-            "abide_decoder": "autism, sex, age",
-            "abide_bei_all": "autism, sex, age, site",
-        },
-        (("autism", "roc_auc", "LCM"), ("autism", "accuracy", "LCM"), ("autism", "brier", "LCM")),
-    ),
-    "abide_sizes": Comparison(
-        {
-            "abide_size_32x2": "2 layers, 32 wide: 30,000 weights",
-            "abide_size_64x2": "2 layers, 64 wide: 109,000",
-            "abide_size_64x8": "8 layers, 64 wide: 410,000",
-            "abide_size_128x4": "4 layers, 128 wide: 811,000",
-        },
-        tuple((*column, model) for column in ABIDE_TASKS for model in ("LCM", "MLP")),
-    ),
-    "transfer": Comparison(
-        {
-            "transfer_26": "ADHD-200, 26 labels a class",
-            "transfer_130": "ADHD-200, 130 labels a class",
-            "transfer_both_26": "ABIDE I and ADHD-200, 26 labels a class",
-            "transfer_both_130": "ABIDE I and ADHD-200, 130 labels a class",
-        },
-        tuple(("autism", "roc_auc", model) for model in ("LCM", "LCM from scratch", "linear", "linear, log FC")),
-    ),
-    "pseudo_labels": Comparison(
-        {
-            "transfer_26": "none",
-            "pseudo_recorded": "records of all people",
-            "pseudo_defaults": "records, else default labels",
-            "pseudo_model": "records, else confident predictions",
-        },
-        (("autism", "roc_auc", "LCM"), ("autism", "accuracy", "LCM"), ("autism", "brier", "LCM")),
-    ),
-}
+OUTPUT = Path("runs", "studies")
 
 
 @dataclass
-class StudyArguments:
-    """Run studies and write docs/results.md's tables."""
+class StudiesArguments:
+    """Run studies, finish those that were stopped, and write the tables of docs/results.md."""
 
-    studies: list[str] = setting([], "Studies to run; without any, tables are made anew.", example="lemon")
-
-    def __post_init__(self) -> None:
-        """Refuse studies that there are not."""
-        names = sorted(path.stem.removeprefix("evaluate_") for path in STUDIES.glob("evaluate_*.yaml"))
-        for name in self.studies:
-            if name not in names:
-                raise ValueError(f"There is no study {name}.{did_you_mean(name, names)} There are {', '.join(names)}.")
+    studies: list[str] = setting([], "Studies to run; without any, the tables are made anew.", example="abide lemon")
+    workers: int = setting(0, "Processes that share the folds; 0: as many as CPUs may be used.")
 
 
-@command(StudyArguments)
-def main(arguments: StudyArguments) -> None:
+@command(StudiesArguments)
+def main(arguments: StudiesArguments) -> None:
     """Command line."""
+    known = studies()
     for name in arguments.studies:
-        run(name)
+        if name not in known:
+            names = ", ".join(known)
+            raise ValueError(f"There is no study {name!r}.{did_you_mean(name, known)} There are {names}.")
+    hide_bars_of_files()
+    for name in arguments.studies:
+        run(name, known[name], arguments.workers)
     write_pages()
 
 
-def run(name: str) -> None:
+def studies() -> dict[str, dict[str, Any]]:
+    """Settings of every study by name: `evaluate`, `pretrain` and `finetune`, and `start`, a pretraining before it."""
+    found = {}
+    for path in sorted(FAMILIES.glob("*.yaml")):
+        family = load_yaml(path)
+        variants = family.pop("variants", {path.stem: {}})
+        for name, own in variants.items():
+            stages = {stage: family.get(stage, {}) | own.get(stage, {}) for stage in [*family, *own]}
+            stages["evaluate"] = {"output": str(OUTPUT / name)} | stages["evaluate"]
+            found[name] = stages
+    return found
+
+
+def settings_of(name: str, study: Mapping[str, dict[str, Any]]) -> EvaluateArguments:
+    """Write the settings of a study's stages as files, which `training.evaluate` reads, and name them in its own."""
+    import yaml
+
+    from .files import write_text
+
+    settings = dict(study["evaluate"])
+    for stage in ("pretrain", "finetune"):
+        if stage in study:
+            path = OUTPUT / "settings" / f"{name}_{stage}.yaml"
+            write_text(path, yaml.safe_dump(study[stage], sort_keys=False, allow_unicode=True))
+            settings[stage] = str(path)
+    path = OUTPUT / "settings" / f"{name}_evaluate.yaml"
+    write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return parse_arguments(EvaluateArguments, ["--config", str(path)])
+
+
+def run(name: str, study: Mapping[str, dict[str, Any]], workers: int = 0) -> None:
     """Evaluate one study, or finish one that was stopped, and keep its `metrics.json`."""
-    arguments = parse_arguments(EvaluateArguments, ["--config", str(STUDIES / f"evaluate_{name}.yaml")])
+    from .evaluation.cross_validation import evaluate
+    from .pretrain import main as pretrain
+
+    start = study.get("start")
+    if start is not None and not Path(start["output"], "checkpoint").is_dir():
+        pretrain([f"--{key}={value}" for key, value in start.items()])
+    arguments = settings_of(name, study)
     arguments.resume = Path(arguments.output).is_dir()
+    arguments.workers = workers
     evaluate(arguments).save(RECORDS / f"{name}.json")
-
-
-def load_records() -> dict[str, Results]:
-    """What the finished studies found, by name."""
-    return {path.stem: Results.load(path) for path in sorted(RECORDS.glob("*.json"))}
 
 
 def write_pages() -> None:
     """Put the tables of all finished studies between their marks in docs/results.md, and the summary in README.md."""
-    records = load_records()
+    from .files import write_text
+    from .reporting.results import Results
+    from .reporting.studies import between_marks, summary_table, tables
+
+    records = {path.stem: Results.load(path) for path in sorted(RECORDS.glob("*.json"))}
     summary = summary_table(records)
     text = PAGE.read_text(encoding="utf-8")
     for name, content in tables(records).items():
@@ -159,123 +101,6 @@ def write_pages() -> None:
     write_text(PAGE, between_marks(text, "summary", summary))
     readme = REPOSITORY / "README.md"
     write_text(readme, between_marks(readme.read_text(encoding="utf-8"), "summary", summary))
-
-
-def tables(records: dict[str, Results]) -> dict[str, str]:
-    """Content by mark: of every study that is in no comparison, and of every comparison."""
-    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
-    found = {name: study_tables(name, metrics) for name, metrics in records.items() if name not in compared}
-    return found | {name: comparison_table(comparison, records) for name, comparison in COMPARISONS.items()}
-
-
-def between_marks(text: str, name: str, content: str) -> str:
-    """Replace what stands between `<!-- NAME -->` and the next `<!-- end -->`.
-
-    Raises:
-        ValueError: the page has no such marks.
-    """
-    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not mark.search(text):
-        raise ValueError(f"The page has no place for {name}: add <!-- {name} --> and <!-- end --> on two lines.")
-    return mark.sub(lambda found: f"{found[1]}{content}{found[2]}", text)
-
-
-def summary_table(records: dict[str, Results]) -> str:
-    """Markdown table of the headline metric of the studies with a linear baseline."""
-    rows = ["| study | predicted | people | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
-    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
-    for name, record in records.items():
-        for task, results in record.tasks.items() if name not in compared else ():
-            if "linear" not in results.models:
-                continue
-            headline = results.main_metric
-            # A study that tests elsewhere is about the subjects there.
-            for tested in (results.external or {"": results}).values():
-                scores = [
-                    _score(tested.models.get(model, {}).get(headline)) for model in (LCM, "linear", "linear, log FC")
-                ]
-                cells = [record.title, task, str(tested.n_subjects), METRIC_TITLES[headline], *scores]
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
-
-
-def _score(score: Score | None) -> str:
-    """Mean ± standard deviation over folds; of a single test, its score."""
-    if score is None:
-        return "-"
-    return f"{score.mean:.3f}" + ("" if is_undefined(score.std) else f" ± {score.std:.3f}")
-
-
-def comparison_table(comparison: Comparison, records: dict[str, Results]) -> str:
-    """Markdown of a comparison: mean ± standard deviation over folds, of the studies that have been run."""
-    titles = [
-        f"{task}, {METRIC_TITLES[metric]}" + ("" if model == "LCM" else f": {model.removeprefix('LCM, ')}")
-        for task, metric, model in comparison.columns
-    ]
-    done = {name: title for name, title in comparison.studies.items() if name in records}
-    rows = [["", *titles]]
-    rows += [
-        [title, *(_cell(records[name], *column) for column in comparison.columns)] for name, title in done.items()
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    if comparison.shows_layers:
-        lines += ["", "Layers with the lowest training loss after pretraining (folds):", ""]
-        layers = {title: _layers(records[name]) for name, title in done.items()}
-        lines += [f"- {title}: {text}" for title, text in layers.items() if text]
-    minutes = sum(records[name].seconds or 0 for name in done) / 60
-    names = " ".join(done)
-    return "\n".join(lines) + f"\n\n`python -m benchmarks.results --studies {names}` ({minutes:.0f} minutes)\n"
-
-
-def _cell(record: Results, task: str, metric: str, model: str) -> str:
-    score = record.tasks[task].models.get(model, {}).get(metric)
-    if score is None:
-        return "-"
-    return f"{number_text(metric, score.mean)} ± {number_text(metric, score.std)}"
-
-
-def _layers(record: Results) -> str:
-    """autism 8 (4), 7 (1); sex ..."""
-    parts = []
-    for task, results in record.tasks.items():
-        folds = Counter(layer + 1 for layer in results.best_layers)
-        if folds:
-            parts.append(f"{task} {', '.join(f'{layer} ({count})' for layer, count in sorted(folds.items()))}")
-    return "; ".join(parts)
-
-
-def study_tables(name: str, record: Results) -> str:
-    """Markdown of one study: per variable the table, the interval of LCM and how it was tested."""
-    parts = []
-    for task, results in record.tasks.items():
-        headline = results.main_metric
-        ours = results.models[LCM][headline]
-        lines = [f"**{task}**, {results.n_subjects} people, {results.n_scans} scans:\n"]
-        lines += [results_table_markdown(results, METRICS[headline]), ""]
-        if ours.interval is not None:
-            low, high = ours.interval
-            lines.append(
-                f"Pooled over folds: {ours.pooled:.3f}, 95 % interval {low:.3f} to {high:.3f}, permutation "
-                f"p = {ours.p_value:.3f}."
-            )
-        if "site" in results.groups:
-            within = results.groups["site"][MEAN_OF_GROUPS].models
-            scores = [
-                f"{model} {score[headline]:.3f}" for model, score in within.items() if model not in CONSTANT.values()
-            ]
-            lines.append(f"\nMean within sites, weighted by people: {'; '.join(scores)}.")
-        for place, elsewhere in results.external.items():
-            lines.append(f"\nTrained on all of them, tested on the {elsewhere.n_subjects} people of {place}:\n")
-            lines.append(results_table_markdown(elsewhere, METRICS[headline]))
-        parts.append("\n".join(lines))
-    checksums = record.protocol["split_checksum"]
-    splits = ", ".join(checksums) if isinstance(checksums, list) else checksums
-    # What a run that was taken up again needed before is not known.
-    seconds = record.seconds or 0
-    time = f", {seconds / 60:.0f} minutes" if seconds > 60 else ""
-    parts.append(f"`python -m benchmarks.results --studies {name}` (splits {splits}{time})\n")
-    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
