@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Modules as in a clone. In the wheel `training` is the package `large_connectome_model`, and the others lie in it.
 DOORS = {
+    "report": ("training.report", "from a folder of scans to one page: everything below in one command"),
     "prepare": ("training.prepare", "one data set of a phenotype table and scans"),
     "merge": ("training.merge", "one data set of several"),
     "splits": ("training.splits", "a file of folds by subject"),

@@ -13,13 +13,16 @@ from .files import require_new
 @command(EvaluateArguments)
 def main(arguments: EvaluateArguments) -> None:
     """Command line."""
-    require_new(arguments.output, arguments.resume)
+    require_new(arguments.output, arguments.resume or arguments.shard is not None)
     require_dataset(arguments.data)
     read_stages(arguments)
-    from .evaluation.cross_validation import evaluate
+    from .evaluation.cross_validation import evaluate, evaluate_shard
     from .reporting.tables import results_table_text
 
     hide_bars_of_files()
+    if arguments.shard is not None:
+        print(evaluate_shard(arguments))
+        return
     for results in evaluate(arguments).tasks.values():
         print(results.title)
         print(results_table_text(results))

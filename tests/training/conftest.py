@@ -192,6 +192,7 @@ def evaluate_arguments(
             "n_folds": 2,
             "resamples": 0,
             "baselines": ["majority", "linear"],
+            "workers": 1,
         }
         return EvaluateArguments(**{**settings, **overrides})
 

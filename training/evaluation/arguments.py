@@ -1,5 +1,6 @@
 """Settings of an evaluation."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,15 +88,30 @@ class EvaluateArguments:
         None, "Column with the site: FC is harmonised across sites (ComBat), fitted on each fold's training scans."
     )
     keep_checkpoints: bool = setting(True, "Keep the checkpoints of every fold.")
+    workers: int = setting(
+        0,
+        "Processes that share folds, members of ensembles and baselines; 0: as many as this process may use CPUs, or "
+        "one where a GPU does the work. Fewer, with a sentence, where memory does not suffice. No number changes.",
+    )
+    threads: int = setting(1, "CPU threads of each worker; more may change the last digits of the numbers.")
+    shard: str | None = setting(
+        None,
+        "I/N: do only every N-th fold, beginning with the I-th, as one task of a cluster's array. The same command "
+        "with --resume and without --shard joins them.",
+        example="1/4",
+    )
     resume: bool = setting(False, "Keep the folds that are finished in --output and do the others.")
     title: str = setting("Cross-validation", "Title of the report.")
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before any data are read."""
-        for name, least in (("repeats", 1), ("ensemble", 1), ("mlp_hidden", 1), ("resamples", 0)):
+        least_of = {"repeats": 1, "ensemble": 1, "mlp_hidden": 1, "resamples": 0, "workers": 0, "threads": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         require_choices(self)
+        if self.shard is not None:
+            self.share()
         fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"
         if self.repeats > 1 and (self.splits is not None or self.split != "kfold"):
             raise ValueError(f"repeats draws new folds each time, which {fixed} cannot: use ensemble for more seeds.")
@@ -105,6 +121,17 @@ class EvaluateArguments:
             raise ValueError("train_data joins the pretraining of every fold: give its settings with --pretrain.")
         if "scratch" in self.baselines and not self.finetune:
             raise ValueError("The baseline scratch is fine-tuning without pretrained weights: it needs finetune.")
+
+    def share(self) -> tuple[int, int]:
+        """Number of this shard (from 0), and how many there are.
+
+        Raises:
+            ValueError: `shard` is not I/N with I from 1 to N.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}.")
+        return int(found[1]) - 1, int(found[2])
 
 
 def read_stages(arguments: EvaluateArguments) -> tuple[FinetuneArguments | None, PretrainArguments | None]:

@@ -9,7 +9,7 @@ from transformers import set_seed
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 
 from ..data.cohort import Cohort
-from ..reporting.results import CONSTANT
+from ..reporting.results import CONFOUNDS, CONSTANT
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import load_processor
 from .baselines import (
@@ -28,7 +28,6 @@ from .features import FeatureKind, StoredLogFC, features
 from .tasks import Task
 
 
-CONFOUNDS = "confounds alone"
 # What the settings call a model, what the tables call it, and the model.
 FITTED: dict[str, tuple[str, Baseline]] = {
     "linear": ("linear", linear_baseline),

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,17 +20,22 @@ from ..data.folds import Folds
 from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
-from ..files import claim, require_writable, write_json
+from ..files import claim, require_new, require_writable, write_json
+from ..locks import lock_of
 from ..manifest import seal
 from ..reporting.plain import write_table
-from ..reporting.results import LCM, METRIC_TITLES, Results, number_text
+from ..reporting.results import Results
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds
 from .features import stored_log_fc
-from .fold import run_fold
 from .report import write_reports
+from .running import Place, fold_places, require_external_values, run_places
 from .summary import prediction_tables, summary
+
+
+SHARD = "shard"
+_OF_SHARDS = re.compile(r"(settings|splits(_\d+)?)\.json$|(repeat_\d+_)?fold_\d+$|external_.*_\d+$")
 
 
 def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -> str | None:
@@ -74,36 +81,89 @@ def evaluate(arguments: EvaluateArguments) -> Results:
         ValueError: folds that cannot be made, or a checkpoint that has seen test subjects.
         FileExistsError: the output holds results and `resume` is false.
     """
+    if arguments.shard is not None:
+        raise ValueError("A shard has no results of its own: use evaluate_shard, and evaluate to join all shards.")
     with claim(arguments.output, arguments.resume) as output:
-        return _evaluate(arguments, output)
+        for lock in output.glob(f".{SHARD}_*.lock"):
+            with lock_of(output / lock.name.removeprefix(".").removesuffix(".lock")):
+                pass  # no shard is being computed any more
+        started = time.monotonic()
+        run = _begin(arguments, output)
+        _do(run, run.places)
+        outcomes = [place.result() for place in run.places if place.external is None]
+        external: dict[str, list[dict[str, Any]]] = {}
+        for place in run.places:
+            if place.external is not None:
+                external.setdefault(Path(place.external).name, []).append(place.result())
+        results = summary(run.design, run.folds, outcomes, external, run.remarks)
+        results.seconds = round(time.monotonic() - started, 1)
+        results.save(output / "metrics.json")
+        for name, table in prediction_tables(run.design, outcomes, external).items():
+            write_table(output / name, table, decimals=5)
+        write_reports(output, run.design, results, outcomes)
+        seal(output)
+        return results
 
 
-def _evaluate(arguments: EvaluateArguments, output: Path) -> Results:
-    started = time.monotonic()
+def evaluate_shard(arguments: EvaluateArguments) -> str:
+    """Do the folds of one shard, in the output folder that all shards share.
+
+    Args:
+        arguments (`EvaluateArguments`): as for `evaluate`; `shard` says which folds.
+
+    Returns:
+        What was done, and how to go on.
+
+    Raises:
+        FileExistsError: the output holds something else.
+        BlockingIOError: this shard is being computed already.
+    """
+    output = Path(os.path.realpath(require_new(arguments.output, resume=True)))
+    number, count = arguments.share()
+    foreign = [path.name for path in output.glob("[!.]*") if not _OF_SHARDS.match(path.name)]
+    if foreign:
+        raise FileExistsError(f"{output} holds {foreign[0]}, which is of no shard. Choose another output.")
+    require_writable(output)
+    with lock_of(output / f"{SHARD}_{number + 1}_of_{count}"):
+        run = _begin(arguments, output)
+        own = run.places[number::count]
+        _do(run, own)
+    return (
+        f"Shard {number + 1} of {count}: {len(own)} of {len(run.places)} folds are done. When all shards are, the "
+        "same command with --resume and without --shard joins them."
+    )
+
+
+class _Run(NamedTuple):
+    """An evaluation that may begin: nothing was refused."""
+
+    design: Design
+    folds: list[Folds]
+    places: list[Place]
+    remarks: dict[str, list[str]]
+
+
+def _begin(arguments: EvaluateArguments, output: Path) -> _Run:
+    """Settle everything and write it down; a refused evaluation leaves its output free."""
     design = make_design(arguments)
     settings = _settings(design)
     _require_same(output / "settings.json", settings)
     folds = draw_folds(design, output)
     remarks = _remarks(design)
+    require_external_values(design)
     require_writable(output)
-    # Only now: a refused evaluation leaves its output free.
     write_json(output / "settings.json", settings)
     save_folds(folds, output)
     for line in _label_lines(design):
         print(line, flush=True)
     for line in dict.fromkeys(line for lines in remarks.values() for line in lines):
         print(line, flush=True)
-    with _with_log_fc(design) as ready:
-        outcomes = _all_folds(ready, folds, output)
-        external = _external(ready, output)
-    results = summary(design, folds, outcomes, external, remarks)
-    results.seconds = round(time.monotonic() - started, 1)
-    results.save(output / "metrics.json")
-    for name, table in prediction_tables(design, outcomes, external).items():
-        write_table(output / name, table, decimals=5)
-    write_reports(output, design, results, outcomes)
-    seal(output)
-    return results
+    return _Run(design, folds, fold_places(design, folds, output), remarks)
+
+
+def _do(run: _Run, places: Sequence[Place]) -> None:
+    with _with_log_fc(run.design) as ready:
+        run_places(ready, run.folds, places)
 
 
 @contextmanager
@@ -141,7 +201,7 @@ def _remarks(design: Design) -> dict[str, list[str]]:
             known.table, task.name, task.truth(known), task.is_classification, pretrained
         )
         remarks[task.name] += twins
-    if design.recipe.tuning is not None and pretraining is None:
+    if design.recipe.tuning is not None and pretraining is None and design.recipe.tuning.checkpoint:
         table = design.cohort.table[design.part != JOINS]
         seen = refuse_seen_subjects(
             design.recipe.tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects
@@ -164,71 +224,17 @@ def _near_identical(design: Design) -> list[str]:
     ]
 
 
-def _external(design: Design, output: Path) -> dict[str, list[dict[str, Any]]]:
-    """Train on the whole tested cohort (and those that join it), once per repeat, and predict the external data.
-
-    Raises:
-        ValueError: nobody in an external data set has a value of any task.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for folder in design.recipe.arguments.external:
-        tasks = design.recipe.tasks
-        if not any(len(task.known(design.external(folder))) for task in tasks):
-            raise ValueError(
-                f"The external data set {folder} has no value of {', '.join(task.name for task in tasks)} that the "
-                "tested cohort knows: it cannot be scored."
-            )
-        name = Path(folder).name
-        for repeat in range(design.recipe.arguments.repeats):
-            place = output / f"external_{name}_{repeat}"
-            if not (place / "result.json").is_file():
-                print(f"External data set {name}", flush=True)
-                result = run_fold(design.recipe, design.external_test(folder), place, 0, repeat)
-                write_json(place / "result.json", result)
-            found.setdefault(name, []).append(json.loads((place / "result.json").read_text(encoding="utf-8")))
-    return found
-
-
-def _all_folds(design: Design, folds: Sequence[Folds], output: Path) -> list[dict[str, Any]]:
-    """Run the folds that have no result yet; returns the results of all, in order."""
-    places = [(repeat, fold) for repeat, each in enumerate(folds) for fold in range(len(each.test_subjects))]
-    results, started, done = [], time.monotonic(), 0
-    for number, (repeat, fold) in enumerate(places):
-        name = f"repeat_{repeat}_fold_{fold}" if len(folds) > 1 else f"fold_{fold}"
-        path = output / name / "result.json"
-        if not path.is_file():
-            minutes = (time.monotonic() - started) / max(1, done) * (len(places) - number) / 60
-            left = f", about {minutes:.0f} min left" if done else ""
-            print(f"Fold {number + 1} of {len(places)}{left}", flush=True)
-            parts = design.fold(folds[repeat], fold)
-            write_json(path, run_fold(design.recipe, parts, path.parent, fold, repeat))
-            done += 1
-            print(_first_look(json.loads(path.read_text(encoding="utf-8"))), flush=True)
-        results.append(json.loads(path.read_text(encoding="utf-8")))
-    return results
-
-
-def _first_look(result: dict[str, Any]) -> str:
-    """One line per task of a fold's result: every model's first headline metric."""
-    lines = []
-    for task, entry in result["tasks"].items():
-        metric = next(name for name in ("roc_auc", "mae") if name in entry["metrics"][LCM])
-        scores = {name: metrics[metric] for name, metrics in entry["metrics"].items()}
-        shown = [f"{name} {number_text(metric, score)}" for name, score in scores.items()]
-        lines.append(f"  {task}, {METRIC_TITLES[metric]}: {'; '.join(shown)}")
-    return "\n".join(lines)
-
-
 def _settings(design: Design) -> dict[str, Any]:
     """What folds must have in common to stand in one table: settings and data."""
     free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
+    free |= {"workers", "threads", "shard"}
     settings = {
         **{name: value for name, value in asdict(design.recipe.arguments).items() if name not in free},
         "pretraining": None if design.recipe.pretraining is None else asdict(design.recipe.pretraining),
         "fine-tuning": None if design.recipe.tuning is None else asdict(design.recipe.tuning),
         "data (content)": design.cohort.checksum(),
     }
-    if design.recipe.tuning is not None and design.recipe.pretraining is None:
+    if design.recipe.tuning is not None and design.recipe.pretraining is None and design.recipe.tuning.checkpoint:
         settings["checkpoint (content)"] = _checkpoint_content(design.recipe.tuning.checkpoint)
     return settings
 

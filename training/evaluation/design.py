@@ -196,7 +196,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
         cohort = cohort.with_atlas(pretraining.atlas)
-    elif tuning is not None:
+    elif tuning is not None and tuning.checkpoint:  # the ridge head needs none
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
@@ -252,6 +252,8 @@ def _pretrained_variable(
     cohort: Cohort, tuning: FinetuneArguments, pretraining: PretrainArguments | None
 ) -> BEIVariable | None:
     """The downstream variable as the checkpoint knows it, or will know it; `None` if it is a new one."""
+    if pretraining is None and not tuning.checkpoint:
+        return None
     if pretraining is None:
         known = load_processor(tuning.checkpoint).tokenizer.variables
     else:

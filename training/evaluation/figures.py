@@ -49,7 +49,7 @@ def plot_fold_scores(models: Mapping[str, Sequence[float | None]], metric: str, 
         metric: name for the axis.
         chance (`float`, *optional*): score without any knowledge of a person.
     """
-    figure = Figure(figsize=(WIDTH_INCHES, 0.9 + 0.42 * len(models)), layout="constrained")
+    figure = Figure(figsize=(5.0, 1.2 + 0.5 * len(models)), layout="constrained")
     axes = figure.subplots()
     rng = np.random.default_rng(0)
     for row, scores in enumerate(models.values()):

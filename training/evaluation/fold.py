@@ -58,18 +58,43 @@ def run_fold(recipe: Recipe, parts: Parts, folder: Path, fold: int = 0, repeat: 
         `histories` per stage, and per task the `metrics` of every model, those of every `member` of an ensemble, the
         numbers (`rows`) of the scans that were tested and the `predictions` for them.
     """
+    members = [train_member(recipe, parts, folder, repeat, number) for number in range(recipe.arguments.ensemble)]
+    return join_fold(recipe, parts.test, members, fit_baselines(recipe, parts, repeat), fold, repeat)
+
+
+def train_member(recipe: Recipe, parts: Parts, folder: Path, repeat: int, number: int) -> Member:
+    """Train one member of a fold's ensemble, and predict the test scans."""
     labelled = few_labelled(recipe, parts.training, repeat)
-    members = []
-    for number in range(recipe.arguments.ensemble):
-        shift = repeat * recipe.arguments.ensemble + number
-        with _place(folder, number, recipe.arguments) as place:
-            members.append(_train_member(recipe, parts, labelled, shift, place))
-    results, edges = {}, FoldEdges(parts.log_fc)
+    with _place(folder, number, recipe.arguments) as place:
+        return _train_member(recipe, parts, labelled, repeat * recipe.arguments.ensemble + number, place)
+
+
+def fit_baselines(recipe: Recipe, parts: Parts, repeat: int) -> dict[str, dict[str, np.ndarray]]:
+    """Per task the predictions of the simple models for the test scans that have a value."""
+    labelled, edges = few_labelled(recipe, parts.training, repeat), FoldEdges(parts.log_fc)
+    predictions = {}
     for task in recipe.tasks:
         tested = task.known(parts.test)
         if len(tested):
-            others = baseline_predictions(recipe, task, parts.training, tested, labelled, edges)
-            results[task.name] = _score(recipe, task, parts.test, members, others, {"repeat": repeat, "fold": fold})
+            predictions[task.name] = baseline_predictions(recipe, task, parts.training, tested, labelled, edges)
+    return predictions
+
+
+def join_fold(
+    recipe: Recipe,
+    test: Cohort,
+    members: Sequence[Member],
+    others: dict[str, dict[str, np.ndarray]],
+    fold: int,
+    repeat: int,
+) -> dict[str, Any]:
+    """The result of a fold, as [`run_fold`] returns it, of its members and its baselines' predictions by task."""
+    place = {"repeat": repeat, "fold": fold}
+    results = {
+        task.name: _score(recipe, task, test, members, others[task.name], place)
+        for task in recipe.tasks
+        if task.name in others
+    }
     histories = dict(members[0].histories)
     for number, member in enumerate(members[1:], start=2):
         histories |= {f"{stage}, seed {number}": history for stage, history in member.histories.items()}
@@ -119,7 +144,7 @@ def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_sh
     tuning = replace(tuning, seed=tuning.seed + seed_shift)
     tuned, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
     if keep:
-        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint)
+        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint or None)
         save_checkpoint(place / "checkpoint", tuned, processor, tuning, record)
     if "scratch" in recipe.arguments.baselines:
         with tempfile.TemporaryDirectory() as start:

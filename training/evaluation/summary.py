@@ -14,6 +14,7 @@ from ..data.cohort import Cohort
 from ..data.folds import Folds
 from ..files import file_name
 from ..reporting.results import CONSTANT, HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
+from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from .design import Design
 from .metrics import summarise
 from .tasks import Task
@@ -223,11 +224,11 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "folds": len(folds[0].test_subjects),
         "split": split,
         "split_checksum": folds[0].checksum if len(folds) == 1 else [each.checksum for each in folds],
-        "epoch": "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch",
+        "epoch": _epoch(stage),
         "pretraining": (
             "in every fold, on its training subjects only"
             if tuning is None or design.recipe.pretraining is not None
-            else tuning.checkpoint
+            else tuning.checkpoint or "none"
         ),
     }
     if tuning is not None:
@@ -252,6 +253,13 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
     if arguments.harmonise is not None:
         protocol["harmonised"] = f"across {arguments.harmonise}, fitted on training scans"
     return protocol | _resampling_protocol(design)
+
+
+def _epoch(stage: PretrainArguments | FinetuneArguments) -> str:
+    """Which state of the training is tested."""
+    if isinstance(stage, FinetuneArguments) and stage.head == "ridge":
+        return "none: fitted in closed form, its settings by leaving training subjects out"
+    return "chosen on validation subjects of the training fold" if stage.validation_fraction else "last epoch"
 
 
 def _resampling_protocol(design: Design) -> dict[str, str]:

@@ -146,6 +146,7 @@ def assemble(
     pictures = Pictures(table, cohort.extractor, statistics.mean)
     pictures.add(_filled(part, statistics.mean) for part in scans.triangles(kept))
     quality = _quality(cohort, scans, kept, table, excluded, [(places[a], places[b], r) for a, b, r in doubles])
+    quality["motion"] = pictures.motion_verdict()
     if reference is not None:
         quality["shift"] = shift_against(reference, statistics, cohort.extractor.region_fingerprint)
     keep_series = cohort.settings["keep_time_series"]

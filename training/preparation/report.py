@@ -23,7 +23,17 @@ from .quality import coverage_text
 MOST_GROUPS = 12  # sites shown one by one; the smallest others are pooled
 MOST_LABELS = 8  # a text column with more is no diagnosis
 OTHERS = "(other sites)"
+MOST_DOTS = 40  # scans of a site that are drawn as dots; more are a box
+# Median |r| of edges with motion, in multiples of what chance gives: clean below the first, bad above the second.
+MOTION_CLEAN, MOTION_STRONG = 1.3, 2.0
 _FEWEST_FOR_CORRELATION = 10
+_QUALITY = (
+    ("mean_fd", "mean FD (mm)", 3),
+    ("volumes", "volumes", 0),
+    ("missing_regions", "regions without signal", 0),
+    ("mean_fc", "mean FC", 3),
+    ("homotopic", "homotopic order", 2),
+)
 
 
 class Pictures:
@@ -89,17 +99,21 @@ class Pictures:
 
     def figures(self) -> dict[str, Figure]:
         """Pictures by caption; those whose data are not recorded are left out."""
-        drawn = {"Mean FC of every site": self._mean_matrices()}
+        several = len(self.names) > 1
+        drawn = {"Mean FC of every site" if several else "Mean FC of all scans": self._mean_matrices()}
         distances = self.distances()
         if distances is not None:
-            drawn["FC and the distance between regions: it should fall, alike at every site"] = _by_distance(
+            alike = ", alike at every site" if several else ""
+            drawn[f"FC and the distance between regions: it should fall{alike}"] = _by_distance(
                 distances, self.means(), "mean FC (r)"
             )
         if self.table["qc_mean_fd"].notna().sum() >= _FEWEST_FOR_CORRELATION:
             drawn["Motion and mean FC of every scan"] = self._motion_scatter()
-            drawn["Motion and every edge: well denoised data centre at 0"] = self._motion_edges(distances)
-        drawn |= self._people()
-        if self.table["qc_homotopic"].notna().any():
+            figure = self._motion_edges(distances)
+            figure.set_label(self.motion_verdict() or "Motion does not differ between scans.")
+            drawn["Motion and every edge: well denoised data centre at 0"] = figure
+        drawn |= self._subjects()
+        if self.table["qc_homotopic"].nunique() > 1:
             drawn[
                 "Left-right counterparts: share of edges that homotopic FC beats (about 0.9 in the right order of "
                 "regions, 0.5 by chance)"
@@ -151,25 +165,60 @@ class Pictures:
         axes.set(xlabel=f"r of edge and motion (median {np.median(correlation):.2f})", ylabel="edges")
         return figure
 
-    def _people(self) -> dict[str, Figure]:
-        drawn = {}
-        if (
-            "age" in self.table
-            and pd.api.types.is_numeric_dtype(self.table["age"])
-            and self.table["age"].notna().any()
-        ):
-            drawn["Age by site"] = self._boxes("age", "age (years)")
+    def motion_verdict(self) -> str | None:
+        """Whether FC follows motion more than chance would have it; `None` where motion is not known or constant."""
+        correlation = self.motion_correlation()
+        if correlation is None:
+            return None
+        scans = int(self._moved.sum())
+        median = float(np.median(np.abs(correlation)))
+        chance = 0.6745 / np.sqrt(scans - 1)  # median of |r| without any relation
+        shares = f"edges correlate with mean FD by |r| = {median:.2f} in the median, by chance {chance:.2f}"
+        if median < MOTION_CLEAN * chance:
+            return f"Motion leaves little trace in FC: {shares} ({scans} scans)."
+        if median < MOTION_STRONG * chance:
+            return f"Motion leaves a trace in FC: {shares} ({scans} scans). Compare the labels' motion first."
+        return (
+            f"Motion dominates differences in FC: {shares} ({scans} scans). Denoise more strongly (--confounds "
+            "scrubbing), leave out scans that moved much (--max_mean_fd 0.5), or match the labels for motion."
+        )
+
+    def label_columns(self) -> list[str]:
+        """Phenotypes with few labels, such as a diagnosis, by which quality is shown as well."""
+        found = []
         for column in filter(is_phenotype, self.table.columns):
             labels = self.table[column].nunique()
-            if (
-                column != "site"
-                and 0 < labels <= MOST_LABELS
-                and not pd.api.types.is_numeric_dtype(self.table[column])
-            ):
-                drawn[f"{column.capitalize()} by site"] = self._shares(column)
+            is_number = pd.api.types.is_numeric_dtype(self.table[column])
+            if column != "site" and 0 < labels <= MOST_LABELS and not is_number:
+                found.append(str(column))
+        return found
+
+    def sentences(self) -> list[str]:
+        """What is the same for all scans, and needs no picture."""
+        columns = {"age": "age", "qc_volumes": "volumes", "qc_missing_regions": "regions without signal"}
+        columns |= {column: column for column in self.label_columns()}
+        same = [
+            f"{title} {self.table[name].dropna().iloc[0]:g}"
+            if pd.api.types.is_numeric_dtype(self.table[name])
+            else f"{title} {self.table[name].dropna().iloc[0]}"
+            for name, title in columns.items()
+            if name in self.table and self.table[name].nunique() == 1
+        ]
+        return [f"The same for all scans: {', '.join(same)}."] if same else []
+
+    def _subjects(self) -> dict[str, Figure]:
+        drawn = {}
+        age = self.table.get("age")
+        if age is not None and pd.api.types.is_numeric_dtype(age) and age.nunique() > 1:
+            drawn["Age by site" if len(self.names) > 1 else "Age"] = self._boxes("age", "age (years)")
+        if len(self.names) > 1:
+            for column in self.label_columns():
+                if self.table[column].nunique() > 1:
+                    drawn[f"{column[:1].upper()}{column[1:]} by site"] = self._shares(column)
         return drawn
 
     def _boxes(self, column: str, label: str) -> Figure:
+        """A box per site, or where a site has few scans its dots, which show more."""
         figure = Figure(figsize=(7, 0.9 + 0.3 * len(self.names)), layout="constrained")
         axes = figure.subplots()
         values = [self.table.loc[self.groups == name, column].dropna() for name in self.names]
@@ -177,10 +226,19 @@ class Pictures:
         lying = (
             {"orientation": "horizontal"} if "orientation" in signature(axes.boxplot).parameters else {"vert": False}
         )
-        axes.boxplot(values, tick_labels=self.names, widths=0.6, flierprops={"markersize": 3}, **lying)
-        axes.invert_yaxis()
+        jitter = np.random.default_rng(0)
+        for place, each in enumerate(values, start=1):
+            if len(each) > MOST_DOTS:
+                axes.boxplot([each], positions=[place], widths=0.6, flierprops={"markersize": 3}, **lying)
+            elif len(each):
+                heights = place + jitter.uniform(-0.18, 0.18, len(each))
+                axes.scatter(each, heights, s=14, alpha=0.7, color=COLOURS[0], linewidths=0)
+                axes.plot([each.median()] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
+        axes.set_yticks(range(1, len(values) + 1), self.names)
+        axes.set_ylim(len(values) + 0.6, 0.4)
         axes.tick_params(axis="y", labelsize=8)
         axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
         return figure
 
     def _shares(self, column: str) -> Figure:
@@ -220,27 +278,36 @@ def write_quality_report(path: Path, quality: dict[str, Any], pictures: Pictures
         quality (`dict`): content of quality.json.
         pictures (`Pictures`): filled with all scans.
     """
+    groups = {"site": pictures.groups} if len(pictures.names) > 1 else {}
+    groups |= {column: pictures.table[column] for column in pictures.label_columns()}
+    tables = {column: group_table(pictures.table, values) for column, values in groups.items() if values.nunique() > 1}
     page = render_page(
         "quality.html",
         quality=quality,
         coverage={region: coverage_text(found) for region, found in quality.get("low_coverage", {}).items()},
         figures=pictures.figures(),
-        sites=_site_table(pictures),
+        sentences=pictures.sentences(),
+        tables=tables or {"": group_table(pictures.table, pictures.groups)},
         atlas=pictures.extractor.atlas,
         regions=pictures.extractor.num_regions,
     )
     write_text(path, page)
 
 
-def _site_table(pictures: Pictures) -> list[list[str]]:
-    rows = []
-    for name in pictures.names:
-        part = pictures.table[pictures.groups == name]
-        rows.append([
-            name, str(len(part)), str(part["subject_id"].nunique()),
-            *(_median(part[f"qc_{column}"], digits) for column, digits in
-              (("mean_fd", 3), ("volumes", 0), ("missing_regions", 0), ("mean_fc", 3), ("homotopic", 2))),
-        ])  # fmt: skip
+def group_table(table: pd.DataFrame, groups: pd.Series) -> list[list[str]]:
+    """Medians of the quality columns by site or label, the largest group first; columns without values are left out.
+
+    Args:
+        table (`pd.DataFrame`): one row per scan.
+        groups (`pd.Series`): site or label of every scan; those without one are the last row.
+    """
+    known = [(f"qc_{name}", title, digits) for name, title, digits in _QUALITY if table[f"qc_{name}"].notna().any()]
+    rows = [["", "scans", "subjects", *(title for _, title, _ in known)]]
+    texts = groups.astype("string").fillna("(not recorded)")
+    for value in texts.value_counts().index:
+        part = table[(texts == value).to_numpy()]
+        medians = [_median(part[name], digits) for name, _, digits in known]
+        rows.append([str(value), str(len(part)), str(part["subject_id"].nunique()), *medians])
     return rows
 
 

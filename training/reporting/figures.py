@@ -31,6 +31,7 @@ NETWORK_TITLES = {
     "Default": "default\nmode",
 }
 WIDTH_INCHES = 7.0
+FEWEST_FOR_CURVE = 10  # subjects of either class for a fold's own ROC curve; with fewer it is a few large steps
 CONNECTIONS = 30  # drawn in a glass brain
 
 
@@ -65,12 +66,15 @@ def plot_training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Fi
     return figure
 
 
-def plot_roc(curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]) -> Figure:
-    """ROC curves of several models: a thin line per fold, a thick one for their mean.
+def plot_roc(
+    curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], areas: Mapping[str, str] | None = None
+) -> Figure:
+    """ROC curves of several models: a thick line for the predictions of all folds, thin ones for large folds.
 
     Args:
         curves: per model one pair per fold, true classes `(subjects,)` (1 = positive) and probabilities of the
-            positive class `(subjects,)`. A fold with one class only has no curve and is left out.
+            positive class `(subjects,)`. A fold with one class only has no curve of its own.
+        areas: per model the area as the tables have it, with its interval; by default that of the thick curve.
 
     Raises:
         ValueError: no model, or a model without a fold that holds both classes.
@@ -80,35 +84,29 @@ def plot_roc(curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]) -> Fig
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="chance (AUC 0.50)")
-    grid = np.linspace(0, 1, 201)
     for index, (name, folds) in enumerate(curves.items()):
         pairs = [(np.asarray(labels), np.asarray(scores)) for labels, scores in folds]
-        pairs = [(labels, scores) for labels, scores in pairs if len(np.unique(labels)) == 2]
-        if not pairs:
+        drawn = [(labels, scores) for labels, scores in pairs if len(np.unique(labels)) == 2]
+        if not drawn:
             raise ValueError(f"No fold of model {name!r} holds both classes: it has no ROC curve.")
         colour = COLOURS[index % len(COLOURS)]
-        mean = np.zeros_like(grid)
-        for labels, scores in pairs:
-            false_positives, true_positives, _ = roc_curve(labels, scores)
-            mean += np.interp(grid, false_positives, true_positives) / len(pairs)
-            if len(pairs) > 1:
-                axes.plot(false_positives, true_positives, color=colour, linewidth=0.7, alpha=0.35)
-        areas = [roc_auc_score(labels, scores) for labels, scores in pairs]
-        spread = f" ± {np.std(areas, ddof=1):.2f}" if len(areas) > 1 else ""
-        left_out = f", {len(pairs)} of {len(folds)} folds" if len(pairs) < len(folds) else ""
-        # The mean curve starts at the origin although several folds may rise at once there.
+        smallest = min(min(np.sum(labels == 0), np.sum(labels == 1)) for labels, _ in drawn)
+        for labels, scores in drawn if len(pairs) > 1 and smallest >= FEWEST_FOR_CURVE else ():
+            axes.plot(*roc_curve(labels, scores)[:2], color=colour, linewidth=0.6, alpha=0.3)
+        labels, scores = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        area = (areas or {}).get(name) or f"{roc_auc_score(labels, scores):.2f}"
         axes.plot(
-            np.r_[0, grid], np.r_[0, mean], color=colour, linewidth=2.2,
-            label=f"{name} (AUC {np.mean(areas):.2f}{spread}{left_out})",
+            *roc_curve(labels, scores, drop_intermediate=False)[:2], color=colour, linewidth=2.2,
+            label=f"{name} (AUC {area})",
         )  # fmt: skip
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), fontsize=9)
     _tidy(axes)
     return figure
 
 
 def plot_confusion(labels: ArrayLike, predictions: ArrayLike, label_names: Sequence[str]) -> Figure:
-    """Confusion matrix with counts and, below them, shares of the true class.
+    """Confusion matrix with counts and, below them, shares of the true class, which colour it.
 
     Args:
         labels: true class indices `(subjects,)`.
@@ -119,12 +117,16 @@ def plot_confusion(labels: ArrayLike, predictions: ArrayLike, label_names: Seque
     side = max(3.6, 1.0 * len(label_names) + 1.6)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    display = ConfusionMatrixDisplay(counts, display_labels=[str(name) for name in label_names])
-    display.plot(ax=axes, cmap="Blues", colorbar=False, values_format="d")
     totals = counts.sum(axis=1, keepdims=True)
+    # Coloured by the share of the true class: a small class does not look pale.
+    shares = counts / np.maximum(totals, 1)
+    display = ConfusionMatrixDisplay(shares, display_labels=[str(name) for name in label_names])
+    display.plot(ax=axes, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     for (row, column), text in np.ndenumerate(display.text_):
         if totals[row, 0]:
-            text.set_text(f"{counts[row, column]}\n{counts[row, column] / totals[row, 0]:.0%}")
+            text.set_text(f"{counts[row, column]}\n{shares[row, column]:.0%}")
+        else:
+            text.set_text("0")
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(axis="y", labelrotation=90)
     for tick in axes.get_yticklabels():

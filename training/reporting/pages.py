@@ -3,11 +3,32 @@
 import base64
 import functools
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Args:
+        title (`str`): its heading.
+        texts (`Sequence[str]`): paragraphs.
+        warnings (`Sequence[str]`): paragraphs that must not be missed.
+        figures (`Mapping[str, Figure]`): pictures by caption; a figure's label is its alternative text.
+        tables (`Mapping[str, Sequence[Sequence[str]]]`): by caption, the first row being the header.
+    """
+
+    title: str
+    texts: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
 
 def render_page(template: str, **context: Any) -> str:

@@ -18,6 +18,7 @@ LCM = "LCM"
 SINGLE = "LCM, one seed"  # mean over the members of an ensemble
 OPTIMISTIC = "LCM, optimistic"  # best epoch on the test fold
 SCRATCH = "LCM from scratch"
+CONFOUNDS = "confounds alone"  # age, sex, motion and site, without FC
 CONSTANT = {"classification": "majority", "regression": "mean"}  # predicts the same for every subject
 
 METRIC_TITLES = {

@@ -7,11 +7,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import write_text
-from .pages import render_page
+from .pages import Section, render_page
 from .plain import markdown_text
 from .results import (
+    CONFOUNDS,
+    CONSTANT,
     HEADLINE_METRICS,
     LCM,
+    MAIN_METRICS,
     METRIC_TITLES,
     UNDEFINED,
     Difference,
@@ -23,6 +26,8 @@ from .results import (
 
 
 NOT_MEASURED = "-"
+SIGNIFICANT = 0.05
+POOLED = "Scores of the predictions of all folds together, with 95 % bootstrap intervals over subjects."
 
 
 def write_report(
@@ -32,6 +37,8 @@ def write_report(
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
     settings: Mapping[str, Any] | None = None,
     limits: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+    curves: Mapping[str, Figure] | None = None,
 ) -> Path:
     """Write results and pictures as one HTML file that needs nothing else: it can be mailed, printed, opened offline.
 
@@ -45,6 +52,8 @@ def write_report(
             the header; shown below the main one.
         settings (`Mapping[str, Any]`, *optional*): of both stages; a value may be a mapping itself.
         limits (`Sequence[str]`): what the numbers do not say; the notes of the results stand at the top instead.
+        sections (`Sequence[Section]`): what else there is to say, after the scores.
+        curves (`Mapping[str, Figure]`, *optional*): pictures of the training, after them.
 
     Returns:
         The path.
@@ -56,13 +65,16 @@ def write_report(
     html = render_page(
         "report.html",
         title=results.title,
-        summary=summary_sentence(results),
+        verdict=verdict(results),
+        summary=POOLED if _pooled_rows(results) else summary_sentence(results),
         header=_header(_headline(results)),
-        rows=_rows(results, _headline(results)),
+        rows=_pooled_rows(results) or _rows(results, _headline(results)),
         tables=dict(tables or {}),
         figures=figures,
-        protocol=_flat(results.protocol),
-        settings=_flat(settings or {}),
+        sections=sections,
+        curves=dict(curves or {}),
+        protocol=_flat(_without_folders(results.protocol)),
+        settings=_flat(_without_folders(settings or {})),
         notes=list(limits),
         warnings=results.notes,
         num_folds=_num_folds(results),
@@ -135,13 +147,29 @@ def _rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
     rows = [
         [model, *(_cell(metric, scores.get(metric)) for metric in metrics)] for model, scores in results.models.items()
     ]
-    if results.chance:
-        chance = [
-            number_text(metric, results.chance[metric]) if metric in results.chance else NOT_MEASURED
-            for metric in metrics
-        ]
-        rows.append(["chance", *chance])
-    beside = results.difference
+    return rows + _last_rows(results, metrics)
+
+
+def _pooled_rows(results: TaskResults) -> list[list[str]]:
+    """The main table as the pictures have it: predictions of all folds together, with intervals; empty without any."""
+    metrics = _headline(results)
+    if not any(scores[metrics[0]].pooled is not None for scores in results.models.values() if metrics[0] in scores):
+        return []
+    rows = [
+        [model, *(score_text(metric, scores[metric]) if metric in scores else NOT_MEASURED for metric in metrics)]
+        for model, scores in results.models.items()
+    ]
+    return rows + _last_rows(results, metrics)
+
+
+def _last_rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
+    """What chance gives, and LCM minus the best linear model, as far as they are known."""
+    known, beside = results.chance, results.difference
+    rows = []
+    if known:
+        rows.append(
+            ["chance", *(number_text(name, known[name]) if name in known else NOT_MEASURED for name in metrics)]
+        )
     if beside is not None and beside.metric in metrics:
         cells = [_difference(beside) if metric == beside.metric else NOT_MEASURED for metric in metrics]
         rows.append([f"{LCM} minus {beside.baseline}", *cells])
@@ -192,6 +220,69 @@ def summary_sentence(results: TaskResults) -> str:
     over = f", mean ± standard deviation over {folds} folds of test subjects" if folds > 1 else ""
     verdict = "" if results.difference is None else f"{results.difference.sentence} "
     return f"{verdict}{results.n_subjects} subjects; {METRIC_TITLES.get(metric, metric)}{over}: {', '.join(values)}."
+
+
+def verdict(results: TaskResults) -> str:
+    """The answer in one sentence: what the model does, beside the simple models, and whether it is beyond chance."""
+    metric = next((name for name in (*MAIN_METRICS, *_headline(results)) if name in results.models.get(LCM, {})), None)
+    if metric is None or results.models[LCM][metric].pooled is None:
+        return summary_sentence(results)
+    ours = results.models[LCM][metric]
+    if results.difference is not None:
+        return f"{results.difference.sentence}{_confounds_alone(results, metric)}{_beyond_chance(results, ours)}"
+    task, labels = results.protocol.get("task", ""), [str(label) for label in results.protocol.get("labels", [])]
+    does = f"predicts {task}"
+    if len(labels) == 2:
+        positive = str(results.protocol.get("positive", labels[1]))
+        does = f"tells {positive} from {next(label for label in labels if label != positive)}"
+    elif labels:
+        does = f"tells {', '.join(labels[:-1])} and {labels[-1]} apart"
+    others = [
+        f"{model} {number_text(metric, scores[metric].pooled)}"
+        for model, scores in results.models.items()
+        if model != LCM and model not in CONSTANT.values() and metric in scores and scores[metric].pooled is not None
+    ]
+    beside = f"; {', '.join(others)}" if others else ""
+    text = f"LCM {does} with {METRIC_TITLES.get(metric, metric)} {score_text(metric, ours)}{beside}."
+    return f"{text}{_beyond_chance(results, ours)}"
+
+
+def _confounds_alone(results: TaskResults, metric: str) -> str:
+    """What age, sex, motion and site come to without any FC."""
+    alone = results.models.get(CONFOUNDS, {}).get(metric)
+    if alone is None or is_undefined(alone.pooled):
+        return ""
+    return f" {CONFOUNDS[:1].upper()}{CONFOUNDS[1:]}, without FC: {number_text(metric, alone.pooled)}."
+
+
+def _beyond_chance(results: TaskResults, ours: Score) -> str:
+    chance = ""
+    if ours.p_value is not None:
+        beyond = "beyond chance" if ours.p_value < SIGNIFICANT else "NOT beyond chance"
+        chance = f" LCM is {beyond} (p {ours.p_value:.3f})."
+    return f"{chance} {results.n_subjects} subjects, each predicted by models that have not seen them."
+
+
+def score_text(metric: str, score: Score) -> str:
+    """A pooled score with its interval: 0.705 [0.662, 0.744]; the mean over folds where none was pooled."""
+    if score.pooled is None:
+        return number_text(metric, score.mean)
+    text = number_text(metric, score.pooled)
+    if score.interval is not None and not is_undefined(score.interval[0]):
+        text += f" [{', '.join(number_text(metric, end) for end in score.interval)}]"
+    return text
+
+
+def _without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are cut to their last part: where files lie on this machine is nobody else's business."""
+    return {
+        name: _without_folders(value)
+        if isinstance(value, Mapping)
+        else Path(value).name
+        if isinstance(value, str) and Path(value).is_absolute()
+        else value
+        for name, value in values.items()
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -79,7 +79,9 @@ def finetune(
             checkpoint's.
     """
     if arguments.head == "ridge":
-        return *fit_ridge(cohort, arguments, announce, check_leakage), []
+        model, fitted = fit_ridge(cohort, arguments, announce, check_leakage)
+        fitted.limits = training_limits(cohort)
+        return model, fitted, []
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
     cohort = for_checkpoint(processor, cohort)

@@ -12,6 +12,7 @@ import pytest
 import training.evaluation.cross_validation
 import training.evaluation.design
 import training.evaluation.fold
+import training.evaluation.running
 from tests.training.conftest import PEOPLE, SHORT
 from training import evaluate
 from training.data.cohort import Cohort
@@ -137,7 +138,7 @@ def test_evaluate_regression_with_missing_values(
 def test_evaluate_resume_keeps_finished_folds(
     evaluate_arguments: Callable[..., EvaluateArguments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, run_fold, started = evaluate_arguments(), training.evaluation.cross_validation.run_fold, []
+    arguments, run_fold, started = evaluate_arguments(), training.evaluation.running.run_fold, []
 
     def count(recipe: Recipe, parts: Parts, folder: Path, fold: int, repeat: int) -> dict:
         started.append(fold)
@@ -145,7 +146,7 @@ def test_evaluate_resume_keeps_finished_folds(
             raise KeyboardInterrupt
         return run_fold(recipe, parts, folder, fold, repeat)
 
-    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", count)
+    monkeypatch.setattr(training.evaluation.running, "run_fold", count)
     with pytest.raises(KeyboardInterrupt):
         training.evaluation.cross_validation.evaluate(arguments)
     assert not (tmp_path / "folds" / "metrics.json").exists()
@@ -178,7 +179,7 @@ def test_resume_refuses_other_data(
     def stop(*args: Any) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.evaluation.cross_validation, "run_fold", stop)
+    monkeypatch.setattr(training.evaluation.running, "run_fold", stop)
     with pytest.raises(KeyboardInterrupt):
         training.evaluation.cross_validation.evaluate(arguments)
 

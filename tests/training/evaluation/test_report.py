@@ -221,14 +221,21 @@ def test_plot_training_curves_without_epochs_are_refused(histories):
         plot_training_curves(histories)
 
 
-def test_plot_roc_legend_gives_area_and_folds_left_out():
+def test_plot_roc_pools_folds_and_gives_the_tables_areas():
     perfect = ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
     inverted = ([0, 1], [0.9, 0.1])
-    figure = plot_roc({"LCM": [perfect, perfect, ([0, 0], [0.1, 0.2])], "bad": [inverted]})
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["chance (AUC 0.50)", "LCM (AUC 1.00 ± 0.00, 2 of 3 folds)", "bad (AUC 0.00)"]
-    mean = next(line for line in figure.axes[0].lines if line.get_label().startswith("LCM"))
-    assert mean.get_ydata()[0] == 0 and (mean.get_ydata()[1:] == 1).all()
+    curves = {"LCM": [perfect, perfect, ([0, 0], [0.1, 0.2])], "bad": [inverted]}
+    (axes,) = plot_roc(curves).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "chance (AUC 0.50)", "LCM (AUC 1.00)", "bad (AUC 0.00)"
+    ]  # fmt: skip
+    pooled = next(line for line in axes.lines if line.get_label().startswith("LCM"))
+    assert pooled.get_ydata()[0] == 0 and pooled.get_ydata()[-1] == 1
+    assert len(axes.lines) == 3  # folds of two subjects a class have no curve of their own
+    (axes,) = plot_roc(curves, {"LCM": "0.991 [0.980, 1.000]"}).axes
+    assert "LCM (AUC 0.991 [0.980, 1.000])" in [text.get_text() for text in axes.get_legend().get_texts()]
+    large = ([0] * 10 + [1] * 10, list(range(20)))
+    assert len(plot_roc({"LCM": [large, large]}).axes[0].lines) == 4
 
 
 def test_plot_roc_without_a_curve_is_refused():

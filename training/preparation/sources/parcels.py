@@ -58,10 +58,10 @@ class ParcelSource(Source):
         mean_fd = None if motion is None else mean_displacement(pd.read_csv(motion, sep="\t", na_values="n/a"))
         coverage = self._coverage(file)
         if self.kind == "connectivity":
-            return Scan(correlations(table), "connectivity", mean_fd, remarks=remarks, coverage=coverage)
+            return Scan(correlations(table), "connectivity", mean_fd, remarks=remarks, coverage=coverage, named=True)
         values, censored = without_censored(table.to_numpy(dtype=np.float64), beside(file, "outliers"))
         remarks += ("censored volumes left out",) if censored else ()
-        return Scan(values, "time_series", mean_fd, len(values), remarks, coverage)
+        return Scan(values, "time_series", mean_fd, len(values), remarks, coverage, named=True)
 
     def _coverage(self, file: BIDSFile) -> np.ndarray | None:
         """Share of every region's voxels with signal, `(regions,)`, where there is a table of it."""
