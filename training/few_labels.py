@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .cli import command, hide_bars_of_files
 from .files import require_new, write_text
-from .trainer.arguments import FewLabelsArguments
+from .trainer.open_arguments import FewLabelsArguments
 
 
 @command(FewLabelsArguments)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .cli import command, hide_bars_of_files
 from .files import require_new
-from .trainer.arguments import OpenWeightsArguments
+from .trainer.open_arguments import OpenWeightsArguments
 
 
 @command(OpenWeightsArguments)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ..settings import require_choices, setting
@@ -11,7 +10,6 @@ from ..settings import require_choices, setting
 # Those of `modeling_lcm.configuration_lcm` (SUPERVISIONS, SIZES), which imports torch.
 Supervision = Literal["momentum", "adaptive", "adaptive_per_sample", "last_layer"]
 Size = Literal["nano", "147m", "735m", "1.2b", "linear"]
-OPEN_RECIPE = Path(__file__).parents[1] / "configs" / "open" / "weights.yaml"
 Tracker = Literal["tensorboard", "wandb", "trackio", "all", "none"]
 
 
@@ -259,31 +257,3 @@ class PlanArguments:
         for name, least in (("batch_size", 1), ("regions", 1), ("lora_rank", 1), ("tokens", 3)):
             _require(self, name, getattr(self, name) >= least, f"must be at least {least}")
         _require(self, "memory", 0 <= self.memory < math.inf, "must be a finite number, and not negative")
-
-
-@dataclass
-class OpenWeightsArguments:
-    """Fit the open checkpoint on prepared data sets of many cohorts."""
-
-    data: str = setting("", "Folder of the data sets that the recipe names.", example="runs/open", required=True)
-    output: str = setting("", "Folder for the checkpoint.", example="hub_cards/lcm-open", required=True)
-    recipe: str = setting(str(OPEN_RECIPE), "YAML file of variables and cohorts.")
-    folds: int = setting(5, "Parts of the subjects for the scores of subjects not seen; 0: no scores.")
-    seed: int = setting(0, "Seed of the parts.")
-
-    def __post_init__(self) -> None:
-        """Refuse folds that are none."""
-        _require(self, "folds", self.folds >= 0 and self.folds != 1, "must be 0, or 2 or more")
-
-
-@dataclass
-class FewLabelsArguments:
-    """Compare pretrained read-outs with none, over numbers of labels, in scans that pretraining has not seen."""
-
-    data: str = setting("", "Folder of the data sets that the recipe names.", example="runs/open", required=True)
-    output: str = setting("", "Folder for tables and figure.", example="runs/few_labels", required=True)
-    recipe: str = setting(str(OPEN_RECIPE), "YAML file of variables and cohorts.")
-    jobs: str = setting(str(OPEN_RECIPE.with_name("few_labels.yaml")), "YAML file of pairs of cohorts.")
-    labels: list[int] = setting([10, 20, 52, 120, 240], "Numbers of labels.")
-    draws: int = setting(20, "Draws of so many labels.")
-    seed: int = setting(0, "Seed of the draws.")

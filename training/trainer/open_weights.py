@@ -11,8 +11,8 @@ from modeling_lcm.closed_form_model import build_model
 
 from ..data.identity import hash_names
 from ..files import write_folder, write_json
-from .arguments import OpenWeightsArguments
 from .checkpoints import RECORD
+from .open_arguments import OpenWeightsArguments
 from .open_heads import evaluate_pool, fit_pool, load_pool
 from .runs import git_revision, library_versions
 
