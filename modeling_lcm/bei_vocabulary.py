@@ -245,6 +245,8 @@ def as_variables(variables: Iterable[BEIVariable | Mapping[str, Any]]) -> list[B
     known = [item.name for item in fields(BEIVariable)]
     checked: list[BEIVariable] = []
     for variable in variables:
+        if not isinstance(variable, (BEIVariable, Mapping)):
+            raise ValueError(f"A BEI variable is a table of settings (name, kind, ...), got {variable!r:.100}.")
         settings = asdict(variable) if isinstance(variable, BEIVariable) else dict(variable)
         if not {"name", "kind"} <= set(settings) <= set(known):
             raise ValueError(
@@ -252,7 +254,12 @@ def as_variables(variables: Iterable[BEIVariable | Mapping[str, Any]]) -> list[B
             )
         if any(settings["name"] == other.name for other in checked):
             raise ValueError(f"Two BEI variables are called {settings['name']!r}; give each its own name.")
-        checked.append(BEIVariable(**settings))
+        try:
+            checked.append(BEIVariable(**settings))
+        except (TypeError, AttributeError) as error:  # a number where a list is needed, for example
+            raise ValueError(
+                f"BEI variable {settings['name']!r}: a setting is of the wrong kind ({error})."
+            ) from error
     return checked
 
 
@@ -393,8 +400,10 @@ def read_vocabulary(path: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete JSON file ({error}); fetch or save it again.") from error
     if not isinstance(content, dict) or (content.get("format"), content.get("version")) != ("bei-vocabulary", 1):
         raise ValueError(f"{path} is not a BEI vocabulary of version 1; it may come from another or a newer package.")
+    if not isinstance(content.get("variables"), list):
+        raise ValueError(f"{path} has no list of variables: it is damaged; fetch or save it again.")
     return content["variables"]

@@ -4,7 +4,8 @@ They may come from anywhere. Only this package's own classes are built, and code
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def check_files(place: str) -> None:
     for name in (*NAMING, *(f"processor/{name}" for name in NAMING)):
         _refuse_foreign_classes(place, name)
     weight_files(place)
+    if read_settings_file(place, "config.json"):
+        with _damage_named(place, "the settings in config.json"):
+            LCMConfig.from_pretrained(place)
     megatron = read_settings_file(place, ADAPTER_CONFIG).get("megatron_config")
     if megatron is not None:
         raise ValueError(f"{place}: {ADAPTER_CONFIG} asks for a module of its own (megatron_config); nothing was run.")
@@ -74,10 +78,32 @@ def load_own_processor(place: str) -> LCMProcessor:
     """The processor in a folder or Hub repository, by this package's classes whatever its files name.
 
     Transformers' Auto classes would look for the code that a checkpoint names.
+
+    Raises:
+        ValueError: its files are damaged.
+        OSError: they are not there.
     """
-    processor = LCMProcessor(FCFeatureExtractor.from_pretrained(place), BEITokenizer.from_pretrained(place))
-    processor.limits = TrainingLimits.load(place)
+    with _damage_named(place, "the processor's files"):
+        processor = LCMProcessor(FCFeatureExtractor.from_pretrained(place), BEITokenizer.from_pretrained(place))
+        processor.limits = TrainingLimits.load(place)
     return processor
+
+
+@contextmanager
+def _damage_named(place: str, what: str) -> Iterator[None]:
+    """Turn whatever libraries say of damaged files into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if not Path(place).is_dir():
+            raise
+        raise ValueError(f"{place}: {what} are damaged or missing ({_short(error)}).") from error
+    except Exception as error:  # each library has its own, and some raise plain TypeError or KeyError
+        raise ValueError(f"{place}: {what} cannot be used ({_short(error)}).") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:250] or type(error).__name__
 
 
 def weight_files(place: str) -> list[str]:

@@ -85,11 +85,11 @@ class Folds:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             test, groups = (tuple(map(tuple, each)) for each in (content["test_subjects"], content.get("groups", ())))
             folds = cls(test, content["seed"], content["stratified_by"], groups, content.get("data"))
-            checksum = content["checksum"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a split file: {error!r}.") from error
-        if folds.checksum != checksum:
-            raise ValueError(f"{path} was changed: its checksum is {folds.checksum}, recorded is {checksum}.")
+            checksum, found = content["checksum"], folds.checksum
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a split file: {error!r:.200}.") from error
+        if found != checksum:
+            raise ValueError(f"{path} was changed: its checksum is {found}, recorded is {checksum!r:.50}.")
         return folds
 
     def of_cohort(self, cohort: Cohort) -> "Folds":

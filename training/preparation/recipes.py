@@ -2,11 +2,12 @@
 
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..cli import load_yaml
+from ..settings import as_kind
 from .phenotypes import Column
 
 
@@ -64,7 +65,7 @@ class Recipe:
         unknown = sorted(set(self.settings) - set(known))
         if unknown:
             raise ValueError(f"The recipe {self.name} has unknown settings {', '.join(unknown)}.")
-        changes = {}
+        changes, kinds = {}, get_type_hints(type(arguments))
         for name, value in self.settings.items():
             if getattr(arguments, name) != default_of(known[name]):
                 continue
@@ -75,9 +76,27 @@ class Recipe:
                         f"{self.download}".strip()
                     )
                 folder = Path(arguments.data_dir)
-                value = [str(folder / each) for each in value] if isinstance(value, list) else str(folder / value)
-            changes[name] = value
+                value = (
+                    [str(folder / str(each)) for each in value]
+                    if isinstance(value, list)
+                    else str(folder / str(value))
+                )
+            changes[name] = _of_kind(value, kinds[name], f"The recipe {self.name}: {name}")
         return replace(arguments, **changes)
+
+
+def _of_kind(value: Any, kind: Any, where: str) -> Any:
+    """A value of a recipe as the setting's type, read as on the command line."""
+    if value is None and type(None) in get_args(kind):
+        return None
+    texts = [_as_text(each) for each in value] if isinstance(value, list) else _as_text(value)
+    return as_kind(texts, kind, where)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def default_of(item: Field[Any]) -> Any:
@@ -103,7 +122,16 @@ def load_recipe(name: str | None) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {name}; those here are {', '.join(available())}, or give a file.")
     content = load_yaml(path)
-    unknown = sorted(set(content) - set(_KEYS))
+    try:
+        return _recipe(path, content)
+    except (TypeError, AttributeError, KeyError, RecursionError) as error:  # a list where a table is needed, or so
+        raise ValueError(
+            f"{path} is no recipe: something in it is of another kind than in the others ({error})."
+        ) from error
+
+
+def _recipe(path: Path, content: dict[str, Any]) -> Recipe:
+    unknown = sorted(set(map(str, content)) - set(_KEYS))
     absent = [key for key in _REQUIRED if key not in content]
     if unknown or absent:
         raise ValueError(
