@@ -48,7 +48,7 @@ def test_wrong_shapes_of_time_series(rng, options, shape, message):
         (
             AAL,
             (2, 200, 200),
-            r"200 regions \(craddock-200 or schaefer-200 or schaefer-200-17\).*116 \(aal-116\).*model made for 200",
+            r"200 regions \(craddock-200 or schaefer-200 or .*116 \(aal-116\).*model made for 200",
         ),
         (AAL, (6670,), r"vectorised.*connectivity_from_triangle"),
         (AAL, (4, 6670), r"vectorised"),
