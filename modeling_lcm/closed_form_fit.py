@@ -90,10 +90,12 @@ def fit_task(
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
     processor = LCMProcessor(one_extractor(extractors), tokenizer)
-    if len(connectivity) == 1:
-        here = np.flatnonzero(np.isfinite(scans.values))
-        (matrices,) = connectivity.values()
-        processor.limits = TrainingLimits.of(matrices[here], scans.select(here).subjects)
+    limits = {}
+    for name, matrices in connectivity.items():
+        here = np.flatnonzero(np.isfinite(scans.values) & ~np.isnan(matrices[:, 0, 0]))
+        limits[name] = TrainingLimits.of(matrices[here], scans.select(here).subjects)
+    (first, *others) = limits.values()
+    processor.limits = TrainingLimits.several(limits) if others else first
     return FittedTask(model, processor, report)
 
 

@@ -8,7 +8,7 @@ the global signal it is 0). None of them knows the label. The statistics are sav
 
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,26 @@ class TrainingLimits:
         known = known[np.isfinite(known)]
         span = [float(known.min()), float(known.max())] if len(known) else None
         return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": span, "errors": {}})
+
+    @classmethod
+    def several(cls, by_atlas: "Mapping[str, TrainingLimits | None]") -> "TrainingLimits | None":
+        """Statistics of scans in several atlases, each by its own; None where none is known."""
+        known = {atlas: limits for atlas, limits in by_atlas.items() if limits is not None}
+        if not known:
+            return None
+        arrays = {f"{atlas}/{name}": values for atlas, each in known.items() for name, values in each.arrays.items()}
+        return cls(arrays, {"errors": {}, "atlases": {atlas: each.facts for atlas, each in known.items()}})
+
+    def of_atlas(self, atlas: str | None) -> "TrainingLimits | None":
+        """Those of one atlas: of several its own, or None; of one, these."""
+        facts = self.facts.get("atlases")
+        if facts is None:
+            return self
+        if atlas not in facts:
+            return None
+        start = f"{atlas}/"
+        arrays = {name.removeprefix(start): each for name, each in self.arrays.items() if name.startswith(start)}
+        return TrainingLimits(arrays, facts[atlas])
 
     def check(self, connectivity: ArrayLike, age: ArrayLike | None = None) -> list[ScanCheck]:
         """Compare scans with the training scans.

@@ -69,6 +69,7 @@ def test_command_writes_a_checkpoint_that_knows_its_subjects(recipe: Path, datas
     inputs = processor(connectivity=cohort.connectivity(), return_tensors="pt")
     predicted = [record["group"]["label"] for record in processor.post_process(model(**inputs))]
     assert (np.array(predicted) == cohort.table["group"]).mean() > 0.8
+    assert processor.limits.of_atlas(cohort.feature_extractor.atlas).check(cohort.connectivity()[:1])[0].beyond > 0
     record = read_record(output)
     assert "training_subjects" not in record
     table = cohort.table.assign(dataset="first")
