@@ -105,12 +105,12 @@ class Campaign:
     def kills(self, kills: int, deadline: float) -> list[dict[str, Any]]:
         """Kill loops of all stages, each with its share of the time."""
         card = write_yaml(self.folder / "card.yaml", **FACTS)
-        weights = ("checkpoint/*.safetensors", "checkpoint/config.json")
+        weights = ("checkpoint/model*.safetensors", "checkpoint/config.json")
         resume = ("--resume", "true")
         uploading = [self.start / "checkpoint", "--card", card, "--no-dry-run"]
         tables = ("predictions*.tsv",)
         stages = [
-            Stage("prepare", "training.prepare", self._prepare, ("*.arrow", "state.json")),
+            Stage("prepare", "training.prepare", self._prepare, ("*.arrow", "fc_definition.json")),
             Stage("pretrain", "training.pretrain", self._pretrain, weights, resume),
             Stage("finetune", "training.finetune", self._finetune, weights, resume),
             Stage("evaluate", "training.evaluate", self._evaluate, tables, resume),
