@@ -115,7 +115,7 @@ def infer_architecture(stem: dict[str, Tensor], head: dict[str, Tensor]) -> Arch
     Raises:
         ValueError: a tensor is missing, foreign, or contradicts another; the message names it.
     """
-    layers = {int(found[1]) for name in head if (found := re.match(r"decoder\.layers\.(\d{1,18})\.", name))}
+    layers = {int(number[1]) for name in head if (number := re.match(r"decoder\.layers\.(\d{1,18})\.", name))}
     if "lin.0.weight" not in stem or "object_query.weight" not in head or not layers:
         raise ValueError(
             "These files are not a stem and a head of the research code: a stem has lin.0.weight, a head "

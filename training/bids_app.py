@@ -5,7 +5,6 @@
 
 import argparse
 import sys
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,8 @@ def _start(argv: list[str] | None) -> None:
         raise ValueError("participant_label belongs to the participant level: the group is whom that has prepared.")
     if not data.is_dir():
         raise FileNotFoundError(f"There is no {data}: run the participant level first, with the same OUTPUT.")
-    report = import_module(".report", __package__).main
+    from .report import main as report
+
     report(["--input", str(data), "--output", str(data.with_name("report")), *flags])
 
 

@@ -48,6 +48,19 @@ def test_participant_level_prepares_the_chosen(derivatives: Path, tmp_path: Path
     assert cohort.subjects.tolist() == ["sub-01", "sub-03"]
 
 
+def test_group_level_reports_on_what_was_prepared(
+    derivatives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report's own flags go through; here it only says what it would do."""
+    out = tmp_path / "out"
+    main([str(derivatives), str(out), "participant", "--parquet", "false"])
+    main([str(derivatives), str(out), "group", "--task", "age", "--kind", "continuous", "--dry-run"])
+    assert str(out / "data") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(derivatives), str(out), "group", "--task", "agee", "--dry-run"])
+    assert "age" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

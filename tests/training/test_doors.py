@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from modeling_lcm.configuration_lcm import SIZES, SUPERVISIONS
 from tests.conftest import REPOSITORY
 from training import doors
 from training.__main__ import main as lcm
 from training.doors import DOORS
+from training.trainer.arguments import Size, Supervision
 
 
 HEAVY = (
@@ -76,6 +79,12 @@ def test_what_a_door_imports_for_refused_settings(tmp_path: Path) -> None:
         code, imported, said = run(module, *words)
         assert (code, imported - TO_COUNT_CPUS) == (2, set()), (module, words, imported, said)
         assert message in said
+
+
+def test_choices_are_those_of_the_model() -> None:
+    """The settings name them on their own, because the model's module imports torch."""
+    assert get_args(Supervision) == tuple(SUPERVISIONS)
+    assert get_args(Size) == tuple(SIZES)
 
 
 def test_all_commands_as_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ class StoredTriangles:
     Args:
         data (`datasets.Dataset`): with the column `connectivity`.
         edges (`int`): length of a triangle.
-        rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
+        rows (`np.ndarray`, *optional*): rows of `data` that are these scans, -1 for an absent one; default: all.
         column (`str`): the column's name, where it is another one.
     """
 
@@ -49,9 +49,16 @@ class StoredTriangles:
     def __getitem__(self, scans: Any) -> np.ndarray:
         """Scans by number, slice, array of numbers or mask, as NumPy does it; always a copy."""
         wanted = self.rows[scans]
-        column = self.data[np.atleast_1d(wanted)].column(self.column).combine_chunks()
+        column = self.data[np.atleast_1d(wanted).clip(0)].column(self.column).combine_chunks()
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(*np.shape(wanted), self.shape[1])
-        return values.copy()  # torch warns of Arrow's read-only memory
+        values = values.copy()  # torch warns of Arrow's read-only memory
+        values[wanted < 0] = np.nan
+        return values
+
+    def at(self, positions: np.ndarray) -> "StoredTriangles":
+        """Scans at other positions: which of these scans stands at each, -1 for none (NaN)."""
+        rows = np.where(positions < 0, -1, self.rows[positions])
+        return StoredTriangles(self.data, self.shape[1], rows, self.column)
 
     def select(self, scans: np.ndarray) -> "StoredTriangles":
         """Some scans, by number or mask; nothing is read."""
@@ -72,7 +79,7 @@ class StoredSeries:
 
     Args:
         data (`datasets.Dataset`): with the columns `time_series` and `volumes`.
-        rows (`np.ndarray`, *optional*): rows of `data` that are these scans; default: all.
+        rows (`np.ndarray`, *optional*): rows of `data` that are these scans, -1 for an absent one; default: all.
         suffix (`str`): what the columns' names end with, where they are those of a further atlas.
     """
 
@@ -101,15 +108,21 @@ class StoredSeries:
 
     def volumes(self) -> list[int]:
         """Volumes of every scan; 0 where there is no time series."""
-        return np.asarray(self.data["volumes"][:].to_pylist(), dtype=int)[self.rows].tolist()
+        found = np.asarray(self.data["volumes"][:].to_pylist(), dtype=int)[self.rows]
+        return np.where(self.rows < 0, 0, found).tolist()
+
+    def at(self, positions: np.ndarray) -> "StoredSeries":
+        """Scans at other positions: which of these scans stands at each, -1 for none."""
+        return StoredSeries(self.data, np.where(positions < 0, -1, self.rows[positions]))
 
     def __getitem__(self, scans: np.ndarray) -> list[np.ndarray | None]:
         """Arrays `(volumes, regions)`, float16; `None` for a scan that was stored without."""
-        table = self.data[self.rows[np.asarray(scans, dtype=int)]]
+        rows = self.rows[np.asarray(scans, dtype=int)]
+        table = self.data[rows.clip(0)]
         lists, volumes = table.column("time_series").combine_chunks(), table.column("volumes").to_pylist()
         ends, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
         return [
-            values[ends[row] : ends[row + 1]].reshape(count, -1).copy() if count else None
+            values[ends[row] : ends[row + 1]].reshape(count, -1).copy() if count and rows[row] >= 0 else None
             for row, count in enumerate(volumes)
         ]
 

@@ -174,7 +174,7 @@ def _num_weights(design: Design) -> float:
     recipe = design.recipe
     if recipe.pretraining is not None:
         config = LCMConfig.from_size(recipe.pretraining.size)
-    elif recipe.tuning is not None:
+    elif recipe.tuning is not None and recipe.tuning.checkpoint:
         config = LCMConfig.from_pretrained(recipe.tuning.checkpoint)
     else:
         return 0

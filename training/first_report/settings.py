@@ -69,6 +69,8 @@ def evaluation_arguments(
         seed=arguments.seed,
         keep_checkpoints=False,
         resume=True,
+        # A closed form takes a second a fold, less than another process takes to start.
+        workers=1 if arguments.head == "ridge" else 0,
         title=arguments.title or f"{arguments.task} from FC: {Path(arguments.input).resolve().name}",
     )
 

@@ -144,7 +144,7 @@ def assemble(
         statistics = _statistics(scans, kept)
     table = table.iloc[kept].reset_index(drop=True)
     pictures = Pictures(table, cohort.extractor, statistics.mean)
-    pictures.add(_filled(part, statistics.mean) for part in scans.triangles(kept))
+    pictures.add(filled(part, statistics.mean) for part in scans.triangles(kept))
     quality = _quality(cohort, scans, kept, table, excluded, [(places[a], places[b], r) for a, b, r in doubles])
     quality["motion"] = pictures.motion_verdict()
     if reference is not None:
@@ -165,7 +165,7 @@ def assemble(
     return output
 
 
-def _filled(triangles: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def filled(triangles: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Triangles with the mean where a scan lacks the atlas."""
     return np.where(np.isnan(triangles), mean.astype(np.float16), triangles)
 

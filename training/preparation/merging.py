@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,58 +14,22 @@ from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..cli import load_yaml
-from ..data.cohort import PREFIX, Cohort, load_cohort
+from ..data.cohort import PREFIX, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
 from ..data.duplicates import find_duplicates
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
 from ..files import claim, file_name, write_folder
+from .agreement import check_agreement
 from .arguments import MergeArguments
-from .assemble import order_warning
+from .assemble import filled, order_warning
 from .content import SERIES_CHUNK, VOCABULARY, Content, write_dataset
 from .dataset_files import Scans
+from .parts import Part, join_atlases
 from .quality import Rules, Statistics, shift_against
 from .report import Pictures
 from .shards import CHUNK
-
-
-@dataclass
-class Part:
-    """One of the cohorts.
-
-    Args:
-        name (`str`): the cohort.
-        folder (`Path`): its data set.
-        table (`pd.DataFrame`): one row per scan, ids made unique over cohorts.
-        variables (`list[BEIVariable]`): its vocabulary; empty if none was declared.
-        cohort (`Cohort`): its scans.
-        positive (`dict[str, str]`): declared positive labels, by variable.
-    """
-
-    name: str
-    folder: Path
-    table: pd.DataFrame
-    variables: list[BEIVariable]
-    cohort: Cohort
-    positive: dict[str, str]
-
-    @property
-    def extractor(self) -> FCFeatureExtractor:
-        """Its FC definition."""
-        return self.cohort.feature_extractor
-
-    def triangles(self, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-        """FC of its scans, piece by piece."""
-        for start in range(0, len(self.table), chunk):
-            yield self.cohort.triangles[start : start + chunk]
-
-    def series(self, chunk: int) -> Iterator[list[np.ndarray]]:
-        """Time series of its scans, `(volumes * regions)` each, in pieces of as many scans; empty without one."""
-        for start in range(0, len(self.table), chunk):
-            rows = np.arange(start, min(start + chunk, len(self.table)))
-            found = self.cohort.time_series(rows)
-            yield [np.empty(0, np.float16) if values is None else values.ravel() for values in found]
 
 
 def merge(arguments: MergeArguments) -> list[Path]:
@@ -92,12 +56,18 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
         raise ValueError("Give at least two data sets: --inputs FOLDER FOLDER.")
     parts = [_open(Path(folder), arguments.prefix_sites) for folder in arguments.inputs]
     names = [part.name for part in parts]
+    if not arguments.by_atlas:
+        parts = join_atlases(parts)
+        names = [part.name for part in parts]
     if len(set(names)) < len(names):
         raise ValueError(f"Two inputs are the cohort {max(names, key=names.count)!r}; merge each cohort once.")
     aliases = load_yaml(arguments.aliases) if arguments.aliases else {}
     variables = _merge_vocabularies(parts, aliases)
     _agreed_positive(parts)
     _join_subjects(parts)
+    if len(parts) == 1:  # one cohort in several atlases: its subjects keep their ids
+        whole = parts[0].table.assign(subject_id=parts[0].table["cohort_subject_id"])
+        parts[0].table = whole.drop(columns=["cohort_subject_id", *([] if parts[0].is_named else ["dataset"])])
     groups: dict[str, list[Part]] = {}
     for part in parts:
         groups.setdefault(file_name(str(part.extractor.atlas)) if arguments.by_atlas else "", []).append(part)
@@ -128,7 +98,7 @@ def _open(folder: Path, prefix_sites: bool) -> Part:
         table[column] = [None if pd.isna(place) else f"{name}/{place}" for place in table[column]]
     vocabulary = folder / VOCABULARY
     variables = load_vocabulary(vocabulary) if vocabulary.is_dir() else []
-    return Part(name, folder, table, variables, cohort, dict(cohort.positive))
+    return Part(name, [folder], table, variables, cohort, dict(cohort.positive), "dataset" in cohort.table)
 
 
 def _merge_vocabularies(parts: list[Part], aliases: Mapping[str, Mapping[str, str]]) -> list[BEIVariable]:
@@ -180,16 +150,11 @@ def _check_fit(parts: list[Part]) -> None:
     """FC of all parts must be of the same regions in the same order, computed the same way, and columns alike."""
     first = parts[0]
     for part in parts[1:]:
-        for key, (theirs, mine) in first.extractor.differences(part.extractor).items():
-            if key == "region_names":
-                raise ValueError(
-                    f"{first.name} and {part.name} have other region names, or another order of them (fingerprints "
-                    f"{theirs} and {mine}): prepare both with the same table of regions."
-                )
-            raise ValueError(
-                f"{first.name} and {part.name} do not fit together: {key} is {theirs!r} and {mine!r}. Prepare both "
-                "alike" + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
-            )
+        mine, theirs = first.cohort.atlases, part.cohort.atlases
+        pairs = [(mine[atlas], theirs[atlas]) for atlas in mine if atlas in theirs]
+        # Without an atlas in common, the first ones say what differs.
+        for pair in pairs or [(first.extractor, part.extractor)]:
+            _require_same_fc(first.name, part.name, *pair)
         for name in set(part.table.columns) & set(first.table.columns):
             kinds = [
                 pd.api.types.is_numeric_dtype(p.table[name]) for p in (first, part) if p.table[name].notna().any()
@@ -201,6 +166,19 @@ def _check_fit(parts: list[Part]) -> None:
                 )
 
 
+def _require_same_fc(first: str, second: str, mine: FCFeatureExtractor, theirs: FCFeatureExtractor) -> None:
+    for key, (here, there) in mine.differences(theirs).items():
+        if key == "region_names":
+            raise ValueError(
+                f"{first} and {second} have other region names, or another order of them (fingerprints {here} and "
+                f"{there}): prepare both with the same table of regions."
+            )
+        raise ValueError(
+            f"{first} and {second} do not fit together: {key} is {here!r} and {there!r}. Prepare both alike"
+            + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
+        )
+
+
 def _content(
     parts: list[Part],
     variables: list[BEIVariable],
@@ -210,49 +188,69 @@ def _content(
     table = pd.concat([part.table for part in parts], ignore_index=True)
     quality_columns = [name for name in table.columns if name.startswith(PREFIX)]
     table = table[[name for name in table.columns if name not in quality_columns] + quality_columns]
-    extractor = parts[0].extractor
-
-    def triangles() -> Iterator[np.ndarray]:
-        for part in parts:
-            yield from part.triangles()
-
+    extractors: dict[str, FCFeatureExtractor] = {}
+    for part in parts:
+        extractors = part.cohort.atlases | extractors
+    extractors = {name: extractors[name] for name in dict.fromkeys([*parts[0].cohort.atlases, *extractors])}
+    extractor, *others = extractors.values()
+    triangles = partial(_triangles, parts, extractor)
     statistics = Statistics(count_edges(extractor))
     for chunk in triangles():
         statistics.add(chunk)
     pictures = Pictures(table, extractor, statistics.mean)
-    pictures.add(triangles())
+    pictures.add(filled(chunk, statistics.mean) for chunk in triangles())
     doubles = find_duplicates(triangles, table["subject_id"].tolist(), statistics.mean, Rules().duplicate_r)
     quality = _merged_quality(parts, table, title, doubles)
-    if several := int((table.groupby("subject_id")["dataset"].nunique() > 1).sum()):
+    several = (table.groupby("subject_id")["dataset"].nunique() > 1).sum() if "dataset" in table else 0
+    if several:
         quality["remarks"].append(f"{several} subjects are in two cohorts and have one subject_id")
     if arguments.reference is not None:
         quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
+    if others:
+        every = [partial(_triangles, parts, each) for each in extractors.values()]
+        quality["remarks"] += check_agreement(list(extractors), every, table["subject_id"].tolist())
     records = [
-        json.loads((part.folder / COHORTS_FILE).read_text(encoding="utf-8"))[0] | {"positive": part.positive}
+        json.loads((part.folders[0] / COHORTS_FILE).read_text(encoding="utf-8"))[0] | {"positive": part.positive}
         for part in parts
     ]
-    scans = _scans(parts, statistics.edges)
-    return Content(table, scans, extractor, statistics, pictures, quality, records, variables, arguments.parquet)
+    return Content(
+        table, _scans(parts, extractor), extractor, statistics, pictures, quality, records, variables,
+        arguments.parquet, tuple((each, _scans(parts, each, f"_{each.atlas}")) for each in others),
+    )  # fmt: skip
 
 
-def _scans(parts: list[Part], edges: int) -> Scans:
-    """Scans of all parts as they are written; time series if a part has them."""
-    has_series = any(part.cohort.has_time_series for part in parts)
-    chunk = SERIES_CHUNK if has_series else CHUNK
+def _triangles(parts: list[Part], extractor: FCFeatureExtractor, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+    """FC of all parts in an atlas, piece by piece; NaN for scans that lack it."""
+    return chain.from_iterable(part.triangles(extractor, chunk) for part in parts)
 
-    def triangles() -> Iterator[np.ndarray]:
-        return chain.from_iterable(part.triangles(chunk) for part in parts)
 
-    if not has_series:
-        return Scans(edges, triangles)
-    volumes = [count for part in parts for count in part.cohort.volumes()]
-    return Scans(edges, triangles, lambda: chain.from_iterable(part.series(chunk) for part in parts), volumes)
+def _scans(parts: list[Part], extractor: FCFeatureExtractor, suffix: str = "") -> Scans:
+    """Scans of all parts in an atlas as they are written; time series if a part has them."""
+    atlas = str(extractor.atlas)
+    # Pieces have the same size in every atlas.
+    every = [found for part in parts for found in part.cohort.by_atlas]
+    chunk = SERIES_CHUNK if any(found.series is not None for found in every) else CHUNK
+    triangles = partial(_triangles, parts, extractor, chunk)
+    if not any(found.series is not None for found in every if found.id == atlas):
+        return Scans(count_edges(extractor), triangles, suffix=suffix)
+    volumes = [count for part in parts for count in part.volumes(atlas)]
+
+    def series() -> Iterator[list[np.ndarray]]:
+        return chain.from_iterable(part.series(atlas, chunk) for part in parts)
+
+    return Scans(count_edges(extractor), triangles, series, volumes, suffix)
 
 
 def _merged_quality(
     parts: list[Part], table: pd.DataFrame, title: str, doubles: list[tuple[int, int, float]]
 ) -> dict[str, Any]:
-    each = {part.name: json.loads((part.folder / QUALITY).read_text(encoding="utf-8")) for part in parts}
+    each = {
+        part.name if len(part.folders) == 1 else f"{part.name} ({folder.name})": json.loads(
+            (folder / QUALITY).read_text(encoding="utf-8")
+        )
+        for part in parts
+        for folder in part.folders
+    }
     warnings = [f"{name}: {quality['order_warning']}" for name, quality in each.items() if quality["order_warning"]]
     silent = [quality["regions_without_signal"] for quality in each.values()]
     return {

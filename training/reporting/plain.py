@@ -23,7 +23,8 @@ def write_table(path: Path, table: pd.DataFrame, decimals: int) -> None:
         table (`pd.DataFrame`): its index is left out.
         decimals (`int`): of numbers.
     """
-    texts = {name: table[name].map(spreadsheet_cell) for name in table.select_dtypes(exclude="number")}
+    columns = table.select_dtypes(exclude="number").columns
+    texts: dict[str, Any] = {str(name): table[name].map(spreadsheet_cell) for name in columns}
     shown = table.assign(**texts).rename(columns=spreadsheet_cell)
     write_text(path, shown.to_csv(sep="\t", index=False, float_format=f"%.{decimals}f"))
 

@@ -9,7 +9,7 @@ from ..settings import require_choices, setting
 
 # Those of `modeling_lcm.configuration_lcm` (SUPERVISIONS, SIZES), which imports torch.
 Supervision = Literal["momentum", "adaptive", "adaptive_per_sample", "last_layer"]
-Size = Literal["nano", "147m", "735m", "1.2b"]
+Size = Literal["nano", "147m", "735m", "1.2b", "linear"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "all", "none"]
 
 

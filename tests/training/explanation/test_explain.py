@@ -19,6 +19,7 @@ from training.evaluation.cross_validation import evaluate
 from training.explanation.arguments import ExplainArguments
 from training.explanation.association import Maps, permutation_test, stability
 from training.explanation.attention import attention_by_scan, best_layer, rollout
+from training.explanation.explain import explain as explain_all
 from training.explanation.report import _connections_caption
 from training.reporting.networks import network_of, networks_of
 
@@ -158,7 +159,7 @@ def test_explain_an_evaluation(
     settings = {**TINY, **SHORT, "epochs": 15, "learning_rate": 5e-3, "categorical": ["group"], "continuous": []}
     common = {"data": str(dataset), "pretrain": write_config("p", **settings), "baselines": ["majority"], "n_folds": 2}
     evaluate(EvaluateArguments(output=str(tmp_path / "e"), resamples=0, workers=1, **common))
-    found = explain.explain(
+    found = explain_all(
         ExplainArguments(
             evaluation=str(tmp_path / "e"), data=str(dataset), output=str(tmp_path / "out"), permutations=200
         )
@@ -185,4 +186,4 @@ def test_mistakes(pretrained: Path, dataset: Path, tmp_path: Path) -> None:
             ExplainArguments(**settings)
     known = {"checkpoint": str(pretrained), "data": str(dataset), "output": str(tmp_path / "x")}
     with pytest.raises(ValueError, match="has no variable state; it has sex, age"):
-        explain.explain(ExplainArguments(**known, variables=["state"]))
+        explain_all(ExplainArguments(**known, variables=["state"]))

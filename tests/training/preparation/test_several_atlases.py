@@ -22,9 +22,10 @@ from tests.training.preparation.layouts import (
 from training.data.cohort import Cohort, load_cohort
 from training.preparation import agreement
 from training.preparation.agreement import compare_atlases
-from training.preparation.arguments import PrepareArguments, in_each_atlas
+from training.preparation.arguments import MergeArguments, PrepareArguments, in_each_atlas
 from training.preparation.assemble import summary_of
 from training.preparation.build import prepare
+from training.preparation.merging import merge
 from training.preparation.sources import images
 
 
@@ -231,3 +232,84 @@ def test_tables_of_xcpd_in_two_atlases(tmp_path: Path, series: dict[str, np.ndar
     cohort = load_cohort(prepare(PrepareArguments(**settings)))
     for atlas, found in cohort.connectivity().items():
         np.testing.assert_allclose(found, fc_of(series[atlas]), atol=2e-3)
+
+
+# --- merging ---
+
+
+@pytest.fixture
+def one_by_one(study: Path) -> Callable[..., Path]:
+    """Function that prepares one atlas of the study alone."""
+
+    def make(atlas: str, name: str | None = None, **settings: object) -> Path:
+        given = {"participants": str(study / "participants.tsv"), "keep_time_series": True, "parquet": False}
+        pattern = str(study / atlas / "{participant_id}.npy")
+        output = str(study / (name or f"only {atlas}"))
+        return prepare(PrepareArguments(output=output, atlas=atlas, time_series=pattern, **{**given, **settings}))
+
+    return make
+
+
+def merged(*inputs: Path, output: Path, **settings: object) -> Cohort:
+    (folder,) = merge(MergeArguments(inputs=list(map(str, inputs)), output=str(output), parquet=False, **settings))
+    return load_cohort(folder)
+
+
+def test_data_sets_of_one_cohort_in_two_atlases_become_one(
+    one_by_one: Callable[..., Path], prepared: Callable[..., Cohort], study: Path
+) -> None:
+    (study / "small" / "s01.npy").unlink()
+    (study / "large" / "s02.npy").unlink()
+    parts = [one_by_one("small"), one_by_one("large")]
+    both = merged(*parts, output=study / "both")
+    assert list(both.atlases) == ["small", "large"] and len(both) == SUBJECTS
+    assert set(both.table["subject_id"]) == set(IDS)  # one cohort: ids stay
+    assert both.phenotypes() == ["age"]
+    whole = prepared(keep_time_series=True)
+    for atlas in SIZES:
+        mine, theirs = both.with_atlas(atlas), whole.with_atlas(atlas)
+        order = [mine.subjects.tolist().index(subject) for subject in theirs.subjects]
+        np.testing.assert_array_equal(mine.triangles[order], theirs.triangles[:])
+        for scan, other in zip(
+            mine.time_series(np.array(order)), theirs.time_series(np.arange(len(theirs))), strict=True
+        ):
+            np.testing.assert_array_equal(scan, other)
+    # More cohorts join those two; the scans of one that lacks an atlas are NaN there.
+    table = pd.DataFrame({"participant_id": IDS, "age": range(50, 50 + SUBJECTS)})
+    table.assign(participant_id="x" + table["participant_id"]).to_csv(study / "others.tsv", sep="\t", index=False)
+    for subject in IDS:
+        if (study / "small" / f"{subject}.npy").is_file():
+            scan = np.load(study / "small" / f"{subject}.npy")
+            np.save(study / "small" / f"x{subject}.npy", scan[::-1] + np.random.default_rng(1).normal(size=scan.shape))
+    other = one_by_one("small", "other cohort", participants=str(study / "others.tsv"))
+    three = merged(*parts, other, output=study / "three")
+    assert three.table["dataset"].value_counts().to_dict() == {"only small": SUBJECTS, "other cohort": SUBJECTS - 1}
+    assert three.has_atlas("large").sum() == SUBJECTS - 1
+    assert three.with_atlas("small").table["dataset"].value_counts()["other cohort"] == SUBJECTS - 1
+    assert set(three.table["subject_id"]) == {*(f"only small/{n}" for n in IDS), *(
+        f"other cohort/x{n}" for n in IDS if n != "s01")}  # fmt: skip
+
+
+def test_atlases_that_are_not_of_one_cohort_or_contradict(
+    one_by_one: Callable[..., Path], study: Path, series: dict[str, np.ndarray]
+) -> None:
+    small = one_by_one("small")
+    table = pd.read_csv(study / "participants.tsv", sep="\t")
+    table.assign(age=table["age"] + (table["participant_id"] == "s07")).to_csv(
+        study / "older.tsv", sep="\t", index=False
+    )
+    older = one_by_one("large", "older", participants=str(study / "older.tsv"))
+    with pytest.raises(ValueError, match=r"in two atlases, but 'age' of subject s07 is 27\S* in one and 28"):
+        merged(small, older, output=study / "both")
+    for subject in IDS:
+        (study / "large" / f"{subject}.npy").rename(study / "large" / f"y{subject}.npy")
+    table.assign(participant_id="y" + table["participant_id"]).to_csv(study / "y.tsv", sep="\t", index=False)
+    strangers = one_by_one("large", "strangers", participants=str(study / "y.tsv"))
+    with pytest.raises(ValueError, match=r"do not fit together: num_regions is 8 and 12.* --by_atlas true"):
+        merged(small, strangers, output=study / "both")
+    order = np.roll(np.arange(SUBJECTS), 3)
+    for subject, number in zip(IDS, order, strict=True):
+        np.save(study / "large" / f"{subject}.npy", series["large"][number].astype("f4"))
+    with pytest.raises(ValueError, match="are not of the same scans"):
+        merged(small, one_by_one("large", "mixed up"), output=study / "both")
+    assert not (study / "both").exists()

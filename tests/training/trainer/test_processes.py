@@ -335,14 +335,14 @@ def test_training_loop_with_sharded_weights(cohort: Cohort, dataset: Path, tmp_p
 
 
 def test_fsdp_configuration_on_the_cpu_is_refused(
-    cohort: Cohort, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cohort: Cohort, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(ValueError, match="FSDP configuration needs GPUs, and the processes run on the CPU"):
         Trainer(make_model(), make_data(cohort), None, arguments())
     with pytest.raises(SystemExit) as caught:
-        pretrain.main(["--output", "unused", "--data", "unused"])
+        pretrain.main(["--output", "unused", "--data", str(dataset)])
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: This FSDP configuration needs GPUs")
 

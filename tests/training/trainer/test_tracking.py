@@ -121,9 +121,10 @@ def test_a_tracker_that_does_not_start_is_told_without_its_words(pretraining: Ca
 def test_a_tracker_that_is_not_installed_is_refused_before_the_data_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "fc_definition.json").write_text("not read")
     monkeypatch.setitem(tracking.INSTALLED, "wandb", lambda: False)
     with pytest.raises(SystemExit) as stop:
-        pretrain.main(["--data", str(tmp_path / "absent"), "--output", str(tmp_path / "o"), "--log_with", "wandb"])
+        pretrain.main(["--data", str(tmp_path), "--output", str(tmp_path / "o"), "--log_with", "wandb"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "error: log_with is wandb, but wandb is not installed: run `pip install wandb`, or set log_with to none.\n"
