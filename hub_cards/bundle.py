@@ -36,6 +36,7 @@ MODEL_FILES = (
     "config.json",
     SAFE_WEIGHTS_INDEX_NAME,
     "official_unused.safetensors",
+    "evaluation.json",
 )
 PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "bei_vocab.json", LIMITS_FILE)
 ADAPTER_FILES = ("adapter_model.safetensors", "config.json", "adapter_base.json")
@@ -107,13 +108,24 @@ def code_files(folder: Path) -> set[str]:
         raise ValueError(f"{folder} names code outside the folder ({foreign[0]}): save model and processor again.")
     waiting = {f"{target.split('.')[0]}.py" for target in targets if target}
     needed: set[str] = set()
+    place = code_place(folder)
     while waiting:
         name = waiting.pop()
         needed.add(name)
-        if (folder / name).is_file():
-            siblings = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+        if (place / name).is_file():
+            siblings = re.findall(r"^from \.(\w+) import", (place / name).read_text(encoding="utf-8"), re.MULTILINE)
             waiting |= {f"{sibling}.py" for sibling in siblings} - needed
     return needed
+
+
+def code_place(folder: Path) -> Path:
+    """Where the code of a checkpoint is: beside its weights, or in the package for one that was kept without it."""
+    return folder if any(folder.glob("*.py")) else Path(modeling_lcm.__file__).parent
+
+
+def code_of(folder: Path) -> dict[str, Path | bytes]:
+    """The code that a checkpoint needs, by name."""
+    return _select(code_place(folder), sorted(code_files(folder)))
 
 
 def _as_bytes(content: Any) -> bytes:
@@ -173,7 +185,7 @@ def model_bundle(
     """
     refuse_links(folder)
     weights = weight_files(str(folder))
-    files = _select(folder, (*MODEL_FILES, *weights, *PROCESSOR_FILES, *sorted(code_files(folder))))
+    files = _select(folder, (*MODEL_FILES, *weights, *PROCESSOR_FILES)) | code_of(folder)
     for name in ("config.json", "processor_config.json", "bei_vocab.json"):
         if name not in files:
             raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no {name}.")
@@ -196,6 +208,7 @@ def model_bundle(
         record=record,
         conversion=conversion,
         results=results,
+        scores=(_read_json(folder / "evaluation.json") or {}).get("scores"),
     )
     files["README.md"] = card.encode()
     return Bundle("model", files, left_out)

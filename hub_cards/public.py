@@ -50,7 +50,7 @@ def public_record(record: dict[str, Any], hashes: bool = True) -> dict[str, Any]
         hashes (`bool`): whether salted hashes of the subjects' ids are among it.
     """
     kept = listed(record, RECORD)
-    kept["num_training_subjects"] = len(record.get("training_subjects") or [])
+    kept["num_training_subjects"] = record.get("num_training_subjects", len(record.get("training_subjects") or []))
     kept["arguments"] = listed(record.get("arguments"), SETTINGS)
     kept["history"] = [listed(epoch, EPOCH) for epoch in record.get("history") or []]
     kept["versions"] = listed(record.get("versions"), VERSIONS)

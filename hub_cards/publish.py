@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.cli import command, hide_bars_of_files, setting
 from training.data.dataset_folder import FC_DEFINITION
+from training.files import write_text
 
 from .facts import load_facts
 
@@ -50,6 +51,7 @@ class PublishArguments:
     private: bool = setting(False, "Make a new repository private.")
     tag: str | None = setting(None, "Tag for this version; never moved once it exists.", example="v1")
     update: bool = setting(False, "Replace the content of an existing repository.")
+    write_card: bool = setting(False, "Also write the card into the folder, as README.md.")
     dry_run: bool = setting(True, "Only show what would be uploaded; --no-dry-run uploads.")
 
 
@@ -141,6 +143,8 @@ def main(options: PublishArguments) -> None:
 
     hide_bars_of_files()
     with make_bundle(folder, facts, options) as bundle:
+        if options.write_card:
+            write_text(folder / "README.md", bundle.readme)
         if options.dry_run:
             print(f"{bundle.readme}\n{describe(bundle, options)}")
             print("Dry run: nothing was uploaded. Add --no-dry-run to upload.")

@@ -12,7 +12,7 @@ from modeling_lcm.atlases import fingerprint
 from training.reporting.plain import markdown_code, markdown_text
 from training.reporting.results import Results
 
-from .results import eval_results, shown_results
+from .results import eval_results, score_rows, shown_results
 
 
 CITATION = """@inproceedings{wei2026lcm,
@@ -65,6 +65,11 @@ def fc_facts(extractor: FCFeatureExtractor) -> dict[str, Any]:
     Raises:
         ValueError: the atlas is not named, so that nobody could prepare data for the model.
     """
+    if extractor.atlases is not None:
+        several = [fc_facts(each) for each in extractor.by_atlas.values()]
+        named = {name: ", ".join(str(each[name]) for each in several) for name in ("atlas", "regions")}
+        prints = ", ".join(each["fingerprint"] if each["region_names"] else "not recorded" for each in several)
+        return several[0] | named | {"fingerprint": prints, "region_names": [], "several": [*extractor.by_atlas]}
     if extractor.atlas is None or extractor.num_regions is None:
         raise ValueError(
             "The processor names no atlas: without one nobody can prepare data. Set atlas= and save again."
@@ -80,6 +85,7 @@ def fc_facts(extractor: FCFeatureExtractor) -> dict[str, Any]:
         "atlas": extractor.atlas,
         "regions": extractor.num_regions,
         "region_names": names or [],
+        "several": [],
         "fingerprint": fingerprint(names) if names else "none: the names of the regions were not recorded",
         "estimator": {"pearson": "Pearson correlation", "ledoit_wolf": "Ledoit-Wolf shrunk correlation"}[
             extractor.estimator
@@ -138,6 +144,7 @@ def _architecture(config: LCMConfig, parameters: int) -> list[tuple[str, str]]:
         ("read-out", readout[config.effective_readout]),
         ("rows of FC normalised", "yes (beyond the paper)" if config.normalize_rows else "no"),
         ("edge read-out", "yes (beyond the paper)" if config.edge_readout else "no"),
+        *([("fitted in closed form", "yes: the logits are those of the edges alone")] if config.closed_form else []),
     ]
 
 
@@ -181,6 +188,7 @@ def model_card(
     record: dict[str, Any] | None = None,
     conversion: dict[str, Any] | None = None,
     results: Results | None = None,
+    scores: list[dict[str, Any]] | None = None,
     base_model: str | None = None,
     base_revision: str | None = None,
 ) -> str:
@@ -196,6 +204,7 @@ def model_card(
         record (`dict`, *optional*): redacted `training_record.json`.
         conversion (`dict`, *optional*): `conversion_report.json`.
         results (`Results`, *optional*): checked.
+        scores (`list[dict]`, *optional*): `evaluation.json` of training.open_weights.
         base_model (`str`, *optional*): Hub id of an adapter's base model.
         base_revision (`str`, *optional*): its revision.
 
@@ -234,6 +243,7 @@ def model_card(
         training=_training_rows(record or {}),
         conversion=conversion,
         results=None if results is None else shown_results(results),
+        scores=score_rows(scores or []),
         task=config.task_variable,
         base_model=base_model,
         base_revision=base_revision,

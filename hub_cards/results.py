@@ -104,3 +104,15 @@ def _entries(results: TaskResults, dataset_name: str) -> list[EvalResult]:
             )
         )
     return entries
+
+
+def score_rows(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of training.open_weights as texts: AUC and balanced accuracy, or r and mean absolute error."""
+    rows = []
+    for row in scores:
+        if "auc" in row:
+            shown = {"score": f"AUC {row['auc']:.3f}", "more": f"balanced accuracy {row['balanced_accuracy']:.3f}"}
+        else:
+            shown = {"score": f"r {row['r']:.3f}", "more": f"mean absolute error {row['mae']:.1f}"}
+        rows.append(row | shown)
+    return rows

@@ -13,7 +13,7 @@ from modeling_lcm.configuration_lcm import SIZES
 from training.checked_files import check_adapter_files, check_files, load_own_processor
 from training.data.cohort import load_cohort
 
-from .bundle import Bundle, code_files
+from .bundle import Bundle, code_files, code_place
 
 
 CLASSES = {kind.__name__: kind for kind in (LCMModel, LCMForMultitaskPretraining, LCMForSequenceClassification)}
@@ -38,7 +38,7 @@ def check_model(folder: Path, size: str | None = None) -> None:
     name = (config.architectures or [""])[0]
     if name not in CLASSES:
         raise ValueError(f"config.json names the class {name!r}; needed is one of {', '.join(CLASSES)}.")
-    missing = [file for file in code_files(folder) if not (folder / file).is_file()]
+    missing = [file for file in code_files(folder) if not (code_place(folder) / file).is_file()]
     if missing:
         raise ValueError(
             f"{folder} lacks the code {', '.join(sorted(missing))}, so that it would not load without the package: "
@@ -52,10 +52,13 @@ def check_model(folder: Path, size: str | None = None) -> None:
 def _run_once(model: torch.nn.Module, folder: Path, config: LCMConfig) -> None:
     processor = load_own_processor(str(folder))
     processor.check_config(config)
-    regions = config.num_regions
     generator = torch.Generator().manual_seed(0)
-    scans = torch.randn(2, max(40, processor.feature_extractor.min_volumes), regions, generator=generator)
-    batch = processor(time_series=scans.numpy(), return_tensors="pt")
+    volumes = max(40, processor.feature_extractor.min_volumes)
+    scans: Any = {
+        name: torch.randn(2, volumes, regions, generator=generator).numpy()
+        for name, regions in config.atlas_regions.items()
+    }
+    batch = processor(time_series=scans if len(scans) > 1 else next(iter(scans.values())), return_tensors="pt")
     outputs = model(connectivity=batch["connectivity"])
     if not outputs[0].isfinite().all():
         raise ValueError(f"{folder}: the model's output is not finite for two random scans; do not publish it.")

@@ -259,7 +259,13 @@ class Fit:
     settings: dict[str, float | int | bool]
 
 
-def fit_ridge(edges: Edges, target: Target, offset: Array | None = None, base: LinearScore | None = None) -> Fit:
+def fit_ridge(
+    edges: Edges,
+    target: Target,
+    offset: Array | None = None,
+    base: LinearScore | None = None,
+    is_plain: bool = False,
+) -> Fit:
     """Fit channel and penalty, and with a prior how much of it is subtracted first.
 
     With fewer than 100 scans, settings are averaged with weights that grow with their left-out skill; their average is
@@ -270,10 +276,12 @@ def fit_ridge(edges: Edges, target: Target, offset: Array | None = None, base: L
         target (`Target`): what is predicted.
         offset (`np.ndarray` of shape `(n,)`, *optional*): a prior's values for these scans.
         base (`LinearScore`, *optional*): the function that gives them.
+        is_plain (`bool`): ordinary ridge regression, to compare with: the default form of the edges, and the penalty
+            with the best left-out skill, however few the scans.
     """
     prior = np.zeros(len(target)) if offset is None else offset
     # For numbers, choosing a channel costs more than it brings.
-    channels = edges.channels if target.is_class else [edges.default_channel]
+    channels = edges.channels if target.is_class and not is_plain else [edges.default_channel]
     tried = []
     for channel in channels:
         ridge = _Ridge(edges.kernel(channel), target)
@@ -288,7 +296,7 @@ def fit_ridge(edges: Edges, target: Target, offset: Array | None = None, base: L
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])
     best = int(np.argmax(skills - handicap))
-    if len(target) >= SOFT_BELOW:
+    if is_plain or len(target) >= SOFT_BELOW:
         shares = np.eye(len(tried))[best]
     else:
         shares = np.exp(len(target) * (skills - skills.max()) / SKILL_SCALE)

@@ -89,7 +89,7 @@ def fit_task(
     means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in edges.items()}
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
-    processor = LCMProcessor(_together(extractors), tokenizer)
+    processor = LCMProcessor(one_extractor(extractors), tokenizer)
     if len(connectivity) == 1:
         here = np.flatnonzero(np.isfinite(scans.values))
         (matrices,) = connectivity.values()
@@ -156,7 +156,7 @@ def _tokenizer(pretrained: list[BEIVariable], variable: BEIVariable, is_new: boo
     return BEITokenizer(variables=pretrained).for_task(variable.name)
 
 
-def _together(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtractor:
+def one_extractor(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtractor:
     """One extractor for all atlases."""
     first, *others = extractors.values()
     if not others:

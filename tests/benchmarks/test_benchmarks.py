@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import load, precision, speed
+from benchmarks import busy, load, precision, speed, startup
 from benchmarks.reference import ReferenceLCM
 
 
@@ -99,3 +99,14 @@ def test_too_few_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         speed.parse(["--tokens", "4"])
     assert "--tokens must be at least 5" in capsys.readouterr().err
+
+
+def test_start_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    startup.main(["--runs", "1", "--commands", "splits"])
+    names = [line[:28].strip() for line in capsys.readouterr().out.splitlines()]
+    assert names[0] == "import torch" and names[3:] == ["splits --help", "splits, mistyped", "splits, refused"]
+
+
+def test_training_of_the_busy_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    busy.main(["--alone", "--epochs", "1"])
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0

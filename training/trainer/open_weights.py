@@ -1,0 +1,69 @@
+"""Fit read-outs on all cohorts, score them on subjects left out, and write the checkpoint folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from modeling_lcm import BEITokenizer, LCMProcessor
+from modeling_lcm.closed_form_fit import one_extractor
+from modeling_lcm.closed_form_model import build_model
+
+from ..data.identity import hash_names
+from ..files import write_folder, write_json
+from .checkpoints import RECORD
+from .open_arguments import OpenWeightsArguments
+from .open_heads import evaluate_pool, fit_pool, load_pool
+from .runs import git_revision, library_versions
+
+
+SCORES = "evaluation.json"
+
+
+def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator[str]:
+    """Write the checkpoint, and say what happens.
+
+    Args:
+        arguments (`OpenWeightsArguments`): settings.
+        output (`Path`): the new folder.
+
+    Raises:
+        FileNotFoundError: a data set of the recipe is not there.
+        ValueError: data sets of one atlas have different regions.
+    """
+    pool = load_pool(arguments.data, arguments.recipe)
+    subjects = len(set(pool.subjects.tolist()))
+    yield f"{len(pool.table)} scans of {subjects} subjects, atlases {', '.join(pool.edges)}"
+    heads = fit_pool(pool)
+    for key, of_key in heads.items():
+        for name, head in of_key.items():
+            score = f"AUC {head.record['auc']:.3f}" if "auc" in head.record else f"r {head.record['r']:.3f}"
+            yield f"{name} from {key}: {head.record['scans']} scans, each subject left out {score}"
+    rows = evaluate_pool(pool, arguments.folds, arguments.seed) if arguments.folds else []
+    for row in rows:
+        score = f"AUC {row['auc']:.3f}" if "auc" in row else f"r {row['r']:.3f}"
+        yield f"{row['variable']} from {row['atlases']}, {row['cohort']} ({row['scans']}): {score}"
+    tokenizer = BEITokenizer(variables=pool.variables)
+    means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in pool.edges.items()}
+    model = build_model(heads, means, pool.extractors, tokenizer)
+    processor = LCMProcessor(one_extractor(pool.extractors), tokenizer)
+    record = {
+        "training_subject_hashes": [hash_names(pool.table["name"])],
+        "num_training_scans": len(pool.table),
+        "num_training_subjects": subjects,
+        "cohorts": {name: int(count) for name, count in pool.table["cohort"].value_counts(sort=False).items()},
+        "history": [],
+        "versions": library_versions(),
+        "git_revision": git_revision(),
+    }
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for code in folder.glob("*.py"):  # the package has it; publishing puts it back
+            code.unlink()
+        write_json(folder / RECORD, record)
+        write_json(folder / SCORES, {"folds": arguments.folds, "scores": rows})
+
+    write_folder(output, fill)
+    yield f"Written to {output}"
