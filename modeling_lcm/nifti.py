@@ -2,17 +2,21 @@
 
 import csv
 import os
+import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .atlases import find_atlas, region_labels
+from .atlas_fetching import fetch_atlas
+from .atlases import find_atlas, region_coordinates, region_labels
 
 
 MISSING_REGIONS = ("nan", "error")
+# Schaefer's names state the network: "7Networks_LH_Vis_1".
+_NETWORK = re.compile(r"(?:7|17)Networks_[LR]H_([A-Za-z]+)")
 
 # Share of an atlas's regions that a local copy must have to be taken for that atlas.
 _FEWEST_KNOWN_REGIONS = 0.9
@@ -30,13 +34,29 @@ class LabelAtlas:
 
     Attributes:
         id: Atlas id or a name of your own.
-        image: 3-D image of whole numbers, 0 = background.
-        labels: Value in the image to region name, in the order of the matrix.
+        image: Image of whole numbers `(x, y, z)`, 0 = background; or maps `(x, y, z, regions)`.
+        labels: Value in the image (of maps: their number, from 1) to region name, in the order of the matrix.
+        networks: Network of every region, where the atlas says it.
+        coordinates: Centre of every region, mm in MNI space, where the atlas says it; else see [`region_table`].
     """
 
     id: str
     image: Any
     labels: dict[int, str]
+    networks: list[str] = field(default_factory=list)
+    coordinates: list[list[float]] = field(default_factory=list)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether regions are overlapping maps rather than labels."""
+        return len(self.image.shape) == 4
+
+    def voxel_labels(self) -> np.ndarray:
+        """Value of every voxel, int `(x, y, z)`: of maps, the strongest one."""
+        values = np.asarray(self.image.dataobj)
+        if not self.has_maps:
+            return np.round(values).astype(int)
+        return np.where(values.max(axis=3) > 0, values.argmax(axis=3) + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,8 @@ def load_label_atlas(
     """Fetch an atlas through nilearn, or read a local label image.
 
     Args:
-        atlas: `"aal-116"` or a Schaefer atlas (`"schaefer-100"`, ...) can be fetched; any name with `labels_img`.
+        atlas: Name of an atlas that nilearn has (`modeling_lcm.atlas_fetching`): AAL, AAL3, Schaefer 100 to 1000 with
+            7 or 17 networks, Harvard-Oxford, Destrieux, BASC, MSDL; any name with `labels_img`.
         labels_img: Local label image, path or nibabel image. Then nothing is downloaded.
         labels: Names of its values, in the order of the matrix: `{value: name}`, or a BIDS table (`dseg.tsv`) with
             columns index and name. Not needed for an atlas whose table this package has.
@@ -81,10 +102,14 @@ def load_label_atlas(
     if labels_img is None:
         if labels is not None:
             raise ValueError("labels= names the values of a local label image; pass it as labels_img= too.")
-        labels_img, fetched = _fetch(atlas_id, data_dir)
-        table = None if known is None else region_labels(known)
-        # Values are matched, not positions: the fetched list may be longer, shorter or in another order.
-        chosen = fetched if table is None else table
+        fetched = fetch_atlas(atlas_id, data_dir)
+        image, table = load_img(fetched.image), None if known is None else region_labels(known)
+        if len(image.shape) == 4:
+            return LabelAtlas(atlas_id, image, fetched.labels, fetched.networks, fetched.coordinates)
+        labels_img = image
+        # Values are matched, not positions: the fetched list may be longer, shorter or in another order. Names of
+        # regions that this version of the image does not have are left out.
+        chosen = table or {value: name for value, name in fetched.labels.items() if value in _label_values(image)}
     elif labels is not None:
         chosen = _read_labels(labels)
     else:
@@ -100,6 +125,47 @@ def load_label_atlas(
             "the names that belong to this image as labels={value: name}."
         )
     return LabelAtlas(atlas_id, image, chosen)
+
+
+def region_table(atlas: str | LabelAtlas) -> list[dict[str, Any]]:
+    """Names, label values, MNI coordinates and networks of an atlas's regions, in the order of the matrix.
+
+    Args:
+        atlas (`str` or `LabelAtlas`): what `load_label_atlas` returned, or the name of an atlas that it can fetch.
+
+    Returns:
+        One `{"name", "label", "x", "y", "z", "network"}` per region; the network is `None` where the atlas and its
+        names say none.
+
+    Raises:
+        ValueError: as for `load_label_atlas`.
+    """
+    atlas = load_label_atlas(atlas) if isinstance(atlas, str) else atlas
+    known = find_atlas(atlas.id)
+    table = None if known is None else region_labels(known)
+    places = None if known is None or table != atlas.labels else region_coordinates(known)
+    if places is None:
+        places = np.array(atlas.coordinates or _centres(atlas))
+    names = list(atlas.labels.values())
+    networks: Sequence[str | None] = atlas.networks
+    if not networks:
+        networks = [match[1] if (match := _NETWORK.match(name)) else None for name in names]
+    return [
+        {"name": name, "label": value, **dict(zip("xyz", map(float, place), strict=True)), "network": network}
+        for (value, name), place, network in zip(atlas.labels.items(), places, networks, strict=True)
+    ]
+
+
+def _centres(atlas: LabelAtlas) -> np.ndarray:
+    """Centre of mass of every region, mm `(regions, 3)`; NaN for one without voxels."""
+    from nibabel.affines import apply_affine
+
+    values = atlas.voxel_labels()
+    centres = [
+        np.argwhere(values == value).mean(axis=0) if (values == value).any() else np.full(3, np.nan)
+        for value in atlas.labels
+    ]
+    return apply_affine(atlas.image.affine, np.array(centres))
 
 
 def extract_time_series(
@@ -142,6 +208,8 @@ def extract_time_series(
     if scan.ndim != 4 or scan.shape[3] < 2:
         raise ValueError(f"The image has shape {scan.shape}; a scan is 4-D (x, y, z, volumes). Pass the whole run.")
     atlas = load_label_atlas(atlas) if isinstance(atlas, str) else atlas
+    if atlas.has_maps:
+        return _from_maps(scan, atlas, confounds, sample_mask, masker_options)
     # Signals stay as they are by default: the correlation standardises them anyway.
     masker = NiftiLabelsMasker(atlas.image, keep_masked_labels=False, **{"standardize": None, **masker_options})
     try:
@@ -166,6 +234,19 @@ def extract_time_series(
     return RegionSignals(time_series, list(atlas.labels.values()), missing)
 
 
+def _from_maps(
+    scan: Any, atlas: LabelAtlas, confounds: Any, sample_mask: Any, options: Mapping[str, Any]
+) -> RegionSignals:
+    """Signals of overlapping maps, by regression."""
+    from nilearn.maskers import NiftiMapsMasker
+
+    masker = NiftiMapsMasker(atlas.image, **{"standardize": None, **options})
+    signals = np.asarray(masker.fit_transform(scan, confounds=confounds, sample_mask=sample_mask))
+    if signals.shape[1] != len(atlas.labels):
+        raise ValueError(f"The atlas {atlas.id} has {len(atlas.labels)} names for {signals.shape[1]} maps.")
+    return RegionSignals(signals, list(atlas.labels.values()), [])
+
+
 def _report_missing(missing: list[str], total: int, missing_regions: str) -> None:
     if not missing:
         return
@@ -186,26 +267,6 @@ def _require_nilearn() -> None:
             "Reading NIfTI images needs nilearn: run `pip install large-connectome-model[nifti]`, or extract the "
             "region signals elsewhere and pass them as time_series=."
         ) from error
-
-
-def _fetch(atlas_id: str, data_dir: str | os.PathLike | None) -> tuple[Any, dict[int, str]]:
-    """Label image and names of its values, downloaded by nilearn unless it has them already."""
-    from nilearn import datasets
-
-    if atlas_id == "aal-116":
-        # NOTE: nilearn's default version is AAL3 with 166 regions; "SPM12" is the original AAL.
-        bunch = datasets.fetch_atlas_aal(version="SPM12", data_dir=data_dir)
-    elif atlas_id.startswith("schaefer-"):
-        bunch = datasets.fetch_atlas_schaefer_2018(
-            n_rois=int(atlas_id.removeprefix("schaefer-")), yeo_networks=7, data_dir=data_dir
-        )
-    else:
-        raise ValueError(
-            f"The atlas {atlas_id!r} cannot be fetched (aal-116 and schaefer-100 to -400 can); pass its label image "
-            "as labels_img= and the names of its values as labels=."
-        )
-    named = zip(bunch.lut["index"], bunch.lut["name"], strict=True)
-    return bunch.maps, {int(value): str(name) for value, name in named if int(value) != 0}
 
 
 def _label_values(image: Any) -> set[int]:

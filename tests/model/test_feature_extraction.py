@@ -26,7 +26,7 @@ AAL = {"atlas": "aal-116"}
     ("options", "shape", "message"),
     [
         (AAL, (116, 200), r"\(116, 200\) and looks transposed.*116 regions.*\.T"),
-        (AAL, (150, 200), r"200 regions \(craddock-200 or schaefer-200\).*for 116 \(aal-116\)"),
+        (AAL, (150, 200), r"200 regions \(craddock-200 or schaefer-200 or schaefer-200-17\).*for 116 \(aal-116\)"),
         (AAL, (150, 117), r"117 regions \(no atlas known here\)"),
         ({}, (19, 30), r"19 volumes of 30 regions; at least 20.*transpose"),
         ({"min_volumes": 100}, (99, 30), r"at least 100 volumes"),
@@ -45,7 +45,11 @@ def test_wrong_shapes_of_time_series(rng, options, shape, message):
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        (AAL, (2, 200, 200), r"200 regions \(craddock-200 or schaefer-200\).*116 \(aal-116\).*model made for 200"),
+        (
+            AAL,
+            (2, 200, 200),
+            r"200 regions \(craddock-200 or schaefer-200 or .*116 \(aal-116\).*model made for 200",
+        ),
         (AAL, (6670,), r"vectorised.*connectivity_from_triangle"),
         (AAL, (4, 6670), r"vectorised"),
         (AAL, (4, 6786), r"vectorised"),

@@ -235,7 +235,7 @@ def test_aal_is_fetched_in_its_116_region_version(monkeypatch, rng, tmp_path):
     backwards = dict(reversed(table.items()))
     calls = fake_fetcher(monkeypatch, "fetch_atlas_aal", backwards, list(table))
     atlas = load_label_atlas(data_dir=tmp_path)
-    assert calls == [{"version": "SPM12", "data_dir": tmp_path}]
+    assert calls == [{"version": "SPM12", "data_dir": tmp_path, "verbose": 0}]
     assert atlas.id == "aal-116" and list(atlas.labels.values()) == region_names("aal-116")
 
     signals = {value: rng.standard_normal(VOLUMES) for value in table}
@@ -248,12 +248,12 @@ def test_schaefer_names_come_with_the_download_if_we_have_none(monkeypatch):
     labels = {value: f"parcel {value}" for value in range(1, 101)}
     calls = fake_fetcher(monkeypatch, "fetch_atlas_schaefer_2018", labels, list(labels))
     assert load_label_atlas("Schaefer100").labels == labels
-    assert calls == [{"n_rois": 100, "yeo_networks": 7, "data_dir": None}]
+    assert calls == [{"n_rois": 100, "yeo_networks": 7, "data_dir": None, "verbose": 0}]
 
 
 @pytest.mark.parametrize("atlas", ["gordon", "mine"])
 def test_atlases_that_cannot_be_fetched(atlas):
-    with pytest.raises(ValueError, match=r"cannot be fetched.*labels_img="):
+    with pytest.raises(ValueError, match=r"cannot be fetched.*label image with labels_img"):
         load_label_atlas(atlas)
 
 

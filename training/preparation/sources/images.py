@@ -64,8 +64,7 @@ class ImageSource(Source):
         """Places of the atlas's voxels `(voxels, 3)`, mm in MNI space, and the region of each, a position."""
         import nibabel
 
-        image = self.label_atlas.image
-        values = np.round(np.asarray(image.dataobj)).astype(int)
+        image, values = self.label_atlas.image, self.label_atlas.voxel_labels()
         position = {value: number for number, value in enumerate(self.label_atlas.labels)}
         voxels = np.argwhere(np.isin(values, list(position)))
         regions = np.array([position[value] for value in values[tuple(voxels.T)]])
