@@ -21,7 +21,7 @@ from .sources.tables import read_table
 
 DATASET, FMRIPREP, XCP_D = "dataset", "fmriprep", "xcp_d"
 TIME_SERIES, CONNECTIVITY, IMAGES, EDGES = "time_series", "connectivity", "images", "edges"
-USUAL_REGIONS = 200  # of several atlases nobody chose from, the one nearest to it is taken
+USUAL_REGIONS = 200  # of several atlases, if none was chosen, the one nearest to it is taken
 
 
 @dataclass(frozen=True)

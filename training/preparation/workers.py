@@ -229,7 +229,7 @@ def _pool(
     with ProcessPoolExecutor(workers, _context(), _start, (job,)) as pool:
         try:
             while chunks or waiting:
-                # Few chunks ahead: results that nobody has fetched yet are what memory goes to.
+                # Few chunks ahead: results that have not been fetched yet are what memory goes to.
                 while chunks and len(waiting) < ahead:
                     waiting.append((chunks[0], pool.submit(_work, chunks[0])))
                     chunks.popleft()
