@@ -31,7 +31,7 @@ class Recipe:
         download (`str`): what to download, and how it must lie in the data folder.
         settings (`dict`): settings of training.prepare; paths are relative to `--data_dir`.
         columns (`tuple[Column, ...]`): the phenotypes.
-        same_person (`dict[str, str]`): other cohort -> column with the id that the same person has there.
+        same_person (`dict[str, str]`): other cohort -> column with the id that the same subject has there.
         keep_rows (`dict[str, list[str]]`): column -> values; rows with other values are left out.
     """
 

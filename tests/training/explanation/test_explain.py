@@ -20,7 +20,7 @@ from training.explanation.arguments import ExplainArguments
 from training.explanation.association import Maps, region_permutation_test, stability
 from training.explanation.attention import attention_by_scan, best_layer, rollout
 from training.explanation.explain import explain as explain_all
-from training.explanation.report import _connections_caption
+from training.explanation.report import why_none
 from training.reporting.networks import network_of, networks_of
 
 
@@ -143,14 +143,12 @@ def test_explain_a_checkpoint(pretrained: Path, dataset: Path, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(("stable", "q"), [(0.9, 0.01), (0.1, 0.01), (0.9, 0.5), (0.1, 0.5)])
-def test_the_picture_of_connections_says_that_they_are_not_tested(stable: float, q: float) -> None:
+def test_a_map_is_drawn_where_it_is_stable_and_beyond_chance(stable: float, q: float) -> None:
     values = np.full(REGIONS, q)
-    maps = Maps(values, {}, values, values, np.append(values, 1.0), stable, stable)
-    caption = _connections_caption(maps)
-    assert "They are not tested" in caption
-    assert ("is unstable" in caption) == (stable < 0.5)
-    assert ("beyond chance" in caption) == (q > 0.05)
-    assert ("take nothing from this picture" in caption) == (stable < 0.5 or q > 0.05)
+    reason = why_none(Maps(values, {}, values, values, np.append(values, 1.0), stable, stable))
+    assert (reason is None) == (stable > 0.5 and q < 0.05)
+    assert ("not stable" in (reason or "")) == (stable < 0.5)
+    assert ("beyond chance" in (reason or "")) == (q > 0.05)
 
 
 def test_explain_an_evaluation(
