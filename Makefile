@@ -11,13 +11,14 @@ STAMP := $(VENV)/.setup-done
 LOWEST := tests/constraints/lowest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest slow peers docs lint
+.PHONY: help setup demo test test-lowest slow campaign peers docs lint
 
 help:
 	@echo "make setup  virtual environment in $(VENV) with everything installed"
 	@echo "make demo   pretrain, fine-tune and predict on 168 real connectomes; writes runs/demo"
 	@echo "make test   the tests, without the slow ones"
 	@echo "make slow   the slow tests"
+	@echo "make campaign   kills, flipped bits, full disks and malicious files, for half an hour; see docs/reliability.md"
 	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
 	@echo "make docs   the documentation with its tutorials, into build/docs"
 	@echo "make lint   ruff, mypy and who may import whom"
@@ -46,6 +47,9 @@ test-lowest:
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+campaign: $(STAMP)
+	$(BIN)/python -m tests.campaign --minutes 30
 
 # Without our strict settings: their markers are not ours. What does not apply is listed in tests/peers/README.md.
 peers: $(STAMP)

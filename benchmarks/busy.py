@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from training.cli import command, setting
 
@@ -75,7 +76,7 @@ def train(epochs: int) -> float:
     from .memory import random_cohort
 
     cohort = random_cohort(160, 116)
-    settings = {"categorical": ["group"], "progress": False, "checkpoint_every": 0, "log_with": "none"}
+    settings: dict[str, Any] = {"categorical": ["group"], "progress": False, "checkpoint_every": 0, "log_with": "none"}
     pretrain(cohort, PretrainArguments(epochs=1, **settings))
     started = time.perf_counter()
     pretrain(cohort, PretrainArguments(epochs=epochs, **settings))

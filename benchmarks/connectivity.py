@@ -5,9 +5,9 @@
 All three compute plain Pearson correlations of the same signals; the largest difference is printed with the times.
 """
 
-import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
 from modeling_lcm import FCFeatureExtractor
+from training.cli import command, setting
 
 
 def measure(name: str, compute: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:
@@ -28,14 +29,19 @@ def measure(name: str, compute: Callable[[], np.ndarray], repeats: int) -> tuple
     return min(times), result
 
 
-def main() -> None:
+@dataclass
+class ConnectivityArguments:
+    """FC of many scans: ours, nilearn's, and a loop over numpy.corrcoef."""
+
+    scans: int = setting(1000, "Scans.")
+    volumes: int = setting(200, "Volumes of a scan.")
+    regions: int = setting(116, "Regions of the atlas.")
+    repeats: int = setting(3, "Runs of each, of which the best counts.")
+
+
+@command(ConnectivityArguments)
+def main(options: ConnectivityArguments) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", type=int, default=1000)
-    parser.add_argument("--volumes", type=int, default=200)
-    parser.add_argument("--regions", type=int, default=116)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
     generator = np.random.default_rng(0)
     scans = generator.standard_normal((options.scans, options.volumes, options.regions))
     extractor = FCFeatureExtractor(num_regions=options.regions)

@@ -6,10 +6,10 @@ The data set is on the disk, as `training.prepare` writes it, with random connec
 training scripts. Waiting is all time between the end of a step and the batch being there, as part of the whole.
 """
 
-import argparse
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from training.cli import command, setting
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import StoredTriangles
-from training.trainer.arguments import LoopArguments
+from training.trainer.arguments import LoopArguments, Size
 from training.trainer.loop import Trainer
 
 from .memory import random_cohort, vocabulary
@@ -90,16 +91,21 @@ def measure(cohort: Cohort, size: str, batch_size: int, steps: int) -> dict[str,
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class DataArguments:
+    """Samples a second, and the part of a training spent waiting for data."""
+
+    folder: str = setting("", "Scratch for the data set.", example="scratch", required=True)
+    sizes: list[Size] = setting(["nano", "147m"], "Named sizes.")
+    regions: int = setting(116, "Regions of the atlas.")
+    batch_size: int = setting(16, "Scans in a batch.")
+    steps: int = setting(30, "Training steps.")
+
+
+@command(DataArguments)
+def main(options: DataArguments) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="scratch for the data set")
-    parser.add_argument("--sizes", nargs="+", default=["nano", "147m"])
-    parser.add_argument("--regions", type=int, default=116)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=30)
-    options = parser.parse_args(arguments)
-    cohort = stored_cohort(options.folder / "random", options.steps * options.batch_size, options.regions)
+    cohort = stored_cohort(Path(options.folder) / "random", options.steps * options.batch_size, options.regions)
     print(f"{options.regions} regions, batch {options.batch_size}, {torch.get_num_threads()} thread(s)")
     print(f"{'size':8}{'loader, samples/s':>19}{'step, ms':>10}{'waiting':>9}  goal: at most {GOAL:.0%}")
     for size in options.sizes:

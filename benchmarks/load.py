@@ -7,10 +7,9 @@ with every page of them touched, since safetensors maps the file and reads it wh
 built, which both ways have in common.
 """
 
-import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from training.cli import command, setting
+from training.trainer.arguments import Size
 
 
 def measure(folder: Path, size: str, repeats: int) -> dict[str, list[float]]:
@@ -50,16 +51,22 @@ def measure(folder: Path, size: str, repeats: int) -> dict[str, list[float]]:
     return {name: np.percentile(values, [25, 50, 75]).tolist() for name, values in times.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class LoadArguments:
+    """Loading weights: safetensors against pickle."""
+
+    size: Size = setting("147m", "Named size of the model.")
+    folder: str = setting("", "Scratch folder; default: the system's.")
+    repeats: int = setting(9, "Timed pairs.")
+
+
+@command(LoadArguments)
+def main(options: LoadArguments) -> None:
     """Run the benchmark and print its result."""
-    parser = argparse.ArgumentParser(description="Loading weights: safetensors against pickle.")
-    parser.add_argument("--size", default="147m", help="named size of the model (default: %(default)s)")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="scratch folder (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="timed pairs (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if not Path(options.folder).is_dir():
-        parser.error(f"--folder {options.folder} is not a folder: create it, or name another")
-    for name, (low, middle, high) in measure(Path(options.folder), options.size, options.repeats).items():
+    folder = Path(options.folder or tempfile.gettempdir())
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder} is not a folder: create it, or name another.")
+    for name, (low, middle, high) in measure(folder, options.size, options.repeats).items():
         unit = "" if name == "ratio" else " ms"
         print(f"{name:12} {middle:.2f} [{low:.2f}-{high:.2f}]{unit}")
 

@@ -8,12 +8,12 @@ checkpoint with random weights. What is reported is the highest resident memory 
 pages of mapped files, included.
 """
 
-import argparse
 import json
 import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
+from training.cli import command, did_you_mean, setting
 from training.data.cohort import Cohort
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.finetuning import finetune
@@ -173,24 +174,36 @@ def _in_new_process(arguments: list[str]) -> str:
     return done.stdout
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass
+class MemoryArguments:
+    """Peak memory of trainings and predictions beside what training.plan expects."""
+
+    folder: str = setting("", "Scratch for checkpoints, up to 8 GB.", example="scratch", required=True)
+    cases: list[str] = setting([case for case in CASES if not case.endswith("nano")], "Cases.")
+    batch_size: int = setting(8, "Scans a step.")
+    make: list[str] = setting([], "Only make the checkpoint of a size and a precision.", example="147m float32")
+    run: str = setting("", "Only run this case with the checkpoint in folder.")
+
+    def __post_init__(self) -> None:
+        """Refuse cases that there are not."""
+        for case in [*self.cases, *filter(None, [self.run])]:
+            if case not in CASES:
+                raise ValueError(f"There is no case {case}.{did_you_mean(case, CASES)} There are {', '.join(CASES)}.")
+
+
+@command(MemoryArguments)
+def main(options: MemoryArguments) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[c for c in CASES if not c.endswith("nano")])
-    parser.add_argument("--folder", type=Path, required=True, help="scratch for checkpoints, up to 8 GB")
-    parser.add_argument("--batch-size", type=int, default=8, help="scans a step (default: %(default)s)")
-    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    folder = Path(options.folder)
     if options.make:
         size, precision = options.make
-        make_checkpoint(size, precision, options.folder / f"{size}-{precision}")
+        make_checkpoint(size, precision, folder / f"{size}-{precision}")
     elif options.run:
         run_case(options.run, str(options.folder), options.batch_size)
     else:
         print(f"{'case':22}{'peak GB':>9}{'plan GB':>9}{'goal GB':>9}{'seconds':>9}", flush=True)
         for case in options.cases:
-            found, planned = measure(case, options.folder, options.batch_size), estimate(case, options.batch_size)
+            found, planned = measure(case, folder, options.batch_size), estimate(case, options.batch_size)
             goal = CASES[case][3]
             row = f"{found['peak_gb']:9.2f}{planned:9.2f}{goal if goal else '-':>9}{found['seconds']:9.1f}"
             print(f"{case:22}{row}", flush=True)

@@ -5,9 +5,9 @@
 Both average the same regions of the same compressed images; ours also checks them, correlates and packs the triangle.
 """
 
-import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_labels
+from training.cli import command, setting
 from training.preparation.sources.images import ImageSource
 from training.preparation.workers import Job, run
 
@@ -43,12 +44,17 @@ def write_images(folder: Path, images: int, volumes: int) -> tuple[Path, list[Pa
     return folder / "labels.nii.gz", paths
 
 
-def main() -> None:
+@dataclass
+class NiftiArguments:
+    """Time series from 4-D images: ours beside nilearn's masker."""
+
+    images: int = setting(8, "Images.")
+    volumes: int = setting(100, "Volumes of an image.")
+
+
+@command(NiftiArguments)
+def main(options: NiftiArguments) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--volumes", type=int, default=100)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         labels_img, paths = write_images(Path(temporary), options.images, options.volumes)
         table = pd.DataFrame({"participant_id": [path.stem for path in paths]})

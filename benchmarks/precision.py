@@ -6,9 +6,8 @@
 The second form has random weights and random connectomes: it shows the error of a size, and no AUC.
 """
 
-import argparse
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import LCMPackedConfig
+from training.cli import command, setting
 from training.data.cohort import load_cohort
 from training.data.folds import Folds
+from training.trainer.arguments import Size
 from training.trainer.prediction import predict_logits
 
 
@@ -58,7 +59,19 @@ def class_logits(model: LCMForMultitaskPretraining, logits: Tensor, task: str) -
     raise ValueError(f"The checkpoint cannot tell {task!r} with two labels; it can {', '.join(names) or 'none'}.")
 
 
-def on_data(options: argparse.Namespace) -> None:
+@dataclass
+class PrecisionArguments:
+    """Output error and AUC of reduced precision beside float32."""
+
+    checkpoint: str = setting("", "Folder of a pretrained checkpoint.")
+    data: str = setting("", "Folder made by training.prepare.")
+    task: str = setting("sex", "Variable with two labels.")
+    splits: str | None = setting(None, "Split file; only the test subjects of --fold are predicted.")
+    fold: int = setting(0, "Fold of the split file.")
+    size: Size | None = setting(None, "Named size with random weights, instead of a checkpoint and data.")
+
+
+def on_data(options: PrecisionArguments) -> None:
     """Error and AUC on the test subjects of a fold."""
     cohort = load_cohort(options.data)
     if options.splits:
@@ -79,7 +92,7 @@ def on_data(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def of_size(options: argparse.Namespace) -> None:
+def of_size(options: PrecisionArguments) -> None:
     """Error of a size with random weights on random connectomes."""
     torch.manual_seed(0)
     labels = [str(number) for number in range(28)]
@@ -91,7 +104,9 @@ def of_size(options: argparse.Namespace) -> None:
     connectivity = torch.stack([torch.corrcoef(scan) for scan in torch.randn(4, 116, 200)])
     exact: Tensor | None = None
     with tempfile.TemporaryDirectory() as folder:
-        LCMForMultitaskPretraining(LCMConfig.from_size(options.size, bei_variables=variables)).save_pretrained(folder)
+        LCMForMultitaskPretraining(LCMConfig.from_size(str(options.size), bei_variables=variables)).save_pretrained(
+            folder
+        )
         for mode in MODES:
             logits = load(folder, mode)(connectivity).logits
             exact = logits if exact is None else exact
@@ -103,22 +118,15 @@ def _error(logits: Tensor, exact: Tensor) -> float:
     return ((logits - exact).abs().max() / exact.abs().max()).item()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command(PrecisionArguments)
+def main(options: PrecisionArguments) -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description="Output error and AUC of reduced precision beside float32.")
-    parser.add_argument("--checkpoint", help="folder of a pretrained checkpoint")
-    parser.add_argument("--data", help="folder made by training.prepare")
-    parser.add_argument("--task", default="sex", help="variable with two labels (default: %(default)s)")
-    parser.add_argument("--splits", help="split file; only the test subjects of --fold are predicted")
-    parser.add_argument("--fold", type=int, default=0, help="fold of the split file (default: %(default)s)")
-    parser.add_argument("--size", help="named size with random weights, instead of a checkpoint and data")
-    options = parser.parse_args(arguments)
     if options.size:
         of_size(options)
         return
     for name in ("checkpoint", "data"):
-        if getattr(options, name) is None or not Path(getattr(options, name)).is_dir():
-            parser.error(f"--{name} must be a folder, got {getattr(options, name)}; or give --size")
+        if not getattr(options, name) or not Path(getattr(options, name)).is_dir():
+            raise ValueError(f"{name} must be a folder, got {getattr(options, name)!r}; or give size.")
     on_data(options)
 
 

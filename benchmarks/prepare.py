@@ -6,12 +6,12 @@ Writes one .npy of ROI time series per scan (23 kB at 50 volumes), prepares them
 training step of the smallest model.
 """
 
-import argparse
 import multiprocessing
 import resource
 import shutil
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from training.cli import command, setting
 from training.data.cohort import load_cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.preparation.arguments import PrepareArguments
@@ -107,23 +108,29 @@ def read_back(folder: Path, batch: int = 32, batches: int = 60) -> tuple[float, 
     return loader, 20 * len(loaded["labels"]) / (time.perf_counter() - start)
 
 
-def main() -> None:
+@dataclass
+class PrepareBenchmarkArguments:
+    """Scans a second of training.prepare, and its memory."""
+
+    folder: str = setting("", "Scratch for scans and the data set.", example="scratch", required=True)
+    scans: int = setting(5000, "Scans.")
+    volumes: int = setting(50, "Volumes of a scan.")
+    regions: int = setting(116, "Regions of the atlas.")
+    workers: int = setting(2, "Processes that read scans.")
+
+
+@command(PrepareBenchmarkArguments)
+def main(options: PrepareBenchmarkArguments) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", type=int, default=5000)
-    parser.add_argument("--volumes", type=int, default=50)
-    parser.add_argument("--regions", type=int, default=116)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, required=True)
-    options = parser.parse_args()
-    scans = options.folder / "scans"
+    folder = Path(options.folder)
+    scans = folder / "scans"
     write_scans(scans, options.scans, options.volumes, options.regions)
     memory = PeakMemory()
     memory.start()
     start = time.perf_counter()
     output = prepare(
         PrepareArguments(
-            output=str(options.folder / "dataset"), participants=str(scans / "participants.tsv"),
+            output=str(folder / "dataset"), participants=str(scans / "participants.tsv"),
             time_series=str(scans / "{participant_id}.npy"), atlas=f"simulated-{options.regions}",
             workers=options.workers,
         )

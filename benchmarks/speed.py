@@ -8,15 +8,15 @@ a CPU the time is that of the processor, which other programs on the machine dis
 with several threads on a busy machine set OMP_WAIT_POLICY=PASSIVE, or threads that wait for each other count as well.
 """
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import pack
+from training.cli import command, require_choices, setting
+from training.trainer.arguments import Size
 
 from .reference import ReferenceLCM
 
 
 MODELS = ("ours", "reference")
-PARTS = ("forward", "step", "activations")
+Part = Literal["forward", "step", "activations"]
+PARTS = get_args(Part)
 TIMES = ("forward", "training step", "forward, float32 packed", "forward, int8 packed")
 # What --growth varies, one at a time from the first values.
 GROWTH = {
@@ -42,41 +45,41 @@ GROWTH = {
 TOLERANCE = 1e-4  # of the largest logit: two ways to add up float32 numbers
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Speed and memory against the same network from PyTorch's own parts.")
-    parser.add_argument("--size", default="nano", help="named size of the model (default: %(default)s)")
-    parser.add_argument("--layers", type=int, help="decoder layers (default: those of the size)")
-    parser.add_argument("--batch-size", type=int, default=8, help="people in a batch (default: %(default)s)")
-    parser.add_argument("--regions", type=int, default=200, help="regions of the atlas (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=6, help="BEI tokens, at least 5 (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed pairs of runs (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument(
-        "--optimiser",
-        choices=("same", "official"),
-        default="same",
-        help="optimiser of the reference: fused AdamW as ours, or the official code's Adam (default: %(default)s)",
+@dataclass
+class SpeedArguments:
+    """Speed and memory against the same network from PyTorch's own parts."""
+
+    size: Size = setting("nano", "Named size of the model.", group="model")
+    layers: int | None = setting(None, "Decoder layers; default: those of the size.")
+    batch_size: int = setting(8, "Subjects in a batch.")
+    regions: int = setting(200, "Regions of the atlas.")
+    tokens: int = setting(6, "BEI tokens, at least 5.")
+    repeats: int = setting(20, "Timed pairs of runs.", group="measurement")
+    threads: int = setting(0, "Threads; 0: as many as PyTorch takes.")
+    device: Literal["cpu", "cuda"] = setting("cpu", "Where.")
+    optimiser: Literal["same", "official"] = setting(
+        "same", "Optimiser of the reference: fused AdamW as ours, or the official code's Adam."
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
-    parser.add_argument("--packed", action="store_true", help="also time packed weights, float32 and int8 (CPU)")
-    parser.add_argument("--grid", nargs="+", metavar="BATCH:TOKENS:REGIONS", help="several cases, one short line each")
-    parser.add_argument("--growth", metavar="PNG", help="draw how time and memory grow with all four dimensions")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
-    parser.add_argument(
-        "--no-memory", action="store_true", help="leave out the memory measurement (two new processes)"
-    )
-    parser.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.growth and set(options.parts) != set(PARTS):
-        parser.error("--growth draws all parts: leave --parts out")
-    if options.tokens < 5:
-        parser.error(f"--tokens must be at least 5 (two for sex, one for age, a group of two), got {options.tokens}")
-    return options
+    parts: list[Part] = setting(list(PARTS), "What to measure.", example="forward step")
+    packed: bool = setting(False, "Also time packed weights, float32 and int8 (CPU).")
+    grid: list[str] = setting([], "Several cases, one short line each.", example="1:6:116 8:31:116")
+    growth: str = setting("", "Picture (PNG) of how time and memory grow with all four dimensions.")
+    json: bool = setting(False, "Print one line of JSON instead of the table.")
+    memory: bool = setting(True, "Also measure memory, in two new processes.")
+    memory_of: Literal["ours", "reference"] | None = setting(None, "Only the memory of this model.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        require_choices(self)
+        if self.growth and set(self.parts) != set(PARTS):
+            raise ValueError("growth draws all parts: leave parts out.")
+        if self.tokens < 5:
+            raise ValueError(
+                f"tokens must be at least 5 (two for sex, one for age, a group of two), got {self.tokens}."
+            )
 
 
-def build(options: argparse.Namespace) -> LCMForMultitaskPretraining:
+def build(options: SpeedArguments) -> LCMForMultitaskPretraining:
     """Our model."""
     torch.manual_seed(0)
     labels = [str(number) for number in range(options.tokens - 3)]
@@ -94,7 +97,7 @@ def build(options: argparse.Namespace) -> LCMForMultitaskPretraining:
         return LCMForMultitaskPretraining(config)
 
 
-def make_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def make_batch(options: SpeedArguments) -> tuple[Tensor, Tensor]:
     """Random connectomes `(batch, regions, regions)` and complete labels `(batch, 3)`."""
     rng = np.random.default_rng(0)
     people = options.batch_size
@@ -221,7 +224,7 @@ def floating_point_operations(model: nn.Module, batch: tuple[Tensor, Tensor]) ->
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory(options: argparse.Namespace) -> float:
+def peak_memory(options: SpeedArguments) -> float:
     """Peak MiB of three training steps with one model: of this process, or of the GPU's tensors."""
     ours = build(options)
     model = ReferenceLCM(ours).to(options.device) if options.memory_of == "reference" else ours
@@ -236,26 +239,28 @@ def peak_memory(options: argparse.Namespace) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def peak_memory_of_both(arguments: Sequence[str]) -> dict[str, float]:
+def peak_memory_of_both(options: SpeedArguments) -> dict[str, float]:
     """`peak_memory` of both models, each in a process of its own."""
+    names = ("size", "layers", "batch_size", "regions", "tokens", "threads", "device")
+    case = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
     peaks = {}
     for name in MODELS:
-        command = [sys.executable, "-m", "benchmarks.speed", *arguments, "--memory-of", name]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        start = [sys.executable, "-m", "benchmarks.speed", *case, f"--memory_of={name}"]
+        result = subprocess.run(start, check=True, capture_output=True, text=True)
         peaks[name] = float(result.stdout.splitlines()[-1])
     return peaks
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command(SpeedArguments)
+def main(options: SpeedArguments) -> None:
     """Run the benchmark and print its result."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if options.memory_of:
         print(peak_memory(options))
         return
     # NOTE: first, because on Linux a new process starts with the peak of the one that started it.
-    peaks = {} if options.no_memory else {"peak memory": peak_memory_of_both(arguments)}
+    peaks = {"peak memory": peak_memory_of_both(options)} if options.memory else {}
     if options.grid:
         run_grid(options)
         return
@@ -266,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(result) if options.json else table(options, result))
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(options: SpeedArguments) -> dict:
     """All numbers of one case."""
     ours = build(options)
     reference = ReferenceLCM(ours).to(options.device)
@@ -302,13 +307,13 @@ def measure(options: argparse.Namespace) -> dict:
     return result
 
 
-def run_grid(options: argparse.Namespace) -> None:
+def run_grid(options: SpeedArguments) -> None:
     """Several cases, printed as they are measured; ratios are reference / ours, activations ours / reference."""
     columns = "forward, step, packed float32 and int8 if asked for; activations (checkpointed); share of GEMM rate"
     print(f"{'batch:tokens:regions':22}{columns}", flush=True)
     for case in options.grid:
-        options.batch_size, options.tokens, options.regions = (int(part) for part in case.split(":"))
-        result = measure(options)
+        batch_size, tokens, regions = (int(part) for part in case.split(":"))
+        result = measure(replace(options, batch_size=batch_size, tokens=tokens, regions=regions))
         cells = [_spread(result[part]["ratio"]) for part in TIMES if part in result]
         if "activations" in result:
             kept = {name: value / result["activations"]["reference"] for name, value in result["activations"].items()}
@@ -326,11 +331,11 @@ def _spread(quartiles: list[float]) -> str:
     return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
 
 
-def measure_growth(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
+def measure_growth(options: SpeedArguments) -> dict[str, dict[int, dict]]:
     """Results by dimension and its value; the other three stay at the first of their values in `GROWTH`."""
-    start = {name: values[0] for name, values in GROWTH.items()}
+    start: dict[str, Any] = {name: values[0] for name, values in GROWTH.items()}
     return {
-        name: {value: measure(argparse.Namespace(**vars(options) | start | {name: value})) for value in sorted(values)}
+        name: {value: measure(replace(options, **(start | {name: value}))) for value in sorted(values)}
         for name, values in GROWTH.items()
     }
 
@@ -363,11 +368,11 @@ def draw_growth(results: dict[str, dict[int, dict]], path: str) -> None:
     figure.savefig(path, dpi=90)
 
 
-def table(options: argparse.Namespace, result: dict) -> str:
+def table(options: SpeedArguments, result: dict) -> str:
     """The result for people."""
     lines = [
         f"{options.size}: {result['parameters'] / 1e6:.2f} M parameters, batch {options.batch_size}, "
-        f"{options.regions} regions, {options.tokens} tokens, {options.device}, {options.threads} thread(s)",
+        f"{options.regions} regions, {options.tokens} tokens, {options.device}, {torch.get_num_threads()} thread(s)",
         f"same results: largest difference {result['difference']:.1e} of the largest value",
         f"{'':25}{'ours, ms':>30}{'reference, ms':>30}{'reference / ours':>30}",
     ]

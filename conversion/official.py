@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError(f"{path} is a compressed archive, which torch.save never writes: save it anew.")
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks to file issues about pickles that it does not read
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors ({_wanted_global(error)}). Nothing of it was run; only plain state dicts "
@@ -92,7 +95,7 @@ def _refuse_odd_tensors(path: Path, state: dict[str, Tensor]) -> None:
 
 def _wanted_global(error: Exception) -> str:
     """Which class or function a refused pickle asked for; torch's own text advises to trust the file."""
-    named = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|operand|class)[: ]+(\S+)", str(error))
+    named = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class)[: ]+(\S+)", str(error))
     return f"it asks for {(named[1] or named[2]).rstrip('.')}" if named else "its content is not allowed"
 
 

@@ -26,7 +26,7 @@ from .connectivity import (
     to_fisher_z,
 )
 from .connectivity_checks import as_scans, check_connectivity, check_scan_shapes
-from .named_scans import check_unique, positions_of, put_in_order
+from .region_order import check_unique, positions_of, put_in_order
 from .settings_lcm import refuse_misspelt
 
 

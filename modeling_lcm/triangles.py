@@ -57,7 +57,7 @@ def find_layout(
 
     Args:
         values: `(edges,)` or `(batch, edges)`.
-        triangle: The declared order, `"upper"` or `"lower"`; `None` if nobody knows.
+        triangle: The declared order, `"upper"` or `"lower"`; `None` if it is not known.
         num_regions: The number of regions that is needed, if that is known.
         with_diagonal: Whether the diagonal is declared to be there or not; `None` to find it.
 

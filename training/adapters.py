@@ -1,6 +1,6 @@
-"""Adapters by their documented name; they live in `training.trainer.trainable`."""
+"""Adapters by their documented name; they live in `training.trainer.lora`."""
 
-from .trainer.trainable import with_adapter
+from .trainer.lora import with_adapter
 
 
 __all__ = ["with_adapter"]

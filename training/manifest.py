@@ -57,7 +57,11 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def seal_file(path: Path) -> None:
     """Write the checksum of a single file beside it, as `sha256sum` does."""
-    write_text(path.with_name(path.name + SIDECAR), f"{checksum(path)['sha256']}  {path.name}\n")
+    write_text(path.with_name(path.name + SIDECAR), _line(path))
+
+
+def _line(path: Path) -> str:
+    return f"{checksum(path)['sha256']}  {path.name}\n"
 
 
 def read_checksums(folder: Path) -> dict[str, dict[str, Any]] | None:
@@ -130,8 +134,7 @@ def require_intact_file(path: Path) -> None:
     beside = path.with_name(path.name + SIDECAR)
     if not beside.is_file():
         return
-    expected = beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
-    if checksum(path)["sha256"] != expected:
+    if beside.read_text(encoding="utf-8", errors="replace") != _line(path):
         raise ValueError(f"{path} is not as it was written, or {beside.name} is damaged. Make it anew.")
 
 

@@ -1,6 +1,5 @@
 """The benchmark runs, and compares two models that compute the same thing."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -9,18 +8,19 @@ import torch
 
 from benchmarks import busy, load, precision, speed, startup
 from benchmarks.reference import ReferenceLCM
+from training.cli import parse_arguments
 
 
 SMALL = ["--layers", "2", "--batch-size", "2", "--regions", "20", "--repeats", "2", "--threads", "1"]
 
 
 @pytest.fixture
-def options() -> argparse.Namespace:
+def options() -> speed.SpeedArguments:
     """Options of a small run."""
-    return speed.parse(SMALL)
+    return parse_arguments(speed.SpeedArguments, SMALL)
 
 
-def test_both_models_compute_the_same(options: argparse.Namespace) -> None:
+def test_both_models_compute_the_same(options: speed.SpeedArguments) -> None:
     ours, batch = speed.build(options), speed.make_batch(options)
     # Statistics, dropout and biases that matter.
     for _ in range(2):
@@ -35,7 +35,7 @@ def test_both_models_compute_the_same(options: argparse.Namespace) -> None:
         assert torch.allclose(gradient, theirs.weight.grad, atol=1e-4 * gradient.abs().max().item()), name
 
 
-def test_different_models_are_not_compared(options: argparse.Namespace) -> None:
+def test_different_models_are_not_compared(options: speed.SpeedArguments) -> None:
     ours = speed.build(options)
     reference = ReferenceLCM(ours)
     with torch.no_grad():
@@ -96,11 +96,12 @@ def test_peak_memory(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_too_few_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        speed.parse(["--tokens", "4"])
-    assert "--tokens must be at least 5" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        speed.main(["--tokens", "4"])
+    assert "error: tokens must be at least 5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_start_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     startup.main(["--runs", "1", "--commands", "splits"])
     names = [line[:28].strip() for line in capsys.readouterr().out.splitlines()]

@@ -255,7 +255,7 @@ class TestDemoAdapterAndDataset:
         # What the folder's own README says, whole.
         local = (prepared / "README.md").read_text().partition("# dataset\n\n")[2]
         assert local.strip() in text
-        for expected in ("12 fMRI scans of 12 people", "F: 6, M: 6", "schaefer-200", "19900 values", "pearson"):
+        for expected in ("12 fMRI scans of 12 subjects", "F: 6, M: 6", "schaefer-200", "19900 values", "pearson"):
             assert expected in local
 
     def test_dataset_that_says_nothing_of_itself(

@@ -67,8 +67,8 @@ def describe_dataset(
     excluded = quality["excluded"]
     rules = markdown_text(", ".join(f"{name} {value}" for name, value in quality["rules"].items()))
     parts = [
-        f"{quality['scans']} fMRI scans of {quality['subjects']} people as functional connectivity, with phenotypes. "
-        "Research use. Nobody may try to identify a participant.",
+        f"{quality['scans']} fMRI scans of {quality['subjects']} subjects as functional connectivity, with "
+        "phenotypes. Research use. No attempt may be made to identify a participant.",
         "## Cohorts and terms",
         _cohort_table(cohorts),
         "\n".join(
@@ -99,7 +99,7 @@ def _cohort_table(cohorts: list[dict[str, Any]]) -> str:
         ]
         for entry in cohorts
     ]
-    return table_markdown([["cohort", "scans", "people", "terms of use"], *rows])
+    return table_markdown([["cohort", "scans", "subjects", "terms of use"], *rows])
 
 
 def _fc_lines(extractor: FCFeatureExtractor, has_series: bool, region_order: str | None) -> list[str]:

@@ -165,7 +165,7 @@ def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | 
     """Draw subject-wise folds, balanced over the classes of one column where one is given.
 
     Args:
-        table (`pd.DataFrame`): one row per scan, with `subject_id`; repeated ids are sessions of one person.
+        table (`pd.DataFrame`): one row per scan, with `subject_id`; repeated ids are sessions of one subject.
         n_folds (`int`): number of folds, at least 2.
         seed (`int`): seed of the shuffle.
         stratify_by (`str`, *optional*): categorical column; rows without a value form a class of their own.
@@ -184,7 +184,7 @@ def make_folds(table: pd.DataFrame, n_folds: int, seed: int, stratify_by: str | 
         check_classes(table, stratify_by, n_folds)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # Rare classes have been refused above; this is about the people without a record.
+        # Rare classes have been refused above; this is about the subjects without a record.
         warnings.filterwarnings("ignore", "The least populated class")
         test = [sorted(set(subjects.iloc[rows])) for _, rows in splitter.split(subjects, classes, subjects)]
     return Folds(tuple(map(tuple, test)), seed, stratify_by)
@@ -216,11 +216,11 @@ def hold_out(
         stratify_by (`str`, *optional*): categorical column to balance.
 
     Returns:
-        Positions of both; the second array is empty for fraction 0. Otherwise it has somebody of every class
-        that two or more people have.
+        Positions of both; the second array is empty for fraction 0. Otherwise it has a subject of every class
+        that two or more subjects have.
 
     Raises:
-        ValueError: the fraction is out of range, or nobody can be held back.
+        ValueError: the fraction is out of range, or no subject can be held back.
     """
     if not 0 <= fraction <= 0.5:
         raise ValueError(f"validation_fraction must lie between 0 and 0.5, got {fraction}.")
@@ -233,14 +233,14 @@ def hold_out(
         classes = table[stratify_by].astype("string").fillna(NOT_RECORDED)
     generator = np.random.default_rng(seed)
     held_back: set[str] = set()
-    class_of_subject = classes.groupby(subjects).first()  # by that person's first scan; sorted by subject
-    for _, people in class_of_subject.groupby(class_of_subject):
-        count = max(1, round(fraction * len(people))) if len(people) > 1 else 0
-        held_back |= set(generator.permutation(people.index.to_numpy())[:count])
+    class_of_subject = classes.groupby(subjects).first()  # by that subject's first scan; sorted by subject
+    for _, alike in class_of_subject.groupby(class_of_subject):
+        count = max(1, round(fraction * len(alike))) if len(alike) > 1 else 0
+        held_back |= set(generator.permutation(alike.index.to_numpy())[:count])
     is_validation = subjects.isin(held_back).to_numpy()
     if not is_validation.any():
         raise ValueError(
-            f"Nobody can be held back for validation: {len(class_of_subject)} training subjects are too few. Set "
+            f"No subject can be held back for validation: {len(class_of_subject)} training subjects are too few. Set "
             "validation_fraction to 0."
         )
     return scans[~is_validation], scans[is_validation]
@@ -270,10 +270,10 @@ def few_labels(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def leave_site_out(table: pd.DataFrame, column: str = "site") -> Folds:
-    """One fold per site: its people are tested by a model that saw the other sites only.
+    """One fold per site: its subjects are tested by a model that saw the other sites only.
 
-    A person with scans at several sites (or in several cohorts) is tested with the site of the first scan, and none of
-    the person's scans is trained on then.
+    A subject with scans at several sites (or in several cohorts) is tested with the site of the first scan, and none
+    of the subject's scans is trained on then.
 
     Args:
         table (`pd.DataFrame`): one row per scan, with `subject_id` and the column.
@@ -286,14 +286,14 @@ def leave_site_out(table: pd.DataFrame, column: str = "site") -> Folds:
 
 
 def official_folds(table: pd.DataFrame, column: str) -> Folds:
-    """Folds as a cohort's owners published them: one column says which fold tests a person.
+    """Folds as a cohort's owners published them: one column says which fold tests a subject.
 
     Args:
         table (`pd.DataFrame`): one row per scan, with `subject_id` and the column.
-        column (`str`): number or name of the fold, the same for all scans of a person.
+        column (`str`): number or name of the fold, the same for all scans of a subject.
 
     Raises:
-        ValueError: no such column, a scan without a fold, one fold only, or a person in two folds.
+        ValueError: no such column, a scan without a fold, one fold only, or a subject in two folds.
     """
     values = table.groupby("subject_id")[column].nunique() if column in table else pd.Series(dtype=int)
     if (values > 1).any():
@@ -313,4 +313,4 @@ def _folds_of_column(table: pd.DataFrame, column: str, what: str) -> Folds:
     if first[column].nunique() < 2:
         raise ValueError(f"All scans have the same {what} in {column!r}: there is nothing to leave out.")
     groups = first.groupby(first[column].astype(str), sort=True)["subject_id"]
-    return Folds(tuple(tuple(sorted(map(str, people))) for _, people in groups), 0, column)
+    return Folds(tuple(tuple(sorted(map(str, ids))) for _, ids in groups), 0, column)

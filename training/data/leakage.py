@@ -1,4 +1,4 @@
-"""What would make an evaluation's numbers worthless: columns that tell the label, and people seen before."""
+"""What would make an evaluation's numbers worthless: columns that tell the label, and subjects seen before."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from .cohort import is_phenotype
 
 
-TELLS = 0.99  # share of people whose label a column tells, or its ROC AUC or correlation
+TELLS = 0.99  # share of subjects whose label a column tells, or its ROC AUC or correlation
 CHANCE = 1e-3  # how often chance may do that
 
 
@@ -29,7 +29,7 @@ def leaking_columns(
         pretrained (`Sequence[str]`): variables that the pretraining learns.
 
     Returns:
-        One sentence per such column: one that tells 99 % of the people right (or has an ROC AUC or correlation of
+        One sentence per such column: one that tells 99 % of the subjects right (or has an ROC AUC or correlation of
         0.99), as would happen by chance less than once in a thousand.
     """
     found = []

@@ -1,16 +1,9 @@
-"""How good predictions are: scikit-learn's metrics as plain floats, undefined ones as NaN and a warning that says why.
-
-The functions are what our scripts call. The `evaluate.Metric` classes at the end wrap them for users who collect
-their predictions with Hugging Face Evaluate; they need no network, because they are constructed here instead of being
-loaded by name.
-"""
+"""How good predictions are: scikit-learn's metrics as plain floats, undefined ones as NaN with a warning."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk
@@ -216,53 +209,3 @@ def _checked_classes(
 def _warn_undefined(metric: str, reason: str) -> None:
     """Say which metric is undefined and why, at the line that called our public function."""
     warnings.warn(f"{metric} undefined: {reason}.", UndefinedMetricWarning, stacklevel=3)
-
-
-class ClassificationMetric(evaluate.Metric):
-    """`classification_metrics` as an `evaluate.Metric`.
-
-    Example:
-        >>> metric = ClassificationMetric()
-        >>> metric.add_batch(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 1])
-        >>> metric.compute(label_names=["young", "elderly"])["accuracy"]
-        1.0
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        """Features of one prediction: a list of probabilities and the index of the true class."""
-        features = {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description="Accuracy, balanced accuracy, F1, ROC AUC, Brier score, calibration of class probabilities.",
-            citation="",
-            inputs_description="predictions: probabilities (subjects, classes); references: class indices (subjects,)",
-            features=datasets.Features(features),
-        )
-
-    def _compute(
-        self, predictions: Sequence[Sequence[float]], references: Sequence[int], label_names: Sequence[str]
-    ) -> dict[str, float]:
-        """Score what has been added."""
-        return classification_metrics(references, predictions, label_names)
-
-
-class RegressionMetric(evaluate.Metric):
-    """`regression_metrics` as an `evaluate.Metric`.
-
-    Example:
-        >>> RegressionMetric().compute(predictions=[20.0, 31.0], references=[20.0, 30.0])["mae"]
-        0.5
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        """Features of one prediction: two numbers."""
-        features = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-        return evaluate.MetricInfo(
-            description="Mean absolute error, root mean squared error, R2 and Pearson correlation.",
-            citation="",
-            inputs_description="predictions: values (subjects,); references: values (subjects,)",
-            features=datasets.Features(features),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        """Score what has been added."""
-        return regression_metrics(references, predictions)

@@ -15,7 +15,7 @@ from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
 from .baselines import Kind
-from .metrics import classification_metrics, regression_metrics
+from .scoring import score
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ class Task:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMetricWarning)
-            if self.is_classification:
-                return classification_metrics(truth, predictions, self.labels)
-            return regression_metrics(truth, predictions)
+            return score(truth, predictions, self.labels)
 
 
 def make_task(cohort: Cohort, arguments: FinetuneArguments, known: BEIVariable | None = None) -> Task:

@@ -125,7 +125,7 @@ def _maps(
     attention = np.concatenate([maps for maps, _ in persons]) * persons[0][0].shape[1]
     values = np.concatenate([target for _, target in persons])
     strata = np.repeat(np.arange(len(persons)), [len(target) for _, target in persons])
-    correlation, p = permutation_test(attention, values, strata, permutations, seed)
+    correlation, p = region_permutation_test(attention, values, strata, permutations, seed)
     mean_stability, effect_stability = stability(attention, values, strata, seed)
     if variable.labels:
         groups = {variable.labels[number]: values > 0.5, "others": values <= 0.5}
@@ -149,7 +149,7 @@ def _by_person(maps: np.ndarray, target: np.ndarray, subjects: np.ndarray) -> tu
     return sums / counts, target.astype(np.float64)[first]
 
 
-def permutation_test(
+def region_permutation_test(
     attention: np.ndarray, values: np.ndarray, strata: np.ndarray, permutations: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlation of every region's attention with a label, and its two-sided p-value against shuffled labels.

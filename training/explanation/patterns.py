@@ -21,7 +21,7 @@ from modeling_lcm.edges_lcm import matrix_logarithm
 from ..data.cohort import Cohort
 from ..reporting.networks import networks_of
 from ..reporting.results import LCM, TaskResults
-from .association import SIGNIFICANT, STABLE, permutation_test
+from .association import SIGNIFICANT, STABLE, region_permutation_test
 
 
 SHRINKAGE = 0.1
@@ -139,7 +139,7 @@ def _patterns(
     else:
         keys, matrix = membership
         maps = [each @ matrix for each in by_fold]
-        label_r, p = permutation_test(logs @ matrix, target, folds, PERMUTATIONS, seed)
+        label_r, p = region_permutation_test(logs @ matrix, target, folds, PERMUTATIONS, seed)
         pairs = pd.DataFrame(keys, columns=["first", "second"])
         pairs = pairs.assign(pattern=pattern @ matrix, label_r=label_r, p=p, q=false_discovery_control(p, method="bh"))
     stability = [float(np.corrcoef(one, other)[0, 1]) for one, other in combinations(maps, 2)]

@@ -119,7 +119,7 @@ def _section(entry: Explained, method: str, cohort: Cohort, regions: pd.DataFram
     return {
         "token": entry.token,
         "sentence": entry.sentence(method),
-        "unstable": _is_unstable(maps),
+        "none": why_none(maps),
         "layers": ", ".join(map(str, layers)),
         "header": ["region", "attention (1 = even)", *maps.by_class, "correlation with the label", "q"],
         "rows": [
@@ -137,39 +137,44 @@ def _section(entry: Explained, method: str, cohort: Cohort, regions: pd.DataFram
 
 
 def _figures(entry: Explained, method: str, cohort: Cohort) -> dict[str, Figure]:
+    """Maps, where there is one to rely on."""
     extractor, maps = cohort.feature_extractor, entry.maps[method]
+    if why_none(maps) is not None:
+        return {}
     coordinates = region_coordinates(extractor.atlas) if extractor.atlas in ATLASES else None
     drawn = {}
     if coordinates is not None:
-        drawn["Regions that the token reads; larger and darker means more (1 = even)"] = plot_region_attention(
-            maps.mean, coordinates, f"Attention of {entry.token}"
-        )
+        figure = plot_region_attention(maps.mean, coordinates, f"Attention of {entry.token}")
+        drawn["Regions that the token reads; larger and darker means more (1 = even)"] = figure
         strongest = np.argsort(-maps.mean)[:CONNECTED]
         edges = np.zeros((cohort.num_regions, cohort.num_regions))
         edges[np.ix_(strongest, strongest)] = _connectivity_difference(entry, cohort)[np.ix_(strongest, strongest)]
         versus = f"{entry.label} minus others" if entry.label else "upper minus lower half"
-        drawn[_connections_caption(maps)] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
+        caption = (
+            f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences. "
+            "They are not tested: chance alone makes some of them large."
+        )
+        drawn[caption] = plot_connections(edges, coordinates, f"Difference in mean FC, {versus}")
     if extractor.region_names is not None and networks_of(extractor.region_names) is not None:
         drawn["By network or lobe; dots are regions"] = plot_network_bars(maps.mean, extractor.region_names)
+    for caption, figure in drawn.items():
+        figure.set_label(f"{caption}. {entry.sentence(method)}")
     return drawn
-
-
-def _connections_caption(maps: Maps) -> str:
-    """What the connections show, that none is tested, and where their choice itself rests on too little."""
-    caption = (
-        f"Connectivity between the {CONNECTED} regions that are read most: {CONNECTIONS} largest differences. They "
-        "are not tested: chance alone makes some of them large."
-    )
-    doubts = []
-    if _is_unstable(maps):
-        doubts.append("the map that chose these regions is unstable")
-    if not (maps.q < SIGNIFICANT).any():
-        doubts.append("attention to no region goes with the label beyond chance")
-    return f"{caption} Here, {' and '.join(doubts)}: take nothing from this picture." if doubts else caption
 
 
 def _is_unstable(maps: Maps) -> bool:
     return min(maps.mean_stability, maps.effect_stability) < STABLE
+
+
+def why_none(maps: Maps) -> str | None:
+    """Why no map is drawn; `None` for a stable one with regions whose attention goes with the label beyond chance."""
+    reasons = []
+    if _is_unstable(maps):
+        lowest = min(maps.mean_stability, maps.effect_stability)
+        reasons.append(f"it is not stable (r {lowest:.2f}, {STABLE} is needed)")
+    if not (maps.q < SIGNIFICANT).any():
+        reasons.append("attention to no region goes with the label beyond chance")
+    return f"No map is drawn: {' and '.join(reasons)}." if reasons else None
 
 
 def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:

@@ -319,7 +319,7 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
     quality = json.loads((Path(folder) / QUALITY).read_text(encoding="utf-8"))
     ruled = [item for item in quality["excluded"] if item["by_rule"]]
     unruled = [item for item in quality["excluded"] if not item["by_rule"]]
-    lines = [f"{quality['scans']} scans of {quality['subjects']} people written to {folder}"]
+    lines = [f"{quality['scans']} scans of {quality['subjects']} subjects written to {folder}"]
     lines += [f"{len(ruled)} scans left out by rule"] if ruled else []
     lines += _first(f"{len(unruled)} scans could not be used:", [f"{i['scan']}: {i['reason']}" for i in unruled])
     lines += _first(
@@ -328,7 +328,7 @@ def summary_of(folder: str | Path) -> tuple[str, int]:
     lines += _first("Please confirm:", quality["questions"])
     lines += _first("Labels:", quality["labels"])
     lines += _first(
-        "Near-identical FC of different people:",
+        "Near-identical FC of different subjects:",
         [f"{i['first']} and {i['second']} (r = {i['r']:.3f})" for i in quality["duplicates"]],
     )
     lines += _first(

@@ -1,5 +1,6 @@
 """Tables and scans -> one data set folder."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -10,16 +11,18 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from modeling_lcm import FCFeatureExtractor
-from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
+from modeling_lcm.atlases import ATLASES, find_atlas, region_coordinates, region_names
 
+from ..cli import did_you_mean
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
 from ..files import claim, require_new
+from ..settings import default_of
 from .arguments import PATHS, PrepareArguments, in_each_atlas
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
-from .recipes import default_of, load_recipe
+from .recipes import load_recipe
 from .recognise import DATASET, recognise
 from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source
@@ -30,6 +33,9 @@ from .sources.tables import read_table
 from .stamps import are_unchanged
 from .table import check_table, describe, identifiers
 from .workers import AtlasJobs, Job, run
+
+
+_COPIES = 3  # finished scans, the files that a data set is copied from, and the data set: 2 bytes a value each
 
 
 def prepare(arguments: PrepareArguments) -> Path:
@@ -64,7 +70,7 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
         **{item.name: getattr(arguments, item.name) for item in fields(Rules) if hasattr(arguments, item.name)}
     )
     settings, source = _open(arguments, lambda table: check_table(table, arguments, recipe))
-    source.remarks[:0] = told
+    source.remarks[:0] = told + [line for each in settings if (line := _unknown_atlas(str(each.atlas)))]
     if arguments.keep_time_series and source.kind != "time_series":
         raise ValueError("keep_time_series needs time series or images; FC matrices hold none. Leave it out.")
     expected = arguments.absent_scans == "expected"
@@ -81,6 +87,7 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     for part, own in _parts(job, rows):
         refuse_other_measures(part.source, part.extractor, own)
     work = work_folder(output)
+    _require_room(output.parent, len(rows) * sum(count_edges(part.extractor) for part, _ in _parts(job, rows)))
     _read_scans(arguments, job, rows, work)
     if arguments.shard is not None:
         return work
@@ -102,6 +109,21 @@ def _prepare(arguments: PrepareArguments, output: Path) -> Path:
     return assemble(output, cohort, scans, rows, work, arguments.reference, arguments.parquet)
 
 
+def _require_room(folder: Path, values: int) -> None:
+    """Refuse to begin where the finished scans and the data set made of them find no room.
+
+    Raises:
+        ValueError: there is less room than both take; says how much.
+    """
+    place = next(each for each in (folder, *folder.parents) if each.is_dir())
+    needed, free = 2 * values * _COPIES, shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(
+            f"{place} has {free / 1e9:.2f} GB of free space, and the FC of these scans takes about {needed / 1e9:.2f} "
+            "GB while it is prepared: free space, or choose another output."
+        )
+
+
 def _open(arguments: PrepareArguments, check: Callable[[pd.DataFrame], None]) -> tuple[list[PrepareArguments], Source]:
     """The settings of every atlas, each with its id; and the scans, in one atlas or in several."""
     settings = in_each_atlas(arguments)
@@ -116,6 +138,12 @@ def _open(arguments: PrepareArguments, check: Callable[[pd.DataFrame], None]) ->
         if isinstance(source, ImageSource):
             source.only_atlas = False
     return settings, join_sources(sources, atlases, identifiers(arguments))
+
+
+def _unknown_atlas(atlas: str) -> str:
+    """A remark about an atlas's name that this package does not know, but that resembles one it knows."""
+    near = "" if find_atlas(atlas) is not None else did_you_mean(atlas.lower(), ATLASES)
+    return f"The atlas {atlas!r} is not known here and taken as a name of your own.{near}" if near else ""
 
 
 def _make_job(settings: Sequence[PrepareArguments], source: Source) -> Job | AtlasJobs:

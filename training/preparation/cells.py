@@ -129,7 +129,7 @@ def are_codes(cells: Sequence[Cell | None], texts: Sequence[str]) -> str:
         texts (`Sequence[str]`): the same cells.
     """
     found = [cell for cell in cells if cell is not None]
-    # Units, decimals and ranges belong to measurements: somebody then wrote 07 for 7.
+    # Units, decimals and ranges belong to measurements: there 07 was written for 7.
     measured = any(cell.unit or cell.how or cell.numbers[0].decimal for cell in found if not _has_code(cell))
     for cell in found:
         if not _has_code(cell) or cell.unit:

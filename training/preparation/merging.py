@@ -35,8 +35,9 @@ from .shards import CHUNK
 def merge(arguments: MergeArguments) -> list[Path]:
     """Merge prepared data sets.
 
-    A person gets the id `COHORT/ID`; whom a cohort's columns `same_person_in_OTHER` declare the same has one id in all
-    of them, so that every split by `subject_id` keeps both on one side. The original id is `cohort_subject_id`.
+    A subject gets the id `COHORT/ID`; whom a cohort's columns `same_person_in_OTHER` declare the same has one id in
+    all of them, so that every split by `subject_id` keeps both on one side. The original id is `cohort_subject_id`.
+    Data sets of one cohort in different atlases become one cohort in several.
 
     Args:
         arguments (`MergeArguments`): what to merge.

@@ -21,6 +21,7 @@ _SERIES_NAMES = re.compile(r"time[-_ ]?series|time[-_ ]?courses?|bold|(?<![a-z])
 _MATRIX_NAMES = re.compile(
     r"(?<![a-z])(?:r|s)?fc(?![a-z])|connect(?:ivity|ome)|relmat|conmat|corr|netcc|(?<![a-z])matri"
 )
+_REGION_TABLES = re.compile(r"(?:.*[-_])?(?:rois?|regions?|labels?|parcels?|nodes?|atlas)\.(?:tsv|csv|txt)")
 _FEWEST = 0.5  # share of the rows that a pattern has to find a file for
 _LOOKED_AT = 200  # rows that a pattern is found from
 _MOST_FILES = 200_000
@@ -92,6 +93,20 @@ def find_table(folder: Path, files: Sequence[Path], given: str = "") -> tuple[Pa
         f"There is no table of phenotypes in {folder}: put a participants.tsv there, with a column participant_id and "
         "a row for every scan, or name the table with --participants FILE."
     )
+
+
+def find_regions(files: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+    """A table that names the regions, such as rois.tsv with a column `name`, and the files that are none."""
+    for file in files:
+        if _REGION_TABLES.fullmatch(file.name.casefold()) is None:
+            continue
+        try:
+            columns = read_table(file).columns
+        except ValueError:
+            continue
+        if "name" in columns:
+            return file, [other for other in files if other != file]
+    return None, list(files)
 
 
 def _is_of_subjects(path: Path) -> bool:

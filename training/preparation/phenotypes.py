@@ -1,4 +1,4 @@
-"""Phenotypes as people write them -> clean columns: numbers out of "24,5", "45-49", "90+", labels out of "male ".
+"""Phenotypes as tables have them -> clean columns: numbers out of "24,5", "45-49", "90+", labels out of "male ".
 
 A column is read as a whole: what one cell means often shows in the others only.
 """

@@ -1,13 +1,13 @@
 """Cohort recipes: one YAML file says where a cohort's files lie, what its columns mean, and its terms of use."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..cli import load_yaml
-from ..settings import as_kind
+from ..settings import as_kind, default_of
 from .phenotypes import Column
 
 
@@ -31,7 +31,7 @@ class Recipe:
         download (`str`): what to download, and how it must lie in the data folder.
         settings (`dict`): settings of training.prepare; paths are relative to `--data_dir`.
         columns (`tuple[Column, ...]`): the phenotypes.
-        same_person (`dict[str, str]`): other cohort -> column with the id that the same person has there.
+        same_person (`dict[str, str]`): other cohort -> column with the id that the same subject has there.
         keep_rows (`dict[str, list[str]]`): column -> values; rows with other values are left out.
     """
 
@@ -97,11 +97,6 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float)) else value
-
-
-def default_of(item: Field[Any]) -> Any:
-    """Default value of a setting."""
-    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def available() -> list[str]:

@@ -3,14 +3,14 @@
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from modeling_lcm.atlases import find_atlas
 
 from ..data.cohort import FC_DEFINITION
-from .patterns import SESSION_COLUMNS, find_pattern, find_table, kind_of_scan, scans_in
+from .patterns import SESSION_COLUMNS, find_pattern, find_regions, find_table, kind_of_scan, scans_in
 from .sources.bids import SESSION
 from .sources.edge_tables import find_edges
 from .sources.entities import BIDSFile
@@ -21,7 +21,7 @@ from .sources.tables import read_table
 
 DATASET, FMRIPREP, XCP_D = "dataset", "fmriprep", "xcp_d"
 TIME_SERIES, CONNECTIVITY, IMAGES, EDGES = "time_series", "connectivity", "images", "edges"
-USUAL_REGIONS = 200  # of several atlases nobody chose from, the one nearest to it is taken
+USUAL_REGIONS = 200  # of several atlases, if none was chosen, the one nearest to it is taken
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,12 @@ def _folder_of_scans(folder: Path, participants: str) -> Recognised:
     if participants:
         files = [file for file in files if file.resolve() != Path(participants).resolve()]
     table_path, files = find_table(folder, files, participants)
+    regions, files = find_regions(files)
+    named = {} if regions is None else {"regions": str(regions)}
     archives = [file for file in files if file.suffix.lower() == ".npz"]
     if len(archives) == 1 and len(files) == 1:
-        return _file(archives[0], str(table_path))
+        found = _file(archives[0], str(table_path))
+        return replace(found, settings=found.settings | named, words=found.words + _words_of(regions))
     if not files:
         edges = find_edges(read_table(table_path))
         if edges is not None:
@@ -231,11 +234,16 @@ def _folder_of_scans(folder: Path, participants: str) -> Recognised:
     table = read_table(table_path)
     pattern, column, session = find_pattern(folder, files, table, table_path)
     kind = _kind_of_pattern(pattern)
-    settings = {kind: pattern, "participants": str(table_path), "subject_column": column}
+    settings = {kind: pattern, "participants": str(table_path), "subject_column": column} | named
     if session is None:
         repeated = table[column].duplicated().any()
         session = next((name for name in SESSION_COLUMNS if name in table.columns), None) if repeated else None
     if session is not None:
         settings["session_column"] = session
     words = f"{folder} holds {_NAMES[kind]}, one file a scan ({pattern}); the table is {table_path}."
+    words += _words_of(regions)
     return Recognised(kind, words, settings)
+
+
+def _words_of(regions: Path | None) -> str:
+    return "" if regions is None else f" {regions.name} names the regions."

@@ -19,6 +19,7 @@ from .quality import LOW_COVERAGE, measure
 from .sources.base import Scan, Source
 from .sources.several import SeveralAtlases
 from .stamps import stamps_of
+from .with_parent import end_with_parent
 
 
 CHUNK = 32  # scans that go to a worker at once; slow ones go one by one
@@ -177,6 +178,7 @@ _job: Job | AtlasJobs | None = None
 
 def _start(job: Job | AtlasJobs) -> None:
     global _job
+    end_with_parent()
     _job = job
     torch.set_num_threads(1)  # the workers share the cores already
 
@@ -227,7 +229,7 @@ def _pool(
     with ProcessPoolExecutor(workers, _context(), _start, (job,)) as pool:
         try:
             while chunks or waiting:
-                # Few chunks ahead: results that nobody has fetched yet are what memory goes to.
+                # Few chunks ahead: results that have not been fetched yet are what memory goes to.
                 while chunks and len(waiting) < ahead:
                     waiting.append((chunks[0], pool.submit(_work, chunks[0])))
                     chunks.popleft()
@@ -247,5 +249,5 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.preparation.workers"])
+    context.set_forkserver_preload(["training.preparation.worker_server", "training.preparation.workers"])
     return context

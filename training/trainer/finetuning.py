@@ -31,9 +31,10 @@ from .checkpoints import load_processor
 from .closed_form import fit_ridge
 from .limits import training_limits
 from .loop import Trainer
+from .lora import with_adapter
 from .prediction import predict_logits
 from .targets import split_scans, task_class_weights, task_scans
-from .trainable import freeze, with_adapter
+from .trainable import freeze
 from .vocabulary import (
     announce_labels,
     only_labels,

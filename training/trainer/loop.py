@@ -33,9 +33,9 @@ from ..cli import Terminated
 from ..data.torch_datasets import ConnectomeDataset
 from ..files import write_json
 from .arguments import LoopArguments
+from .batch_losses import batch_loss, readout_loss, target_counts
 from .batches import SharedBatches, batch_shares
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
-from .losses import batch_loss, readout_loss, target_counts
 from .resume import RunCheckpoints
 from .tracking import LOGS, chosen_trackers, start_trackers
 from .trainable import lcm_head, make_optimizer, set_training_mode

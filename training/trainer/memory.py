@@ -19,7 +19,8 @@ from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceCl
 
 from .arguments import FinetuneArguments, PlanArguments
 from .distributed import copy_with_tensors
-from .trainable import LCMHead, lcm_head, with_adapter
+from .lora import with_adapter
+from .trainable import LCMHead, lcm_head
 
 
 MODES = ("pretrain", "finetune", "lora", "predict")

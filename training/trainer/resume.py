@@ -17,8 +17,8 @@ from modeling_lcm.callback import supervision_at
 
 from ..files import require_writable, write_json
 from .arguments import LoopArguments
-from .checkpoint_store import WRITE_ERRORS, CheckpointStore, check_weights, read_manifest, writing_failed
 from .distributed import is_lost_process
+from .resume_store import WRITE_ERRORS, CheckpointStore, check_weights, read_manifest, writing_failed
 from .runs import git_revision, library_versions
 
 

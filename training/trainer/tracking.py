@@ -1,5 +1,6 @@
 """Experiment trackers, through Accelerate: which ones follow a training, and what they are told."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -59,6 +60,8 @@ def start_trackers(accelerator: Accelerator, folder: Path, arguments: LoopArgume
     try:
         accelerator.init_trackers(PROJECT, settings, options)
     except Exception as error:  # every tracker has exceptions of its own
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"Nothing can be written to {folder} ({error.strerror}): choose another output.") from error
         # Not the tracker's own words: they may hold an address with a token in it.
         raise ValueError(
             f"The tracker of log_with={arguments.log_with} does not start ({type(error).__name__}). Log in to it "

@@ -1,23 +1,19 @@
-"""Which weights train: parameter groups, frozen layers, adapters."""
+"""Which weights train: parameter groups, frozen layers."""
 
 import re
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
-from modeling_lcm.adapters_lcm import without_peft_warning
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
-from modeling_lcm.loading_lcm import head_modules
 
-from .arguments import FinetuneArguments, LoopArguments
+from .arguments import LoopArguments
 
 
 LCMHead = LCMForMultitaskPretraining | LCMForSequenceClassification
-
-RSLORA_ALPHA = 16  # its scale, alpha / sqrt(rank), is meant for one alpha at all ranks
 
 
 def lcm_head(model: nn.Module) -> LCMHead:
@@ -122,52 +118,3 @@ def set_training_mode(model: nn.Module) -> None:
         kept += [module for module in model.modules() if isinstance(module, LCMEdgeFeatures)]
     for module in kept:
         module.eval()
-
-
-def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArguments) -> PeftModel:
-    """Put low-rank updates on attention and feed-forward; the task's tokens and what they need train whole.
-
-    Whole are the head (new tokens, read-outs, running means of the edges, the choice of layers) and the stem's batch
-    norm with its running statistics, which follow the cohort. What gets no gradient stays: the pretrained tokens' edge
-    read-out without a loss on them, and with frozen layers the stem and the running means.
-
-    Args:
-        model (`LCMForSequenceClassification`): changed in place.
-        arguments (`FinetuneArguments`): `adapter`, `lora_rank` and `frozen_layers` are used.
-
-    Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
-    """
-    whole = {*head_modules(model), "stem.norm"}
-    if arguments.frozen_layers:
-        whole -= {"stem.norm", "edge_features"}
-    if not trains_pretrained_tokens(model.config):
-        whole -= {"bei_edge_readout"}
-    config = LoraConfig(
-        task_type="SEQ_CLS",
-        r=arguments.lora_rank,
-        lora_alpha=RSLORA_ALPHA if arguments.adapter == "rslora" else 2 * arguments.lora_rank,
-        lora_dropout=0.0,
-        use_dora=arguments.adapter == "dora",
-        use_rslora=arguments.adapter == "rslora",
-        target_modules=adapted_modules(model.config.num_hidden_layers, arguments.frozen_layers),
-        modules_to_save=sorted(whole),
-    )
-    with without_peft_warning():
-        return get_peft_model(model, config)
-
-
-def adapted_modules(num_layers: int, frozen_layers: int = 0) -> str:
-    """Pattern of every projection of attention and feed-forward above the frozen layers.
-
-    The first layer's self-attention is left out, because the token state is zero there: its queries and keys never
-    receive a gradient.
-
-    Raises:
-        ValueError: all layers are frozen.
-    """
-    layers = range(frozen_layers, num_layers)
-    if not layers:
-        raise ValueError(f"frozen_layers is {frozen_layers}: no layer of {num_layers} is left for an adapter.")
-    every = "|".join(map(str, layers))
-    later = "|".join(str(layer) for layer in layers if layer) or "none"
-    return rf".*layers\.(?:(?:{every})\.(?:cross_attn\.[qkvo]_proj|fc[12])|(?:{later})\.self_attn\.[qkvo]_proj)"

@@ -73,7 +73,7 @@ def test_hold_out_fractions(people: pd.DataFrame) -> None:
         with pytest.raises(ValueError, match="validation_fraction must lie between 0 and"):
             hold_out(people, fraction, 0, None)
     assert len(hold_out(people, 0.02, 0, None)[1]) == 1
-    with pytest.raises(ValueError, match="Nobody can be held back for validation: 2 training subjects"):
+    with pytest.raises(ValueError, match="No subject can be held back for validation: 2 training subjects"):
         hold_out(people.iloc[:2], 0.2, 0, "group")
 
 

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from sklearn.exceptions import UndefinedMetricWarning
 
 from training.evaluation.metrics import (
-    ClassificationMetric,
-    RegressionMetric,
     classification_metrics,
     regression_metrics,
     summarise,
 )
+from training.evaluation.scoring import ClassificationMetric, RegressionMetric, score
 from training.reporting.results import Score
 
 
@@ -174,3 +173,13 @@ def test_evaluate_metrics_collect_batches_and_agree_with_the_functions():
     assert metric.compute(label_names=NAMES) == classification_metrics(labels, probabilities, NAMES)
     values = {"predictions": [1.0, 2.5, 2.0], "references": [1.0, 2.0, 3.0]}
     assert RegressionMetric().compute(**values) == regression_metrics(values["references"], values["predictions"])
+
+
+def test_scores_are_those_of_the_functions_bit_by_bit_and_need_no_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    rng = np.random.default_rng(0)
+    labels, values = rng.integers(0, 3, 40), rng.normal(size=40)
+    probabilities = rng.dirichlet(np.ones(3), 40)
+    for _ in range(2):  # the metric is kept, and begins anew
+        assert score(labels, probabilities, ("a", "b", "c")) == classification_metrics(labels, probabilities, "abc")
+        assert score(values, values + 1) == regression_metrics(values, values + 1)

@@ -17,10 +17,10 @@ from training.data.cohort import Cohort
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
 from training.explanation.arguments import ExplainArguments
-from training.explanation.association import Maps, permutation_test, stability
+from training.explanation.association import Maps, region_permutation_test, stability
 from training.explanation.attention import attention_by_scan, best_layer, rollout
 from training.explanation.explain import explain as explain_all
-from training.explanation.report import _connections_caption
+from training.explanation.report import why_none
 from training.reporting.networks import network_of, networks_of
 
 
@@ -61,7 +61,7 @@ def test_permutation_test_finds_the_planted_region_and_shuffles_within_models() 
     attention = rng.normal(size=(80, 12))
     attention[:, 4] += 2 * values
     attention[:, 7] = 1.0  # everybody alike
-    correlation, p = permutation_test(attention, values, np.zeros(80), 300, 0)
+    correlation, p = region_permutation_test(attention, values, np.zeros(80), 300, 0)
     assert np.argmin(p) == 4
     assert p[4] == 1 / 301
     assert (correlation[7], p[7]) == (0, 1)
@@ -71,9 +71,9 @@ def test_permutation_test_finds_the_planted_region_and_shuffles_within_models() 
     strata = np.repeat([0, 1], 40)
     confounded = rng.normal(size=(80, 12)) + 5 * strata[:, None]
     labels = (rng.random(80) < np.where(strata == 1, 0.9, 0.1)).astype(float)
-    assert np.median(permutation_test(confounded, labels, np.zeros(80), 200, 0)[1]) < 0.01
-    assert np.median(permutation_test(confounded, labels, strata, 200, 0)[1]) > 0.1
-    assert permutation_test(attention, np.ones(80), np.zeros(80), 100, 0)[1].tolist() == [1.0] * 12
+    assert np.median(region_permutation_test(confounded, labels, np.zeros(80), 200, 0)[1]) < 0.01
+    assert np.median(region_permutation_test(confounded, labels, strata, 200, 0)[1]) > 0.1
+    assert region_permutation_test(attention, np.ones(80), np.zeros(80), 100, 0)[1].tolist() == [1.0] * 12
 
 
 def test_stability_tells_shared_maps_from_noise() -> None:
@@ -143,14 +143,12 @@ def test_explain_a_checkpoint(pretrained: Path, dataset: Path, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(("stable", "q"), [(0.9, 0.01), (0.1, 0.01), (0.9, 0.5), (0.1, 0.5)])
-def test_the_picture_of_connections_says_that_they_are_not_tested(stable: float, q: float) -> None:
+def test_a_map_is_drawn_where_it_is_stable_and_beyond_chance(stable: float, q: float) -> None:
     values = np.full(REGIONS, q)
-    maps = Maps(values, {}, values, values, np.append(values, 1.0), stable, stable)
-    caption = _connections_caption(maps)
-    assert "They are not tested" in caption
-    assert ("is unstable" in caption) == (stable < 0.5)
-    assert ("beyond chance" in caption) == (q > 0.05)
-    assert ("take nothing from this picture" in caption) == (stable < 0.5 or q > 0.05)
+    reason = why_none(Maps(values, {}, values, values, np.append(values, 1.0), stable, stable))
+    assert (reason is None) == (stable > 0.5 and q < 0.05)
+    assert ("not stable" in (reason or "")) == (stable < 0.5)
+    assert ("beyond chance" in (reason or "")) == (q > 0.05)
 
 
 def test_explain_an_evaluation(

@@ -45,6 +45,15 @@ def test_zeros_that_were_packed(tmp_path: Path) -> None:
         read_array(tmp_path / "a.tsv.gz")
 
 
+def test_matlab_variable_of_zeros(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.mat", {"data": np.zeros((HARMLESS // 80, 11))}, do_compression=True)
+    assert (tmp_path / "a.mat").stat().st_size < 1_000_000
+    with pytest.raises(ValueError, match="no scans compress like this"):
+        read_array(tmp_path / "a.mat")
+
+
 def test_image_of_zeros(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     from training.preparation.sources.images import load_image
@@ -59,9 +68,12 @@ def test_image_of_zeros(tmp_path: Path) -> None:
 
 
 def test_honest_files_are_read(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
     values = np.random.default_rng(0).normal(size=(30, 5))
     np.save(tmp_path / "a.npy", values)
     np.savez_compressed(tmp_path / "a.npz", data=values)
     np.savetxt(tmp_path / "a.tsv.gz", values, delimiter="\t")
-    for name in ("a.npy", "a.npz", "a.tsv.gz"):
+    savemat(tmp_path / "a.mat", {"data": values, "more": values[0]}, do_compression=True)
+    for name in ("a.npy", "a.npz", "a.tsv.gz", "a.mat"):
         np.testing.assert_allclose(read_array(tmp_path / name).values, values)

@@ -11,6 +11,7 @@ import pytest
 from tests.training.preparation.layouts import write_fmriprep, write_label_image, write_xcpd
 from training.data.cohort import Cohort, load_cohort
 from training.preparation.arguments import PrepareArguments
+from training.preparation.assemble import summary_of
 from training.preparation.build import prepare
 from training.preparation.recognise import recognise
 from training.preparation.sources.edge_tables import find_edges, region_pairs
@@ -215,3 +216,42 @@ def test_a_prepared_data_set_is_known(prepared: Callable[..., Cohort], series: n
     assert recognise(tmp_path / "out0").kind == "dataset"
     with pytest.raises(ValueError, match="There is nothing to prepare: give it as --data"):
         prepare(PrepareArguments(input=str(tmp_path / "out0"), output=str(tmp_path / "again")))
+
+
+def test_ids_of_the_table_and_the_folders_in_other_spellings(
+    prepared: Callable[..., Cohort], series: np.ndarray, tmp_path: Path
+) -> None:
+    scans = {f"sub-{n:03d}_task-rest": each for n, each in enumerate(series, start=1)}
+    folder = write_xcpd(tmp_path / "xcpd", scans, NAMES)
+    table = pd.DataFrame({"participant_id": range(1, SUBJECTS + 1), "age": range(30, 30 + SUBJECTS)})
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    assert prepared(folder).table["age"].tolist() == list(range(30, 30 + SUBJECTS))
+    table.assign(participant_id=[f"x{n}" for n in range(SUBJECTS)]).to_csv(
+        folder / "participants.tsv", sep="\t", index=False
+    )
+    with pytest.raises(ValueError, match=r"None of the 6 subjects, sub-001 among them, has a row .* --participants"):
+        prepared(folder)
+    (folder / "participants.tsv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no table of phenotypes .* --participants"):
+        prepared(folder)
+
+
+def test_an_atlas_with_a_typing_error_is_asked_about(
+    prepared: Callable[..., Cohort], series: np.ndarray, tmp_path: Path
+) -> None:
+    folder = write_table(tmp_path / "lab", IDS)
+    np.savez(folder / "all.npz", participant_id=IDS, connectivity=fc_of(series))
+    prepared(folder, atlas="shaefer-200")
+    assert "Did you mean schaefer-200" in summary_of(tmp_path / "out0")[0]
+
+
+def test_no_room_is_said_before_scans_are_read(
+    prepared: Callable[..., Cohort], series: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_table(tmp_path / "lab", IDS)
+    np.savez(folder / "all.npz", participant_id=IDS, connectivity=fc_of(series))
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
+    with pytest.raises(ValueError, match=r"has 0.00 GB of free space, and the FC of these scans takes about"):
+        prepared(folder, atlas="mine")
+    assert not list(tmp_path.glob("out*"))

@@ -97,7 +97,7 @@ def test_fmriprep_scrubbing_and_truncated_image(derivatives: Path, labels_img: P
     assert exit_status.value.code == 1
     text, dropped = summary_of(tmp_path / "out")
     assert dropped == 2
-    assert "5 scans of 4 people" in text
+    assert "5 scans of 4 subjects" in text
     assert f"{image} (subject sub-03): the image is unreadable or truncated" in text
     assert "holds no nuisance signals: 39 of 39 columns" in text
 
@@ -291,7 +291,7 @@ def test_abide_through_nilearns_client(abide_server: str, tmp_path: Path, capsys
         f"--fetch_url {abide_server}".split()
     )
     printed = capsys.readouterr().out
-    assert printed.index("CC BY-NC-SA 3.0") < printed.index("5 scans of 5 people")
+    assert printed.index("CC BY-NC-SA 3.0") < printed.index("5 scans of 5 subjects")
     cohort = load_cohort(tmp_path / "out")
     assert cohort.phenotypes() == ["site", "autism", "sex", "age", "state"]
     assert cohort.table["subject_id"].tolist() == [

@@ -37,8 +37,8 @@ from training.explanation.explain import explain
 from training.predict import main as predict
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import is_adapter, load_processor, read_record, save_checkpoint
+from training.trainer.lora import adapted_modules, with_adapter
 from training.trainer.prediction import predict_table
-from training.trainer.trainable import adapted_modules, with_adapter
 
 
 KINDS = ("lora", "dora", "rslora")

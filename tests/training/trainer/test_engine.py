@@ -15,8 +15,8 @@ from tests.training.conftest import REGIONS, SHORT
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer.arguments import LoopArguments
+from training.trainer.batch_losses import batch_loss, with_noise
 from training.trainer.loop import Trainer
-from training.trainer.losses import batch_loss, with_noise
 
 
 VARIABLES = [
@@ -307,8 +307,8 @@ def test_mixup_weighs_both_scans_and_their_labels(cohort: Cohort, monkeypatch: p
     counts = (batch["labels"] != -100).sum(0)
     trainer = Trainer(model, data, None, arguments(mixup=1.0))
     share, partner = torch.tensor(0.3), torch.arange(8).flip(0)
-    monkeypatch.setattr("training.trainer.losses.Beta.sample", lambda self: share)
-    monkeypatch.setattr("training.trainer.losses.torch.randperm", lambda *size, **options: partner)
+    monkeypatch.setattr("training.trainer.batch_losses.Beta.sample", lambda self: share)
+    monkeypatch.setattr("training.trainer.batch_losses.torch.randperm", lambda *size, **options: partner)
     found = batch_loss(trainer.model, trainer.model, batch, counts, 0.0, trainer.arguments.mixup)
     mixed = 0.3 * batch["connectivity"] + 0.7 * batch["connectivity"][partner]
     own, other = (

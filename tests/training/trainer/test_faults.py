@@ -19,15 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import training.trainer.checkpoint_store
 import training.trainer.loop
+import training.trainer.resume_store
 from tests.training.child_processes import run_one
 from tests.training.trainer.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
 from training import predict, pretrain
 from training.data.cohort import Cohort, load_cohort
 from training.files import require_writable, write_folder
-from training.trainer.checkpoint_store import CheckpointStore, find_damage, read_manifest
 from training.trainer.loop import Trainer
+from training.trainer.resume_store import CheckpointStore, find_damage, read_manifest
 
 
 # Everything that has to be restored takes part: dropout, noise, mixup, stages, validation.
@@ -89,7 +89,7 @@ def train_until_death(dataset: Path, folder: Path, epochs: int, death: tuple[str
             _die_in_call(trainer, "_step", number, seconds)
         else:
             owner, _, name = place.rpartition(".")
-            target = getattr(training.trainer.checkpoint_store, owner) if owner else training.trainer.checkpoint_store
+            target = getattr(training.trainer.resume_store, owner) if owner else training.trainer.resume_store
             _die_in_call(target, name, number, seconds)
     write_result(trainer, trainer.train(), folder)
 

@@ -21,9 +21,10 @@ from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batches import training_dataset
 from training.trainer.finetuning import finetune
 from training.trainer.loop import Trainer
+from training.trainer.lora import with_adapter
 from training.trainer.prediction import predict_logits
 from training.trainer.pretraining import pretrain
-from training.trainer.trainable import freeze, parameter_groups, set_training_mode, with_adapter
+from training.trainer.trainable import freeze, parameter_groups, set_training_mode
 
 
 EVERYBODY = np.arange(PEOPLE)

@@ -57,7 +57,7 @@ class Source(ABC):
         places (`list[str]`): file, subject and line of every row, for messages.
         absent (`list[Absent]`): scans that were expected and are not there; they have no row.
         settings (`dict[str, str]`): what the data set's record should say about reading, e.g. the confound strategy.
-        remarks (`list[str]`): what the user should look at, such as people without phenotypes.
+        remarks (`list[str]`): what the user should look at, such as subjects without phenotypes.
     """
 
     table: pd.DataFrame

@@ -8,6 +8,7 @@ import pandas as pd
 
 from modeling_lcm.atlases import find_atlas
 
+from ...data.identity import bare_ids
 from .base import DEFAULT_ATLAS, Absent, Source
 from .entities import BIDSFile, choose, one_version, only_in, parse_selection, values_of
 from .images import STRATEGIES, ImageSource, pipeline_version
@@ -212,13 +213,14 @@ def _without_joined_runs(files: Sequence[BIDSFile]) -> tuple[list[BIDSFile], lis
 
 def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -> dict[str, Any]:
     """Table, places, settings and remarks of a source."""
-    people, table_path = _participants(root, participants)
+    phenotypes, table_path = _participants(root, participants)
     records, places, without = [], [], []
+    row_of = _rows_of(phenotypes, files, table_path)
     for file in files:
         subject, parts = f"sub-{file.entities['sub']}", file.entities
-        record: dict[str, Any] = dict.fromkeys(people.columns) if subject not in people.index else {}
-        if subject in people.index:
-            record = cast(dict[str, Any], people.loc[subject].to_dict())
+        record: dict[str, Any] = dict.fromkeys(phenotypes.columns)
+        if subject in row_of:
+            record = cast(dict[str, Any], phenotypes.loc[row_of[subject]].to_dict())
         elif subject not in without:
             without.append(subject)
         record |= _session_record(root, parts)
@@ -236,14 +238,34 @@ def _describe(root: Path, files: Sequence[BIDSFile], participants: str | None) -
     remarks = [
         *_named(without, f"subjects have no row in {table_path}; their phenotypes are missing"),
         *_named(
-            [name for name in people.index if name and name not in scanned],
+            [name for name in phenotypes.index if name and name not in {*row_of.values(), *scanned}],
             f"subjects of {table_path} have no scan here",
         ),
         *_named(
-            [name for name in _OF_NAMES if name in people], f"columns of {table_path} give way to the files' names"
+            [name for name in _OF_NAMES if name in phenotypes], f"columns of {table_path} give way to the files' names"
         ),
     ]
     return {"table": table, "places": places, "settings": settings, "remarks": remarks}
+
+
+def _rows_of(phenotypes: pd.DataFrame, files: Sequence[BIDSFile], where: Path) -> dict[str, str]:
+    """Row of the table of every subject that has one, whatever the spelling of the ids: `sub-001`, `001` or `1`.
+
+    Raises:
+        ValueError: none has; the message shows both spellings.
+    """
+    subjects = list(dict.fromkeys(f"sub-{file.entities['sub']}" for file in files))
+    own = {subject: subject for subject in subjects if subject in phenotypes.index}
+    ids = [name for name in phenotypes.index if name]
+    bare = dict(zip(bare_ids(ids), ids, strict=True))
+    others = [subject for subject in subjects if subject not in own]
+    spelt = {subject: bare[key] for subject, key in zip(others, bare_ids(others), strict=True) if key in bare}
+    if not own and not spelt:
+        raise ValueError(
+            f"None of the {len(subjects)} subjects, {subjects[0]} among them, has a row in {where}, whose "
+            f"{SUBJECT} begins with {', '.join(ids[:3])}: give the table of these subjects with --participants."
+        )
+    return own | {subject: row for subject, row in spelt.items() if row not in own.values()}
 
 
 def _named(items: Sequence[str], what: str) -> list[str]:
@@ -269,7 +291,7 @@ def _participants(root: Path, given: str | None) -> tuple[pd.DataFrame, Path]:
     repeated = table[SUBJECT].duplicated()
     if repeated.any():
         line = table.index[repeated][0]
-        raise ValueError(f"{path}, line {line}: another row of {table[SUBJECT][line]}; a person has one row.")
+        raise ValueError(f"{path}, line {line}: another row of {table[SUBJECT][line]}; a subject has one row.")
     return table.set_index(SUBJECT), path
 
 

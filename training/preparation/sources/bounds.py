@@ -4,7 +4,9 @@ Correlations and signals hardly compress (below 5 times), images with an empty b
 """
 
 import gzip
+import struct
 import zipfile
+import zlib
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +16,8 @@ import numpy as np
 
 HARMLESS = 100_000_000  # bytes that any file may hold when it is unpacked
 MOST_GROWTH = 200  # times its size on the disk
+MAT_HEADER = 128  # bytes
+MAT_COMPRESSED = 15
 
 
 def check_growth(what: str, unpacked: int, stored: int) -> None:
@@ -57,6 +61,25 @@ def _size_of_array(file: IO[bytes]) -> int:
     read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return prod(shape) * dtype.itemsize
+
+
+def check_mat(path: Path) -> None:
+    """Check the compressed variables of a MATLAB file by the sizes that stand in front of them.
+
+    Raises:
+        ValueError: one is larger than its bytes can be.
+    """
+    stored = path.stat().st_size
+    with path.open("rb") as file:
+        order = ">" if file.read(MAT_HEADER)[-2:] == b"MI" else "<"
+        while len(tag := file.read(8)) == 8:
+            kind, length = struct.unpack(f"{order}II", tag)
+            if kind != MAT_COMPRESSED:
+                return  # what is not compressed is not longer than the file
+            start, begin = file.tell(), zlib.decompressobj().decompress(file.read(min(length, 1000)), 8)
+            if len(begin) == 8:
+                check_growth(path.name, struct.unpack(f"{order}II", begin)[1], stored)
+            file.seek(start + length)
 
 
 def unpack_text(path: Path) -> bytes:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import check_mat
+
 
 def read_mat(path: Path) -> dict[str, Any]:
     """Variables of a MATLAB file; cells with one column per region become a matrix.
@@ -15,6 +17,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
     try:
+        check_mat(path)
         content = loadmat(path)
     except NotImplementedError:
         raise ValueError("it is a MATLAB 7.3 file; save it again with save(..., '-v7')") from None

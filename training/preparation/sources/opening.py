@@ -105,10 +105,10 @@ def _from_table(kind: str, arguments: Any, check: Callable[[pd.DataFrame], None]
 
 
 def expand_rows(table: pd.DataFrame, expand: list[str]) -> pd.DataFrame:
-    """Repeat every row once per scan that a person may have.
+    """Repeat every row once per scan that a subject may have.
 
     Args:
-        table (`pd.DataFrame`): one row per person.
+        table (`pd.DataFrame`): one row per subject.
         expand (`list[str]`): COLUMN=VALUE for each scan, one column throughout.
 
     Raises:
