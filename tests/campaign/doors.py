@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ class Door:
         self.log, self.code = log, None
         sys.stdout.flush()
         self.pid = os.fork()
+        with suppress(OSError):  # both set it: whoever comes second finds it done
+            os.setpgid(self.pid, self.pid)
         if self.pid == 0:
             code = 1
             try:
-                os.setpgid(0, 0)
                 output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(output, 1)
@@ -66,7 +68,8 @@ class Door:
                 self.code = os.waitstatus_to_exitcode(status)
                 return self.code
             if time.monotonic() > end:
-                os.killpg(self.pid, then)
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, then)
                 end = time.monotonic() + 60
                 then = signal.SIGKILL
             time.sleep(0.003)
