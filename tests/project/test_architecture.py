@@ -73,7 +73,11 @@ def test_modules_of_the_reference_are_there() -> None:
         assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file(), name
 
 
-PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "hub_cards").glob("*/README.md")]
+PAGES = [
+    *REPOSITORY.glob("*.md"),
+    *(REPOSITORY / "docs").glob("*.md"),
+    *(REPOSITORY / "hub_cards").glob("*/README.md"),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
