@@ -20,6 +20,8 @@ def training_limits(cohort: Cohort) -> TrainingLimits | None:
     chosen = np.unique(np.linspace(0, len(cohort) - 1, min(len(cohort), most_scans(cohort.num_regions)), dtype=int))
     some = cohort.select(chosen)
     limits = TrainingLimits.of(some.connectivity(), list(some.subjects))
+    if limits is not None:
+        limits.facts["atlas"] = next(iter(some.atlases))
     ages = _ages(cohort.table)
     if limits is not None and ages.notna().any():
         limits.facts["age"] = [float(ages.min()), float(ages.max())]
@@ -41,10 +43,13 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
     """
     checks: dict[int, ScanCheck] = {}
     if limits is not None:
-        first, ages = cohort.by_atlas[0], _ages(cohort.table).to_numpy()
-        scans = np.flatnonzero(first.are_there())
+        parts, ages = {part.id: part for part in cohort.by_atlas}, _ages(cohort.table).to_numpy()
+        part = parts.get(str(limits.facts.get("atlas")), cohort.by_atlas[0])
+        scans = np.flatnonzero(part.are_there())
         for some in np.array_split(scans, range(batch_size, len(scans), batch_size)):
-            checks |= dict(zip(some.tolist(), limits.check(first.matrices(some), ages[some]), strict=True))
+            matrices = limits.part_of(part.matrices(some))
+            if matrices is not None:
+                checks |= dict(zip(some.tolist(), limits.check(matrices, ages[some]), strict=True))
     rows = []
     for number, subject in enumerate(cohort.subjects):
         known = checks.get(number)
