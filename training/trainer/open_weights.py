@@ -11,6 +11,7 @@ from modeling_lcm.closed_form_model import build_model
 
 from ..data.identity import hash_names
 from ..files import write_folder, write_json
+from ..manifest import seal
 from .checkpoints import RECORD
 from .open_arguments import OpenWeightsArguments
 from .open_heads import evaluate_pool, fit_pool, load_pool
@@ -64,6 +65,7 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
             code.unlink()
         write_json(folder / RECORD, record)
         write_json(folder / SCORES, {"folds": arguments.folds, "scores": rows})
+        seal(folder)
 
     write_folder(output, fill)
     yield f"Written to {output}"
