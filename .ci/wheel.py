@@ -25,7 +25,8 @@ LEFT_OUT = (
     "training/configs/studies/*",  # they run in a clone, whose pages they write
     "training/studies.py",
     "training/reporting/studies.py",
-    "*.safetensors",  # weights have licences of their own
+    "*.safetensors",  # weights have licences of their own, and so has what describes them
+    "*/lcm-open*/*",
 )
 IMPORT = re.compile(rf"^( *from )({'|'.join(FOLDERS)})\b", re.MULTILINE)
 CLONE = {

@@ -242,7 +242,7 @@ def _example_command(needed: list[Field], positional: tuple[str, ...]) -> str | 
 
 def _help(item: Field, choices: tuple[str, ...]) -> str:
     """A setting's text, choices, default, and an example where it has choices or none is needed to understand it."""
-    default = _default(item)
+    default = default_of(item)
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     text = item.metadata.get("help", "")
     if choices:
@@ -253,7 +253,8 @@ def _help(item: Field, choices: tuple[str, ...]) -> str:
     return in_users_words(f"{text} Example: --{item.name} {example}" if example else text)
 
 
-def _default(item: Field) -> Any:
+def default_of(item: Field) -> Any:
+    """Default value of a setting."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 

@@ -1,5 +1,6 @@
 """Settings of commands: flags, YAML, what is refused and how, and how a command ends."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.cli import command, load_yaml, parse_arguments, require_choices, setting
+from training.cli import command, load_yaml, parse_arguments, require_choices, setting, use_threads
 
 
 @dataclass
@@ -172,3 +173,26 @@ def test_nothing_heavy_is_imported_for_settings() -> None:
     code = "import sys, training.cli; print(*{'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    @command(Settings)
+    def main(settings: Settings) -> None:
+        import not_there.at_all  # noqa: F401
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["--data", "x"])
+    message = "error: not_there is not installed: run pip install 'large-connectome-model[train]'."
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_threads_follow_what_is_available_and_the_users_own_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # what a container's quota does
+    use_threads()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("1", "ACTIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    use_threads()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "PASSIVE")

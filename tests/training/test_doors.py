@@ -45,7 +45,16 @@ def run(module: str, *words: str) -> tuple[int, set[str], str]:
     return found["code"], set(HEAVY) & set(found["modules"]), done.stderr
 
 
-@pytest.mark.parametrize("module", [module for module, _ in DOORS.values()])
+FILES = [path for folder in ("training", "hub_cards", "conversion") for path in (REPOSITORY / folder).glob("*.py")]
+COMMANDS = {f"{path.parent.name}.{path.stem}" for path in FILES if "\n@command(" in path.read_text(encoding="utf-8")}
+OF_A_CLONE = {"training.studies", "training.few_labels", "training.open_weights"}  # they repeat what the docs report
+
+
+def test_every_command_is_one_of_all() -> None:
+    assert {module for module, _ in DOORS.values()} == COMMANDS - OF_A_CLONE
+
+
+@pytest.mark.parametrize("module", sorted(COMMANDS))
 def test_what_a_door_imports_for_help_and_typing_errors(module: str) -> None:
     assert run(module, "--help") == (0, set(), "")
     code, imported, message = run(module, "--outptu", "x")

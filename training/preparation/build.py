@@ -17,11 +17,12 @@ from ..cli import did_you_mean
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
 from ..files import claim, require_new, target_of
+from ..settings import default_of
 from .arguments import PATHS, PrepareArguments, in_each_atlas
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures
 from .quality import Rules, homotopic_pairs
-from .recipes import default_of, load_recipe
+from .recipes import load_recipe
 from .recognise import DATASET, recognise
 from .shards import FinishedScans, Shard, ShardWriter, open_plan, work_folder
 from .sources.base import DEFAULT_ATLAS, Source

@@ -1,13 +1,13 @@
 """Cohort recipes: one YAML file says where a cohort's files lie, what its columns mean, and its terms of use."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..cli import load_yaml
-from ..settings import as_kind
+from ..settings import as_kind, default_of
 from .phenotypes import Column
 
 
@@ -97,11 +97,6 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float)) else value
-
-
-def default_of(item: Field[Any]) -> Any:
-    """Default value of a setting."""
-    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def available() -> list[str]:
