@@ -11,8 +11,8 @@ def as_array(value: Any, name: str) -> np.ndarray:
     """Convert tensors, lists, masked arrays and tables of numbers to a floating-point array.
 
     Args:
-        value: What a user passed.
-        name: What it is called in messages.
+        value (`Any`): What a user passed.
+        name (`str`): What it is called in messages.
 
     Returns:
         float32 for single and half precision, float64 for everything else; masked values and missing cells are NaN.

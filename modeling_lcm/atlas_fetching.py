@@ -14,10 +14,11 @@ class FetchedAtlas:
     """What nilearn gives of an atlas.
 
     Attributes:
-        image: Path or nibabel image: labels `(x, y, z)`, or maps `(x, y, z, regions)`.
-        labels: Value in the image (of maps: their number, from 1) to region name, in the order of the matrix.
-        networks: Network of every region, where the atlas says it.
-        coordinates: Centre of every region, mm in MNI space, where the atlas says it.
+        image (`Any`): Path or nibabel image: labels `(x, y, z)`, or maps `(x, y, z, regions)`.
+        labels (`dict[int, str]`): Value in the image (of maps: their number, from 1) to region name, in the order of
+            the matrix.
+        networks (`list[str]`): Network of every region, where the atlas says it.
+        coordinates (`list[list[float]]`): Centre of every region, mm in MNI space, where the atlas says it.
     """
 
     image: Any

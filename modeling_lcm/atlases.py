@@ -30,11 +30,11 @@ class Atlas:
     """A parcellation that fixes how many regions a connectome has and in which order.
 
     Attributes:
-        id: Identifier that is saved with a processor, e.g. `"aal-116"`.
-        num_regions: Number of regions, the side length of a connectivity matrix.
-        description: Name, year and variant.
-        aliases: Other spellings that `get_atlas` accepts.
-        has_table: Whether this package ships region names, label values and MNI coordinates.
+        id (`str`): Identifier that is saved with a processor, e.g. `"aal-116"`.
+        num_regions (`int`): Number of regions, the side length of a connectivity matrix.
+        description (`str`): Name, year and variant.
+        aliases (`tuple[str, ...]`): Other spellings that `get_atlas` accepts.
+        has_table (`bool`): Whether this package ships region names, label values and MNI coordinates.
     """
 
     id: str

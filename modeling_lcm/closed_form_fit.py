@@ -12,7 +12,7 @@ from .bei_vocabulary import BEIVariable
 from .closed_form_heads import WARN_PER_CLASS, Scans
 from .closed_form_model import Heads, build_model, can_be_prior, fit_heads, heads_of, log_edges
 from .feature_extraction_lcm import FCFeatureExtractor
-from .limits_lcm import TrainingLimits
+from .limits_lcm import TrainingLimits, most_scans
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 from .tokenization_bei import BEITokenizer
@@ -90,10 +90,14 @@ def fit_task(
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
     processor = LCMProcessor(one_extractor(extractors), tokenizer)
-    if len(connectivity) == 1:
-        here = np.flatnonzero(np.isfinite(scans.values))
-        (matrices,) = connectivity.values()
-        processor.limits = TrainingLimits.of(matrices[here], scans.select(here).subjects)
+    limits = {}
+    for name, matrices in connectivity.items():
+        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
+        most = min(len(here), most_scans(matrices.shape[-1]))
+        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
+        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
+    first, *others = limits.values()
+    processor.limits = TrainingLimits.several(limits) if others else first
     return FittedTask(model, processor, report)
 
 

@@ -38,13 +38,15 @@ def compute_connectivity(
     """Correlate every region's signal with every other's.
 
     Args:
-        time_series: One scan `(volumes, regions)` or scans of one length `(batch, volumes, regions)`, array or tensor.
-        estimator: `"pearson"`, which equals `numpy.corrcoef`, or `"ledoit_wolf"`, the shrunk estimate that nilearn's
-            `ConnectivityMeasure(kind="correlation")` computes by default. The paper and its models use Pearson.
-        fisher_z: Return `atanh(r)` off the diagonal.
-        constant_regions: What a region without variance (or all NaN: outside the field of view) does: `"zero"` gives
-            correlations of 0 and one warning, `"error"` refuses.
-        region_names: Names for the messages.
+        time_series (`Any`): One scan `(volumes, regions)` or scans of one length `(batch, volumes, regions)`, array or
+            tensor.
+        estimator (`str`): `"pearson"`, which equals `numpy.corrcoef`, or `"ledoit_wolf"`, the shrunk estimate that
+            nilearn's `ConnectivityMeasure(kind="correlation")` computes by default. The paper and its models use
+            Pearson.
+        fisher_z (`bool`): Return `atanh(r)` off the diagonal.
+        constant_regions (`str`): What a region without variance (or all NaN: outside the field of view) does: `"zero"`
+            gives correlations of 0 and one warning, `"error"` refuses.
+        region_names (`Sequence[str]`, *optional*): Names for the messages.
 
     Returns:
         float32 `(regions, regions)` or `(batch, regions, regions)`; the diagonal is 1.
@@ -70,9 +72,9 @@ def correlate_scans(
     """Correlate scans of any lengths, those of one length together.
 
     Args:
-        scans: Arrays `(volumes, regions)` that agree in the number of regions.
-        estimator: See `compute_connectivity`.
-        region_names: Names for the messages.
+        scans (`Sequence[np.ndarray]`): Arrays `(volumes, regions)` that agree in the number of regions.
+        estimator (`str`): See `compute_connectivity`.
+        region_names (`Sequence[str]`, *optional*): Names for the messages.
 
     Returns:
         Matrices, float32 `(scans, regions, regions)`, and which regions had no signal, bool `(scans, regions)`; their
@@ -168,9 +170,9 @@ def report_silent_regions(
     """Warn about, or refuse, regions without a signal.
 
     Args:
-        silent: bool `(scans, regions)`.
-        constant_regions: `"zero"` warns once for all scans, `"error"` refuses.
-        region_names: Names for the message.
+        silent (`np.ndarray`): bool `(scans, regions)`.
+        constant_regions (`str`): `"zero"` warns once for all scans, `"error"` refuses.
+        region_names (`Sequence[str]`, *optional*): Names for the message.
 
     Raises:
         ValueError: No region of a scan has a signal, or `constant_regions` is `"error"` and one has none.
@@ -207,10 +209,10 @@ def connectivity_from_triangle(values: Any, with_diagonal: bool = False, triangl
     """Rebuild symmetric matrices from vectorised ones.
 
     Args:
-        values: `(edges,)` or `(batch, edges)`: one triangle row by row.
-        with_diagonal: Whether the vector holds the diagonal; otherwise the diagonal becomes 1. nilearn divides the
-            diagonal by the square root of 2; that is undone.
-        triangle: `"upper"`, the order of `numpy.triu_indices`, or `"lower"`, that of nilearn's vectors.
+        values (`Any`): `(edges,)` or `(batch, edges)`: one triangle row by row.
+        with_diagonal (`bool`): Whether the vector holds the diagonal; otherwise the diagonal becomes 1. nilearn
+            divides the diagonal by the square root of 2; that is undone.
+        triangle (`str`): `"upper"`, the order of `numpy.triu_indices`, or `"lower"`, that of nilearn's vectors.
 
     Returns:
         float32 `(regions, regions)` or `(batch, regions, regions)`.

@@ -60,10 +60,11 @@ def check_scan_shapes(
     """Check that every scan is `(volumes, regions)`, with the right regions and enough volumes.
 
     Args:
-        scans: Arrays with two axes.
-        num_regions: Number of regions needed, or `None` if any number will do as long as all scans agree.
-        min_volumes: Fewest volumes a correlation may be computed from.
-        atlas: Name of the atlas for the messages.
+        scans (`Sequence[np.ndarray]`): Arrays with two axes.
+        num_regions (`int | None`): Number of regions needed, or `None` if any number will do as long as all scans
+            agree.
+        min_volumes (`int`): Fewest volumes a correlation may be computed from.
+        atlas (`str`, *optional*): Name of the atlas for the messages.
 
     Raises:
         ValueError: Transposed scan, wrong region count, connectivity matrix instead of a time series, or too short.
@@ -165,10 +166,10 @@ def check_connectivity(
     """Check ready matrices of Pearson correlations.
 
     Args:
-        connectivity: `(regions, regions)` or `(batch, regions, regions)`, array, tensor or nested list.
-        num_regions: Number of regions needed, or `None` if any number will do.
-        atlas: Name of the atlas for the messages.
-        region_names: Names for the messages.
+        connectivity (`Any`): `(regions, regions)` or `(batch, regions, regions)`, array, tensor or nested list.
+        num_regions (`int | None`): Number of regions needed, or `None` if any number will do.
+        atlas (`str`, *optional*): Name of the atlas for the messages.
+        region_names (`Sequence[str]`, *optional*): Names for the messages.
 
     Returns:
         float32 `(batch, regions, regions)`, and which regions have no signal, bool `(batch, regions)`: their rows were

@@ -32,7 +32,7 @@ def check_are_correlations(matrices: np.ndarray) -> None:
     where their values allow it: by eigenvalues that no correlation matrix has. Of few regions some of them pass.
 
     Args:
-        matrices: float32 `(batch, regions, regions)`, finite, diagonal 1.
+        matrices (`np.ndarray`): float32 `(batch, regions, regions)`, finite, diagonal 1.
 
     Raises:
         NotCorrelationsError: The message says what they may be and what to do.

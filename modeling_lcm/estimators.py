@@ -23,6 +23,7 @@ from .closed_form_fit import fit_task
 from .closed_form_heads import Scans
 from .decisions import at_prevalence
 from .feature_extraction_lcm import FCFeatureExtractor
+from .limits_lcm import ScanCheck
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 from .readouts_lcm import record_of
@@ -161,6 +162,27 @@ class _ClosedFormEstimator(BaseEstimator):
                 raise ValueError(f"Scan {row} has {' and '.join(present)}; {self.task!r} was fitted on {fitted}.")
             records.append(record)
         return np.concatenate(logits), records
+
+    def limits(self, X: Any, age: ArrayLike | None = None) -> list[ScanCheck]:
+        """How far scans lie from those of `fit`: read it beside the predictions.
+
+        Args:
+            X: As for `predict`.
+            age: Age of each subject in years `(scans,)`.
+
+        Raises:
+            ValueError: Not fitted, fewer than 10 subjects were fitted, or X lacks the atlas that is compared.
+        """
+        if not hasattr(self, "model_"):
+            raise ValueError(f"This {type(self).__name__} is not fitted yet: call fit(X, y) first.")
+        extractor, known = self.processor_.feature_extractor, self.processor_.limits
+        if known is None:
+            raise ValueError("The limits are not known: fit saw fewer than 10 subjects.")
+        found = known.for_scans(_extract(extractor, self._by_atlas(X, extractor)))
+        if found is None:
+            atlases = " or ".join(known.facts.get("atlases", [known.facts.get("atlas")]))
+            raise ValueError(f"Limits compare scans of {atlases}: give every scan in this atlas.")
+        return found[0].check(found[1], age)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Save the fitted model with its processor as an ordinary checkpoint, for `from_pretrained` and pipelines."""

@@ -43,23 +43,26 @@ class FCFeatureExtractor(FeatureExtractionMixin):
     All arguments are saved: together they define the functional connectivity (FC) that a model was trained on.
 
     Args:
-        atlas: Atlas id such as `"aal-116"` (see `modeling_lcm.atlases.ATLASES`) or a name of your own.
-        region_names: Names of the regions in matrix order.
-        num_regions: Number of regions; known from `region_names` or a known atlas. If none of the three is given, any
-            number is accepted.
-        estimator: `"pearson"` (equals `numpy.corrcoef`) or `"ledoit_wolf"` (nilearn's default, about 10 % smaller
-            off-diagonal values).
-        window: Cut every scan into windows of this many volumes, without overlap, one matrix each; `None` takes the
-            whole scan.
-        padding: What happens to a last, shorter window. `"none"`: it is kept as it is if it has `min_volumes` volumes,
-            otherwise dropped. `"zeros_at_end"`: filled up with zeros before the correlation, as in the research code
-            for models of windows of 500 volumes. Wrong for signals whose mean is not 0 (the jump to zero correlates
-            all regions), so use it only with converted official weights.
-        fisher_z: Return `atanh(r)` off the diagonal instead of `r`. Input matrices are Pearson's r in any case.
-        constant_regions: Regions without variance: `"zero"` (correlations 0, one warning) or `"error"`.
-        min_volumes: Fewest volumes a scan may have.
-        atlases: Instead of `atlas`, `region_names` and `num_regions`: several atlases by id, each with `num_regions`
-            and, where they are known, `region_names`. Input and output then are dictionaries by atlas.
+        atlas (`str`, *optional*): Atlas id such as `"aal-116"` (see `modeling_lcm.atlases.ATLASES`) or a name of your
+            own.
+        region_names (`Sequence[str]`, *optional*): Names of the regions in matrix order.
+        num_regions (`int`, *optional*): Number of regions; known from `region_names` or a known atlas. If none of the
+            three is given, any number is accepted.
+        estimator (`str`): `"pearson"` (equals `numpy.corrcoef`) or `"ledoit_wolf"` (nilearn's default, about 10 %
+            smaller off-diagonal values).
+        window (`int`, *optional*): Cut every scan into windows of this many volumes, without overlap, one matrix each;
+            `None` takes the whole scan.
+        padding (`str`): What happens to a last, shorter window. `"none"`: it is kept as it is if it has `min_volumes`
+            volumes, otherwise dropped. `"zeros_at_end"`: filled up with zeros before the correlation, as in the
+            research code for models of windows of 500 volumes. Wrong for signals whose mean is not 0 (the jump to zero
+            correlates all regions), so use it only with converted official weights.
+        fisher_z (`bool`): Return `atanh(r)` off the diagonal instead of `r`. Input matrices are Pearson's r in any
+            case.
+        constant_regions (`str`): Regions without variance: `"zero"` (correlations 0, one warning) or `"error"`.
+        min_volumes (`int`): Fewest volumes a scan may have.
+        atlases (`Mapping[str, Mapping[str, Any]]`, *optional*): Instead of `atlas`, `region_names` and `num_regions`:
+            several atlases by id, each with `num_regions` and, where they are known, `region_names`. Input and output
+            then are dictionaries by atlas.
 
     Raises:
         ValueError: Contradicting or unknown options.
@@ -161,7 +164,7 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         """Build an extractor whose region names are those of an atlas that this package has a table of.
 
         Args:
-            atlas: Atlas id or alias.
+            atlas (`str`): Atlas id or alias.
             options: Other arguments of the class.
 
         Raises:
@@ -220,15 +223,16 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         """Check the input and compute what is missing.
 
         Args:
-            connectivity: Ready Pearson matrices, `(regions, regions)` or `(batch, regions, regions)`. A region whose
-                row and column are NaN has no signal and is treated like a constant one.
-            time_series: Instead of `connectivity`: a scan `(volumes, regions)`, scans of one length `(batch, volumes,
-                regions)` or a list of scans of any lengths. DataFrames, here and as connectivity, are matched by the
-                names of their columns; masked values count as NaN.
-                With several atlases, dictionaries by atlas; a scan without one is None, or NaN throughout.
-            region_names: Names of the input's regions, if their order may differ from the extractor's (of several
-                atlases, a dictionary): regions are matched by name (in any usual spelling), additional ones dropped.
-            return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
+            connectivity (`Any`, *optional*): Ready Pearson matrices, `(regions, regions)` or `(batch, regions,
+                regions)`. A region whose row and column are NaN has no signal and is treated like a constant one.
+            time_series (`Any`, *optional*): Instead of `connectivity`: a scan `(volumes, regions)`, scans of one
+                length `(batch, volumes, regions)` or a list of scans of any lengths. DataFrames, here and as
+                connectivity, are matched by the names of their columns; masked values count as NaN. With several
+                atlases, dictionaries by atlas; a scan without one is None, or NaN throughout.
+            region_names (`Sequence[str]`, *optional*): Names of the input's regions, if their order may differ from
+                the extractor's (of several atlases, a dictionary): regions are matched by name (in any usual
+                spelling), additional ones dropped.
+            return_tensors (`str`, *optional*): `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
             `connectivity`, float32 `(batch, regions, regions)`, diagonal 1; of several atlases a dictionary by atlas,
@@ -290,8 +294,8 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         """Bring matrices whose regions have these names into the extractor's order; additional regions are dropped.
 
         Args:
-            connectivity: `(regions, regions)` or `(batch, regions, regions)`.
-            region_names: Name of each row.
+            connectivity (`Any`): `(regions, regions)` or `(batch, regions, regions)`.
+            region_names (`Sequence[str]`): Name of each row.
 
         Returns:
             Array with as many axes as the input.

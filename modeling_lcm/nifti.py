@@ -33,11 +33,13 @@ class LabelAtlas:
     """A label image and what its values mean.
 
     Attributes:
-        id: Atlas id or a name of your own.
-        image: Image of whole numbers `(x, y, z)`, 0 = background; or maps `(x, y, z, regions)`.
-        labels: Value in the image (of maps: their number, from 1) to region name, in the order of the matrix.
-        networks: Network of every region, where the atlas says it.
-        coordinates: Centre of every region, mm in MNI space, where the atlas says it; else see [`region_table`].
+        id (`str`): Atlas id or a name of your own.
+        image (`Any`): Image of whole numbers `(x, y, z)`, 0 = background; or maps `(x, y, z, regions)`.
+        labels (`dict[int, str]`): Value in the image (of maps: their number, from 1) to region name, in the order of
+            the matrix.
+        networks (`list[str]`): Network of every region, where the atlas says it.
+        coordinates (`list[list[float]]`): Centre of every region, mm in MNI space, where the atlas says it; else see
+            [`region_table`].
     """
 
     id: str
@@ -64,9 +66,9 @@ class RegionSignals:
     """ROI time series of one scan, in the atlas's order.
 
     Attributes:
-        time_series: `(volumes, regions)`; NaN for regions that are not in the image.
-        region_names: One name per column.
-        missing: Names of the regions that are not in the image.
+        time_series (`np.ndarray`): `(volumes, regions)`; NaN for regions that are not in the image.
+        region_names (`list[str]`): One name per column.
+        missing (`list[str]`): Names of the regions that are not in the image.
     """
 
     time_series: np.ndarray
@@ -83,12 +85,13 @@ def load_label_atlas(
     """Fetch an atlas through nilearn, or read a local label image.
 
     Args:
-        atlas: Name of an atlas that nilearn has (`modeling_lcm.atlas_fetching`): AAL, AAL3, Schaefer 100 to 1000 with
-            7 or 17 networks, Harvard-Oxford, Destrieux, BASC, MSDL; any name with `labels_img`.
-        labels_img: Local label image, path or nibabel image. Then nothing is downloaded.
-        labels: Names of its values, in the order of the matrix: `{value: name}`, or a BIDS table (`dseg.tsv`) with
-            columns index and name. Not needed for an atlas whose table this package has.
-        data_dir: Where nilearn keeps downloaded atlases; its own default if `None`.
+        atlas (`str`): Name of an atlas that nilearn has (`modeling_lcm.atlas_fetching`): AAL, AAL3, Schaefer 100 to
+            1000 with 7 or 17 networks, Harvard-Oxford, Destrieux, BASC, MSDL; any name with `labels_img`.
+        labels_img (`Any`, *optional*): Local label image, path or nibabel image. Then nothing is downloaded.
+        labels (`Mapping[int, str] | str | os.PathLike`, *optional*): Names of its values, in the order of the matrix:
+            `{value: name}`, or a BIDS table (`dseg.tsv`) with columns index and name. Not needed for an atlas whose
+            table this package has.
+        data_dir (`str | os.PathLike`, *optional*): Where nilearn keeps downloaded atlases; its own default if `None`.
 
     Raises:
         ValueError: The atlas cannot be fetched, or values and names do not fit.
@@ -179,12 +182,13 @@ def extract_time_series(
     """Average the voxels of every region of a preprocessed scan in MNI space.
 
     Args:
-        image: 4-D fMRI image, path or nibabel image.
-        atlas: What `load_label_atlas` returned, or the name of an atlas that it can fetch.
-        confounds: Nuisance signals to regress out, as for nilearn: array, table or path.
-        missing_regions: Regions that lie outside the image or vanish when the atlas is resampled to it: `"nan"` gives
-            NaN and one warning, `"error"` refuses.
-        sample_mask: Volumes to keep, as nilearn's `load_confounds` gives them for scrubbing; all if `None`.
+        image (`Any`): 4-D fMRI image, path or nibabel image.
+        atlas (`str | LabelAtlas`): What `load_label_atlas` returned, or the name of an atlas that it can fetch.
+        confounds (`Any`, *optional*): Nuisance signals to regress out, as for nilearn: array, table or path.
+        missing_regions (`str`): Regions that lie outside the image or vanish when the atlas is resampled to it:
+            `"nan"` gives NaN and one warning, `"error"` refuses.
+        sample_mask (`Any`, *optional*): Volumes to keep, as nilearn's `load_confounds` gives them for scrubbing; all
+            if `None`.
         masker_options: For `nilearn.maskers.NiftiLabelsMasker`: `mask_img`, `smoothing_fwhm`, `low_pass`, `t_r`, ...
 
     Returns:

@@ -28,9 +28,9 @@ def find_regions(
     and full names in parentheses.
 
     Args:
-        given: Names as they come with the data.
-        wanted: Names in the order that is needed.
-        labels: Value in the atlas's label image to name.
+        given (`Sequence[str]`): Names as they come with the data.
+        wanted (`Sequence[str]`): Names in the order that is needed.
+        labels (`Mapping[int, str]`, *optional*): Value in the atlas's label image to name.
 
     Returns:
         For every given name its position in `wanted`, `None` for names that are not there. Two given names may have
@@ -99,8 +99,9 @@ def only_numbered(names: Sequence[str], made_up: bool = False) -> bool:
     """Whether names only count their columns, from 0 or 1.
 
     Args:
-        names: Names of columns.
-        made_up: Whether only those of software count ("V1", "V2", ...), not numbers of regions ("ROI_001", ...).
+        names (`Sequence[str]`): Names of columns.
+        made_up (`bool`): Whether only those of software count ("V1", "V2", ...), not numbers of regions ("ROI_001",
+            ...).
     """
     found = [
         _MADE_UP.fullmatch(name.strip()) or (None if made_up else _NUMBERED.fullmatch(name.strip())) for name in names

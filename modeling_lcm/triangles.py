@@ -37,9 +37,9 @@ class TriangleLayout:
     """How vectors hold matrices.
 
     Attributes:
-        num_regions: Side length of the matrix.
-        triangle: `"upper"` or `"lower"`.
-        with_diagonal: Whether the diagonal is among the values.
+        num_regions (`int`): Side length of the matrix.
+        triangle (`str`): `"upper"` or `"lower"`.
+        with_diagonal (`bool`): Whether the diagonal is among the values.
     """
 
     num_regions: int
@@ -56,10 +56,10 @@ def find_layout(
     eigenvalues, which no correlation matrix has; for fewer than some ten regions both orders may be possible.
 
     Args:
-        values: `(edges,)` or `(batch, edges)`.
-        triangle: The declared order, `"upper"` or `"lower"`; `None` if it is not known.
-        num_regions: The number of regions that is needed, if that is known.
-        with_diagonal: Whether the diagonal is declared to be there or not; `None` to find it.
+        values (`Any`): `(edges,)` or `(batch, edges)`.
+        triangle (`str`, *optional*): The declared order, `"upper"` or `"lower"`; `None` if it is not known.
+        num_regions (`int`, *optional*): The number of regions that is needed, if that is known.
+        with_diagonal (`bool`, *optional*): Whether the diagonal is declared to be there or not; `None` to find it.
 
     Raises:
         ValueError: No such triangle, values that contradict what is declared, or values that fit both orders while

@@ -266,3 +266,29 @@ class TestRefusals:
         finally:
             logging.getLogger("transformers").propagate = False
         assert "Few training scans (a: 3)" in caplog.text
+
+
+def test_limits_stand_beside_the_predictions() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((30, 60, 1))
+    scans = np.stack([np.corrcoef((x + rng.standard_normal((60, 12))).T) for x in common])
+    noise = np.corrcoef(rng.standard_normal((12, 60)))
+    fitted = LCMClassifier().fit(scans[:24], ["a", "b"] * 12)
+    checks = fitted.limits(np.stack([*scans[24:], noise]))
+    assert sum(check.out_of_distribution for check in checks[:-1]) <= 1
+    assert checks[-1].out_of_distribution and "Mean FC" in checks[-1].reasons[0]
+    with pytest.raises(ValueError, match="fewer than 10"):
+        LCMClassifier().fit(scans[:8], ["a", "b"] * 4).limits(scans[:1])
+
+
+def test_every_atlas_has_its_own_limits() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((20, 60, 1))
+    first, second = (
+        np.stack([np.corrcoef((x + rng.standard_normal((60, regions))).T) for x in common]) for regions in (12, 8)
+    )
+    fitted = LCMClassifier().fit({"one": first, "two": second}, ["a", "b"] * 10)
+    assert len(fitted.limits({"one": first[:3], "two": second[:3]})) == 3
+    assert len(fitted.limits({"two": second[:3]})) == 3
+    lacking = {"one": np.full_like(first[:2], np.nan), "two": second[:2]}
+    assert fitted.limits(lacking)[0].distance == fitted.limits({"two": second[:2]})[0].distance

@@ -33,7 +33,7 @@ def plot_network_pairs(pairs: pd.DataFrame, significant: float) -> Figure:
     axes.set_xticks(range(len(names)), titles, rotation=40, ha="right", fontsize=9)
     axes.set_yticks(range(len(names)), titles, fontsize=9)
     _tidy(axes)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="correlation of log FC with the score")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="r of mean log FC and score")
     return figure
 
 

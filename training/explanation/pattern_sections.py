@@ -40,9 +40,7 @@ def pattern_sections(extractor: FCFeatureExtractor, patterns: Sequence[Patterns]
                 f"Pairs of networks. Strongest: {strongest['first']} with {strongest['second']}, "
                 f"r = {strongest['pattern']:.2f}."
             )
-            figures["Networks: correlation of log FC with the score; a dot where it goes with the label itself"] = (
-                figure
-            )
+            figures["Networks: r of mean log FC and the score; a dot where it goes with the label itself"] = figure
         figure = plot_region_shares(each.regions)
         named = ", ".join(each.regions["region"].head(3))
         figure.set_label(f"Regions with the largest share of the pattern: {named}.")

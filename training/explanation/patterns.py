@@ -40,8 +40,8 @@ class Patterns:
         label (`str`): "" for a number.
         regions (`pd.DataFrame`): `region`, `network`, `pattern` (mean over the region's edges of their correlation
             with the score), `share` (of all squared correlations).
-        pairs (`pd.DataFrame`): per pair of networks `first`, `second`, `pattern`, `label_r` (correlation of its mean
-            log FC with the label itself), `p` and `q` of the latter; empty where no networks are known.
+        pairs (`pd.DataFrame`): per pair of networks `first`, `second`, `pattern` (correlation of its mean log FC with
+            the score), `label_r` (with the label itself), `p` and `q` of that; empty where no networks are known.
         stability (`float`): mean correlation between the folds' maps, of pairs if there are some, else of regions.
         folds (`int`): that were compared.
         p_value (`float`, *optional*): of the predictions against shuffled labels.
@@ -65,12 +65,17 @@ class Patterns:
     @property
     def sentence(self) -> str:
         """Whether there is a map to look at, and the figures that say so."""
-        agree = "too few scans for a map of each fold" if np.isnan(self.stability) else (
-            f"maps of {self.folds} folds correlate by {self.stability:.2f} on average ({STABLE} is needed)"
-        )  # fmt: skip
-        chance = "" if self.p_value is None else f", and predictions differ from chance with p = {self.p_value:.3f}"
+        agree = f"maps of {self.folds} folds correlate by {self.stability:.2f} on average ({STABLE} is needed)"
+        if np.isnan(self.stability):
+            agree = "too few scans for a map of each fold"
         if self.is_shown:
+            chance = "" if self.p_value is None else f", and predictions are beyond chance (p {self.p_value:.3f})"
             return f"The map is stable: {agree}{chance}."
+        chance = ""
+        if self.p_value is not None:
+            beyond = self.p_value < SIGNIFICANT
+            chance = f", {'although predictions are' if beyond else 'and predictions are not'} beyond chance"
+            chance += f" (p {self.p_value:.3f})"
         return f"No map is drawn, since there is none to rely on: {agree}{chance}."
 
 
@@ -132,16 +137,20 @@ def _patterns(
     groups = networks_of(names)
     regions = _region_table(names, groups, pattern)
     every = [fold for fold in np.unique(folds) if (folds == fold).sum() >= FEWEST]
-    by_fold = [_correlations(logs[folds == fold], scores[folds == fold]) for fold in every]
     membership = None if groups is None else _pair_membership([network for network, _ in groups])
     if membership is None:
-        pairs, maps = pd.DataFrame(), [_by_region(each, len(names)) for each in by_fold]
+        pairs = pd.DataFrame()
+        parts = [_correlations(logs[folds == fold], scores[folds == fold]) for fold in every]
+        maps = [_by_region(each, len(names)) for each in parts]
     else:
         keys, matrix = membership
-        maps = [each @ matrix for each in by_fold]
-        label_r, p = region_permutation_test(logs @ matrix, target, folds, PERMUTATIONS, seed)
+        means = logs @ matrix  # mean log FC of every pair of networks, (scans, pairs)
+        maps = [_correlations(means[folds == fold], scores[folds == fold]) for fold in every]
+        label_r, p = region_permutation_test(means, target, folds, PERMUTATIONS, seed)
         pairs = pd.DataFrame(keys, columns=["first", "second"])
-        pairs = pairs.assign(pattern=pattern @ matrix, label_r=label_r, p=p, q=false_discovery_control(p, method="bh"))
+        pairs = pairs.assign(
+            pattern=_correlations(means, scores), label_r=label_r, p=p, q=false_discovery_control(p, method="bh")
+        )
     stability = [float(np.corrcoef(one, other)[0, 1]) for one, other in combinations(maps, 2)]
     agreement = float(np.mean(stability)) if stability else float("nan")
     return Patterns(label, regions, pairs, agreement, len(every), p_value, len(table))

@@ -1,5 +1,7 @@
 """A look at the first scans, so that FC of another kind is refused before all are read, and whole."""
 
+import warnings
+
 import numpy as np
 
 from modeling_lcm import FCFeatureExtractor
@@ -31,7 +33,9 @@ def refuse_other_measures(source: Source, extractor: FCFeatureExtractor, rows: l
     refused: dict[int, str] = {}
     for row in chosen:
         try:
-            extractor(connectivity=source.read(row).values)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # regions without signal are counted when all are read
+                extractor(connectivity=source.read(row).values)
         except NotCorrelationsError as error:
             refused[row] = str(error)
         except (ValueError, TypeError, OSError):

@@ -156,10 +156,17 @@ def _pooled_rows(results: TaskResults) -> list[list[str]]:
     if not any(scores[metrics[0]].pooled is not None for scores in results.models.values() if metrics[0] in scores):
         return []
     rows = [
-        [model, *(score_text(metric, scores[metric]) if metric in scores else NOT_MEASURED for metric in metrics)]
+        [model, *(_pooled_cell(model, metric, scores.get(metric)) for metric in metrics)]
         for model, scores in results.models.items()
     ]
     return rows + _last_rows(results, metrics)
+
+
+def _pooled_cell(model: str, metric: str, score: Score | None) -> str:
+    if score is None:
+        return NOT_MEASURED
+    # What is the same for every subject of a fold has an order only between folds, which says nothing.
+    return number_text(metric, score.mean) if model in CONSTANT.values() else score_text(metric, score)
 
 
 def _last_rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
@@ -178,11 +185,11 @@ def _last_rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
 
 def _difference(beside: Difference) -> str:
     """+0.010 [-0.020 to 0.030]: level."""
-    text = f"{beside.value:+.3f}"
+    value, *ends = (round(number, 3) + 0.0 for number in (beside.value, *(beside.interval or ())))  # never -0.000
+    text = f"{value:+.3f}"
     if beside.interval is None:
         return text
-    low, high = beside.interval
-    return f"{text} [{low:.3f} to {high:.3f}]: {beside.verdict}"
+    return f"{text} [{ends[0]:.3f} to {ends[1]:.3f}]: {beside.verdict}"
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:
