@@ -90,12 +90,14 @@ def fit_task(
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
     processor = LCMProcessor(one_extractor(extractors), tokenizer)
-    atlas, matrices = next(iter(connectivity.items()))  # of several atlases, the first one's scans are the reference
-    here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
-    chosen = here[np.unique(np.linspace(0, len(here) - 1, min(len(here), most_scans(matrices.shape[-1])), dtype=int))]
-    processor.limits = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
-    if processor.limits is not None:
-        processor.limits.facts["atlas"] = atlas
+    limits = {}
+    for name, matrices in connectivity.items():
+        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
+        most = min(len(here), most_scans(matrices.shape[-1]))
+        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
+        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
+    first, *others = limits.values()
+    processor.limits = TrainingLimits.several(limits) if others else first
     return FittedTask(model, processor, report)
 
 

@@ -178,10 +178,11 @@ class _ClosedFormEstimator(BaseEstimator):
         extractor, known = self.processor_.feature_extractor, self.processor_.limits
         if known is None:
             raise ValueError("The limits are not known: fit saw fewer than 10 subjects.")
-        matrices = known.part_of(_extract(extractor, self._by_atlas(X, extractor)))
-        if matrices is None or np.isnan(matrices).any():
-            raise ValueError(f"Limits compare scans of {known.facts.get('atlas')}: give every scan in this atlas.")
-        return known.check(matrices, age)
+        found = known.for_scans(_extract(extractor, self._by_atlas(X, extractor)))
+        if found is None:
+            atlases = " or ".join(known.facts.get("atlases", [known.facts.get("atlas")]))
+            raise ValueError(f"Limits compare scans of {atlases}: give every scan in this atlas.")
+        return found[0].check(found[1], age)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Save the fitted model with its processor as an ordinary checkpoint, for `from_pretrained` and pipelines."""

@@ -111,6 +111,38 @@ class TrainingLimits:
         span = [float(known.min()), float(known.max())] if len(known) else None
         return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": span, "errors": {}})
 
+    @classmethod
+    def several(cls, by_atlas: "Mapping[str, TrainingLimits | None]") -> "TrainingLimits | None":
+        """Statistics of scans in several atlases, each by its own; None where none is known."""
+        known = {atlas: limits for atlas, limits in by_atlas.items() if limits is not None}
+        if not known:
+            return None
+        arrays = {f"{atlas}/{name}": values for atlas, each in known.items() for name, values in each.arrays.items()}
+        return cls(arrays, {"errors": {}, "atlases": {atlas: each.facts for atlas, each in known.items()}})
+
+    def of_atlas(self, atlas: str | None) -> "TrainingLimits | None":
+        """Those of one atlas: of several its own, or None; of one, these."""
+        facts = self.facts.get("atlases")
+        if facts is None:
+            return self
+        if atlas not in facts:
+            return None
+        start = f"{atlas}/"
+        arrays = {name.removeprefix(start): each for name, each in self.arrays.items() if name.startswith(start)}
+        return TrainingLimits(arrays, facts[atlas] | {"atlas": atlas})
+
+    def for_scans(self, connectivity: Any) -> "tuple[TrainingLimits, Any] | None":
+        """Statistics of an atlas that all of some scans have, and their matrices; None where there is none.
+
+        Args:
+            connectivity: `(scans, regions, regions)`, or a dictionary of these by atlas.
+        """
+        for limits in map(self.of_atlas, self.facts.get("atlases", [None])):
+            part = None if limits is None else limits.part_of(connectivity)
+            if limits is not None and part is not None and not bool((part[:, 0, 0] != part[:, 0, 0]).any()):  # NaN
+                return limits, part
+        return None
+
     def part_of(self, connectivity: Any) -> Any:
         """The matrices that can be compared: those of the atlas that the statistics are of; None without it.
 

@@ -166,10 +166,11 @@ class ConnectomeClassificationPipeline(Pipeline):
         """What goes beside every answer about a scan."""
         # A processor of an earlier version has no such attribute.
         limits = getattr(self.processor, "limits", None)
-        matrices = None if limits is None else limits.part_of(model_outputs["connectivity"])
-        if limits is None or matrices is None or matrices.isnan().all():  # of another atlas, or absent
+        found = None if limits is None else limits.for_scans(model_outputs["connectivity"])
+        if found is None:  # of another atlas, or absent
             return {"out_of_distribution": None, "limits": NOT_KNOWN}
-        check = limits.check(matrices.float().cpu(), model_outputs["age"].cpu())[0]
+        known, matrices = found
+        check = known.check(matrices.float().cpu(), model_outputs["age"].cpu())[0]
         return {"out_of_distribution": check.out_of_distribution, "limits": " ".join(check.reasons)}
 
     def _uncertainty(self, predicted: Any) -> Any:

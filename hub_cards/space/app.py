@@ -21,7 +21,9 @@ from transformers import AutoConfig
 
 import modeling_lcm
 from modeling_lcm.atlases import find_atlas, region_coordinates
+from modeling_lcm.edges_lcm import LCMEdgeFeatures
 from modeling_lcm.limits_lcm import NOT_KNOWN
+from modeling_lcm.readouts_lcm import prevalences
 from training.preparation.quality import homotopic_pairs, measure
 from training.preparation.sources.arrays import read_array
 from training.preparation.sources.text import FileArray
@@ -37,8 +39,8 @@ LARGEST_MB = 20  # a scan of 1,000 regions and 1,200 volumes in single precision
 LARGEST_UNPACKED_MB = 200
 TITLE = "Large Connectome Model: try it on a scan"
 INTRODUCTION = """
-Drop **one scan**: ROI time series (volumes, regions) or Pearson FC (regions, regions) in the atlas **{atlas}**
-({regions} regions). The file is read on this machine and deleted after an hour.
+Drop **one scan**: ROI time series (volumes, regions) or Pearson FC (regions, regions), in {atlases}. The file is read
+on this machine and deleted after an hour.
 
 This is research software, not a diagnostic device: nothing on this page says anything about a patient.
 """
@@ -46,6 +48,8 @@ NOT_NAMED = "The file names no regions: their order was not checked."
 NO_MAP = "There is no map: {why}."
 ABOUT_MAP = "How much the token reads of each region, averaged over layers and heads (1 = evenly)."
 ABOUT_EDGES = " What the model reads from single edges is not in it."
+ABOUT_SHARES = "How much each region's edges moved the answer for this scan, up or down (1 = all alike)."
+SHIPPED = Path(__file__).resolve().parents[1] / "lcm-open"
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,15 @@ class Answer:
         status (`str`): one paragraph: whether the scan is one that the model can say something about.
         quality (`list[tuple[str, str]]`): measures of the scan and their values.
         predictions (`list[tuple[str, str, str]]`): variable, prediction, and how sure it is.
-        maps (`dict[str, np.ndarray]`): per token how much it reads of each region `(regions,)`, 1 on average.
+        atlas (`str`): the atlas that the scan was read in.
+        maps (`dict[str, np.ndarray]`): per token how much each region counts `(regions,)`, 1 on average.
         shown (`str`): the token whose map is shown first; empty without maps.
     """
 
     status: str
     quality: list[tuple[str, str]]
     predictions: list[tuple[str, str, str]]
+    atlas: str
     maps: dict[str, np.ndarray]
     shown: str
 
@@ -85,8 +91,8 @@ class Reader:
             raise ValueError(f"{checkpoint} holds a {name}: a checkpoint of this package is needed.")
         self.processor = modeling_lcm.LCMProcessor.from_pretrained(checkpoint)
         # Only this implementation returns the maps.
-        self.model = kind.from_pretrained(checkpoint, attn_implementation="eager").eval()
-        self.atlas = str(self.processor.feature_extractor.atlas)
+        self.model = kind.from_pretrained(checkpoint, attn_implementation="eager").eval().requires_grad_(False)
+        self.extractors = self.processor.feature_extractor.by_atlas
 
     def read(self, path: Path, age: float | None = None) -> Answer:
         """Read a file, measure the scan, and predict.
@@ -102,28 +108,74 @@ class Reader:
         array = read_array(path)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            connectivity = self.processor(**_as_scan(array), return_tensors="pt")["connectivity"]
+            given = self.processor(**_as_scan(array), return_tensors="pt")["connectivity"]
+        # Of several atlases, the one that has as many regions as the scan.
+        by_atlas = given if isinstance(given, dict) else dict(zip(self.extractors, [given], strict=True))
+        atlas, connectivity = next(iter(by_atlas.items()))
         remarks = [*array.remarks, *(str(each.message) for each in caught if each.category is UserWarning)]
         if array.header is None:
             remarks.append(NOT_NAMED)
         if len(connectivity) != 1:
             raise ValueError("The checkpoint cuts scans into windows: this page takes one that reads them whole.")
-        with torch.no_grad():
-            outputs = self.model(connectivity=connectivity, output_attentions=True)
-        record = self.processor.post_process(outputs)[0]
-        maps = self._maps(outputs)
+        outputs, edges = self._run(given)
+        record = self._record(outputs, atlas)
+        closed, regions = bool(self.model.config.closed_form), connectivity.shape[-1]
+        maps = _shares(self._logits(outputs), edges, regions) if closed else self._maps(outputs)
+        first = self._first_token(record)
         return Answer(
-            self._status(connectivity, age),
-            [*self._quality(array, connectivity[0].numpy()), *(("remark", text) for text in remarks)],
+            self._status(atlas, connectivity, age),
+            [*self._quality(array, atlas, connectivity[0].numpy()), *(("remark", text) for text in remarks)],
             [(name, *self._words(name, said)) for name, said in record.items()],
+            atlas,
             maps,
-            self._first_token(record) if maps else "",
+            first if first in maps else next(iter(maps), ""),
         )
 
-    def _status(self, connectivity: torch.Tensor, age: float | None) -> str:
-        if self.processor.limits is None:
+    def _run(self, given: Any) -> tuple[Any, list[torch.Tensor]]:
+        """Outputs of the model, and the edges that it reads, with their share in every logit still to be asked for."""
+        edges: list[torch.Tensor] = []
+
+        def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            edges.append(output.detach().requires_grad_())
+            return edges[-1]
+
+        hooks = [m.register_forward_hook(keep) for m in self.model.modules() if isinstance(m, LCMEdgeFeatures)]
+        try:
+            return self.model(connectivity=given, output_attentions=True), edges
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _record(self, outputs: Any, atlas: str) -> dict[str, Any]:
+        """Predictions by variable, the task first; of what was fitted in closed form at its labels' own shares."""
+        tokenizer, shares = self.processor.tokenizer, prevalences(self.model.config, [(atlas,)])
+        pretrained = [variable["name"] for variable in tokenizer.model_variables]
+        bei_logits = getattr(outputs, "bei_logits", None)
+        if bei_logits is None:
+            return tokenizer.batch_decode(outputs.logits.detach(), prevalence=shares)[0]
+        task = tokenizer.batch_decode(outputs.logits.detach(), [tokenizer.task], shares)[0]
+        return task | tokenizer.batch_decode(bei_logits.detach(), pretrained, shares)[0] | task
+
+    def _logits(self, outputs: Any) -> dict[str, torch.Tensor]:
+        """Logits of the tokens that can be read from the scan, by variable and token: against the others' mean."""
+        bei_logits = getattr(outputs, "bei_logits", None)
+        logits = (outputs.logits if bei_logits is None else torch.cat([bei_logits, outputs.logits], 1))[0]
+        names = list(self.processor.tokenizer.get_vocab())
+        found: dict[str, torch.Tensor] = {}
+        for tokens in self.processor.tokenizer.token_slices.values():
+            values = logits[tokens]
+            if not values.isnan().any():
+                against = values - values.mean() if len(values) > 1 else values
+                found |= dict(zip(names[tokens], against, strict=True))
+        return found
+
+    def _status(self, atlas: str, connectivity: torch.Tensor, age: float | None) -> str:
+        limits = self.processor.limits
+        if limits is not None and len(self.extractors) > 1:
+            limits = limits.of_atlas(atlas)
+        if limits is None:
             return NOT_KNOWN
-        check = self.processor.limits.check(connectivity, None if age is None else [age])[0]
+        check = limits.check(connectivity, None if age is None else [age])[0]
         if check.out_of_distribution:
             return "**This scan lies outside the training scans: do not read the predictions.** " + " ".join(
                 check.reasons
@@ -133,14 +185,15 @@ class Reader:
             "Predictions are about groups, and often wrong about one subject."
         )
 
-    def _quality(self, array: FileArray, matrix: np.ndarray) -> list[tuple[str, str]]:
-        names, known = self.processor.feature_extractor.region_names, find_atlas(self.atlas)
+    def _quality(self, array: FileArray, atlas: str, matrix: np.ndarray) -> list[tuple[str, str]]:
+        names, known = self.extractors[atlas].region_names, find_atlas(atlas)
         pairs = homotopic_pairs(names, None if known is None else region_coordinates(known))
         found = measure(matrix, pairs)
         silent = [names[place] if names else f"region {place + 1}" for place in found["silent"]]
         rows, columns = array.values.shape[:2]
         rank = found["homotopic"]
         return [
+            ("atlas", atlas),
             ("read as", f"FC of {columns} regions" if rows == columns else f"{rows} volumes of {columns} regions"),
             ("regions without signal", ", ".join(silent) or "none"),
             ("mean FC", "-" if found["mean_fc"] is None else f"{found['mean_fc']:.2f}"),
@@ -175,25 +228,40 @@ class Reader:
     @staticmethod
     def _first_token(record: dict[str, Any]) -> str:
         """The token of the first variable's predicted label."""
-        name, said = next(iter(record.items()))
+        name, said = next(iter(record.items()), ("", dict[str, Any]()))
         return f"{name}={said['label']}" if "label" in said else name
 
     def draw(self, answer: Answer, token: str) -> Figure | None:
         """The glass brain of one token, where the places of the regions are known."""
-        known = find_atlas(self.atlas)
+        known = find_atlas(answer.atlas)
         places = None if known is None else region_coordinates(known)
         if token not in answer.maps or places is None:
             return None
-        return plot_region_attention(answer.maps[token], places, f"What the token {token} reads")
+        return plot_region_attention(answer.maps[token], places, f"{token}")
 
     def about_map(self, answer: Answer) -> str:
         """What stands below the map."""
-        if not answer.maps:
-            return NO_MAP.format(why="this model reads edges, without attention")
-        known = find_atlas(self.atlas)
-        if known is None or region_coordinates(known) is None:
-            return NO_MAP.format(why=f"the places of the regions of {self.atlas} are not known here")
+        known = find_atlas(answer.atlas)
+        if not answer.maps or known is None or region_coordinates(known) is None:
+            return NO_MAP.format(why=f"the places of the regions of {answer.atlas} are not known here")
+        if self.model.config.closed_form:
+            return ABOUT_SHARES
         return ABOUT_MAP + (ABOUT_EDGES if self.model.config.edge_readout else "")
+
+
+def _shares(logits: dict[str, torch.Tensor], edges: list[torch.Tensor], regions: int) -> dict[str, np.ndarray]:
+    """By token, how much the edges of each region moved a logit that is read from edges: absolute, 1 on average."""
+    (values,) = edges  # (1, edges) of the one atlas: in the order of triu_indices, once for every shrinkage
+    ends = np.triu_indices(regions, 1)
+    found: dict[str, np.ndarray] = {}
+    for token, logit in logits.items():
+        (slope,) = torch.autograd.grad(logit, values, retain_graph=True)
+        each = (slope * values)[0].detach().double().reshape(-1, len(ends[0]))  # (shrinkages, pairs of regions)
+        moved = each.sum(0).abs().numpy()
+        of_region = np.bincount(np.concatenate(ends), np.tile(moved, 2), regions)
+        if of_region.any():
+            found[token] = of_region / of_region.mean()
+    return found
 
 
 def _require_size(path: Path) -> None:
@@ -275,8 +343,8 @@ def build(reader: Reader) -> "gradio.Blocks":
     # Files of visitors are deleted after an hour, and nothing is reported to anybody.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}")
-        extractor = reader.processor.feature_extractor
-        gr.Markdown(INTRODUCTION.format(atlas=reader.atlas, regions=extractor.num_regions))
+        atlases = (f"**{name}** ({extractor.num_regions} regions)" for name, extractor in reader.extractors.items())
+        gr.Markdown(INTRODUCTION.format(atlases=" or ".join(atlases)))
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Scan", file_types=list(FORMATS), type="filepath")
@@ -302,8 +370,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--checkpoint",
-        default=os.environ.get("LCM_CHECKPOINT"),
-        help="folder or Hub repository (default: the variable LCM_CHECKPOINT)",
+        default=os.environ.get("LCM_CHECKPOINT") or (str(SHIPPED) if SHIPPED.is_dir() else None),
+        help="folder or Hub repository (default: the variable LCM_CHECKPOINT, or the weights that come along)",
     )
     parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one")
     options = parser.parse_args(argv)

@@ -27,6 +27,7 @@ from modeling_lcm import (
     BEITokenizer,
     BEIVariable,
     FCFeatureExtractor,
+    LCMClassifier,
     LCMConfig,
     LCMForMultitaskPretraining,
     LCMForSequenceClassification,
@@ -178,6 +179,31 @@ def test_a_finetuned_checkpoint_without_limits(tmp_path: Path, write: Callable[[
     assert [name for name, *_ in answer.predictions] == ["group", "sex", "age"]
     assert answer.shown.startswith("group=")
     assert {"group=control", "group=patient"} < set(answer.maps)
+
+
+def test_a_closed_form_checkpoint_says_which_regions_moved_its_answer(
+    tmp_path: Path, write: Callable[[str], Path]
+) -> None:
+    """The shares are those of the edges' own weights: of two regions alone, where the weights are of one edge."""
+    matrices = np.stack([np.corrcoef(scan.T) for scan in make_scans()])
+    LCMClassifier().fit(
+        {"aal-116": matrices}, np.array(["control", "patient"])[np.arange(len(matrices)) % 2]
+    ).save_pretrained(tmp_path / "fitted")
+    reader = Reader(str(tmp_path / "fitted"))
+    answer = reader.read(write("good"))
+    ((_, label, sure),) = answer.predictions
+    assert label in ("control", "patient")
+    assert sure.startswith("probability")
+    assert {values.shape for values in answer.maps.values()} == {(116,)}
+    # Two labels: what moves one of them moves the other as much.
+    first, second = answer.maps.values()
+    np.testing.assert_allclose(first, second, rtol=1e-3)
+    assert "edges moved the answer" in reader.about_map(answer)
+    with torch.no_grad():
+        reader.model.bei_edge_readout.weight.zero_()
+        reader.model.bei_edge_readout.weight[0, 0] = 1.0  # the edge of the first two regions
+    alone = next(iter(reader.read(write("good")).maps.values()))
+    np.testing.assert_allclose(alone, np.r_[58.0, 58.0, np.zeros(114)], atol=1e-6)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -61,3 +62,27 @@ def test_paths_of_the_page_are_there() -> None:
     for folder, files in re.findall(r"^\| `([\w/]+)/(?:\*\.py)?` \|[^|]*\| ([^|]+) \|$", text, re.MULTILINE):
         for name in re.findall(r"`([\w/.]+)`", files):
             assert (REPOSITORY / folder / name).is_file(), f"{folder}/{name}"
+
+
+def test_modules_of_the_reference_are_there() -> None:
+    text = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    modules = re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE)
+    assert len(modules) > 20
+    for name in modules:
+        place = REPOSITORY.joinpath(*name.split("."))
+        assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file(), name
+
+
+PAGES = [
+    *REPOSITORY.glob("*.md"),
+    *(REPOSITORY / "docs").glob("*.md"),
+    *(REPOSITORY / "hub_cards").glob("*/README.md"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target

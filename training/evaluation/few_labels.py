@@ -54,6 +54,10 @@ def run_job(pool: Pool, job: Mapping[str, Any], sizes: list[int], draws: int, se
         learnt = np.flatnonzero(source & np.isfinite(scans.values))
         head = fit_head(_edges(edges, learnt), scans.select(learnt), len(variable.labels))
         candidates = np.flatnonzero(tested & np.isfinite(scans.values))
+        # The tested scans' mean, which no label enters, as the reference: also with few labels a good one.
+        reference = _reference(edges[candidates, DEFAULT_SHRINKAGE], connectivity.shape[-1])
+        tangents = np.full((len(rows), 1, edges.shape[-1]), np.nan, dtype=np.float32)
+        tangents[candidates] = _tangent(connectivity[candidates], reference)
         for size in sizes:
             if size > MOST * len(candidates):
                 continue
@@ -61,7 +65,7 @@ def run_job(pool: Pool, job: Mapping[str, Any], sizes: list[int], draws: int, se
             for draw in range(draws):
                 chosen = _draw(candidates, scans.values, size, len(variable.labels), generator)
                 others = np.setdiff1d(candidates, chosen)
-                found = _scores(variable, edges, connectivity, scans, chosen, others, head)
+                found = _scores(variable, edges, tangents, scans, chosen, others, head)
                 for method, score in found.items():
                     yield {
                         "job": job["name"],
@@ -105,7 +109,7 @@ def _draw(
 def _scores(
     variable: BEIVariable,
     edges: NDArray[np.float32],
-    connectivity: NDArray[np.float32],
+    tangents: NDArray[np.float32],
     scans: Scans,
     chosen: NDArray[np.int64],
     others: NDArray[np.int64],
@@ -124,10 +128,8 @@ def _scores(
     target = Target.make(values, is_class, few.subjects)
     plain = fit_ridge(_edges(edges, chosen), target, is_plain=True)
     predicted["ridge on log FC"] = plain.score(tested)
-    reference = _reference(edges[chosen, DEFAULT_SHRINKAGE], connectivity.shape[-1])
-    tangents = [_tangent(connectivity[rows], reference) for rows in (chosen, others)]
-    tangent = fit_ridge(Edges({"one": tangents[0].copy()}, 0), target, is_plain=True)
-    predicted["tangent space"] = tangent.score({"one": tangents[1]})
+    tangent = fit_ridge(Edges({"one": tangents[chosen]}, 0), target, is_plain=True)
+    predicted["tangent space"] = tangent.score({"one": tangents[others]})
     return {method: _agreement(truth, predicted[method], is_class) for method in METHODS}
 
 

@@ -65,12 +65,17 @@ class Patterns:
     @property
     def sentence(self) -> str:
         """Whether there is a map to look at, and the figures that say so."""
-        agree = "too few scans for a map of each fold" if np.isnan(self.stability) else (
-            f"maps of {self.folds} folds correlate by {self.stability:.2f} on average ({STABLE} is needed)"
-        )  # fmt: skip
-        chance = "" if self.p_value is None else f", and predictions differ from chance with p = {self.p_value:.3f}"
+        agree = f"maps of {self.folds} folds correlate by {self.stability:.2f} on average ({STABLE} is needed)"
+        if np.isnan(self.stability):
+            agree = "too few scans for a map of each fold"
         if self.is_shown:
+            chance = "" if self.p_value is None else f", and predictions are beyond chance (p {self.p_value:.3f})"
             return f"The map is stable: {agree}{chance}."
+        chance = ""
+        if self.p_value is not None:
+            beyond = self.p_value < SIGNIFICANT
+            chance = f", {'although predictions are' if beyond else 'and predictions are not'} beyond chance"
+            chance += f" (p {self.p_value:.3f})"
         return f"No map is drawn, since there is none to rely on: {agree}{chance}."
 
 

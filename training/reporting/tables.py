@@ -185,11 +185,11 @@ def _last_rows(results: TaskResults, metrics: Sequence[str]) -> list[list[str]]:
 
 def _difference(beside: Difference) -> str:
     """+0.010 [-0.020 to 0.030]: level."""
-    text = f"{round(beside.value, 3) + 0.0:+.3f}"  # never -0.000
+    value, *ends = (round(number, 3) + 0.0 for number in (beside.value, *(beside.interval or ())))  # never -0.000
+    text = f"{value:+.3f}"
     if beside.interval is None:
         return text
-    low, high = beside.interval
-    return f"{text} [{low:.3f} to {high:.3f}]: {beside.verdict}"
+    return f"{text} [{ends[0]:.3f} to {ends[1]:.3f}]: {beside.verdict}"
 
 
 def _table(results: TaskResults, metrics: Sequence[str] | None) -> list[list[str]]:

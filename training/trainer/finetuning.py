@@ -81,7 +81,8 @@ def finetune(
     """
     if arguments.head == "ridge":
         model, fitted = fit_ridge(cohort, arguments, announce, check_leakage)
-        fitted.limits = training_limits(cohort)
+        known = [atlas for atlas in cohort.atlases if atlas in fitted.feature_extractor.by_atlas]
+        fitted.limits = training_limits(cohort.with_atlases(known) if known else cohort)
         return model, fitted, []
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)

@@ -14,9 +14,10 @@ LIMIT_COLUMNS = ("out_of_distribution", "limits", "in_training_data", "distance"
 def training_limits(cohort: Cohort) -> TrainingLimits | None:
     """Statistics of a cohort's scans, evenly chosen where there are very many; None with fewer than 10 subjects.
 
-    Of several atlases, they are those of the first one.
+    Of several atlases, each has its own.
     """
-    cohort = cohort.with_atlas(next(iter(cohort.atlases)))
+    if cohort.others:
+        return TrainingLimits.several({atlas: training_limits(cohort.with_atlas(atlas)) for atlas in cohort.atlases})
     chosen = np.unique(np.linspace(0, len(cohort) - 1, min(len(cohort), most_scans(cohort.num_regions)), dtype=int))
     some = cohort.select(chosen)
     limits = TrainingLimits.of(some.connectivity(), list(some.subjects))
@@ -42,6 +43,7 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
         and the measures of [`ScanCheck`].
     """
     checks: dict[int, ScanCheck] = {}
+    limits = None if limits is None else limits.of_atlas(cohort.by_atlas[0].id)
     if limits is not None:
         parts, ages = {part.id: part for part in cohort.by_atlas}, _ages(cohort.table).to_numpy()
         part = parts.get(str(limits.facts.get("atlas")), cohort.by_atlas[0])

@@ -127,7 +127,8 @@ def _read(
     certain = pd.Series(True, index=records.index)
     for column, values in (entry.get("only") or {}).items():
         certain &= records[column].isin(values)
-    names = scan_names(records, cohort)
+    # The recipe's name of the cohort counts: a data set of one atlas has a name of its own.
+    names = scan_names(records.drop(columns="dataset", errors="ignore"), cohort)
     others = other_names(records)
     site = records["site"].astype(str) if "site" in records else pd.Series("one", index=records.index)
     found = pd.DataFrame({"cohort": cohort, "site": site, "name": names})

@@ -8,12 +8,14 @@ import numpy as np
 from modeling_lcm import BEITokenizer, LCMProcessor
 from modeling_lcm.closed_form_fit import one_extractor
 from modeling_lcm.closed_form_model import build_model
+from modeling_lcm.limits_lcm import TrainingLimits, most_scans
 
 from ..data.identity import hash_names
 from ..files import write_folder, write_json
+from ..manifest import seal
 from .checkpoints import RECORD
 from .open_arguments import OpenWeightsArguments
-from .open_heads import evaluate_pool, fit_pool, load_pool
+from .open_heads import Pool, evaluate_pool, fit_pool, load_pool
 from .runs import git_revision, library_versions
 
 
@@ -47,6 +49,7 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
     means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in pool.edges.items()}
     model = build_model(heads, means, pool.extractors, tokenizer)
     processor = LCMProcessor(one_extractor(pool.extractors), tokenizer)
+    processor.limits = TrainingLimits.several({atlas: _limits(pool, atlas) for atlas in pool.rows})
     record = {
         "training_subject_hashes": [hash_names(pool.table["name"])],
         "num_training_scans": len(pool.table),
@@ -64,6 +67,15 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
             code.unlink()
         write_json(folder / RECORD, record)
         write_json(folder / SCORES, {"folds": arguments.folds, "scores": rows})
+        seal(folder)
 
     write_folder(output, fill)
     yield f"Written to {output}"
+
+
+def _limits(pool: Pool, atlas: str) -> TrainingLimits | None:
+    """What the scans of an atlas are like, evenly chosen where there are very many."""
+    rows, matrices = pool.rows[atlas], pool.connectivity[atlas]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most_scans(matrices.shape[-1])), dtype=int))
+    ages = pool.table["age"].to_numpy(float)[rows[chosen]]
+    return TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist(), ages)

@@ -13,7 +13,7 @@ from training.data.identity import seen_subjects
 from training.few_labels import main as few_labels
 from training.open_weights import main as open_weights
 from training.trainer.checkpoints import read_record
-from training.trainer.open_heads import evaluate_pool, fit_pool, load_pool
+from training.trainer.open_heads import NAMES, _read, evaluate_pool, fit_pool, load_pool
 
 
 @pytest.fixture
@@ -50,6 +50,16 @@ def test_cohorts_are_pooled_and_only_certain_labels_count(recipe: Path, dataset:
     assert scores[(scores["variable"] == "group") & (scores["cohort"] == "first")]["auc"].item() > 0.8
 
 
+def test_subjects_of_two_cohorts_are_known_as_one(dataset: Path) -> None:
+    """By the columns `same_person_in_COHORT`, with the recipe's names of the cohorts."""
+    cohort = load_cohort(dataset)
+    records = cohort.table.assign(same_person_in_first=["1", *[None] * (len(cohort) - 1)])
+    read = [_read(records, "first", {}, []), _read(records, "second", {}, [])]
+    names = [set(each[NAMES].iloc[0]) for each in read]
+    assert names[0] & names[1] == {"first/1"}
+    assert not set(read[0][NAMES].iloc[1]) & set(read[1][NAMES].iloc[1])
+
+
 def test_command_writes_a_checkpoint_that_knows_its_subjects(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "open"
     open_weights(["--data", str(tmp_path), "--recipe", str(recipe), "--output", str(output), "--folds", "2"])
@@ -59,6 +69,7 @@ def test_command_writes_a_checkpoint_that_knows_its_subjects(recipe: Path, datas
     inputs = processor(connectivity=cohort.connectivity(), return_tensors="pt")
     predicted = [record["group"]["label"] for record in processor.post_process(model(**inputs))]
     assert (np.array(predicted) == cohort.table["group"]).mean() > 0.8
+    assert processor.limits.of_atlas(cohort.feature_extractor.atlas).check(cohort.connectivity()[:1])[0].beyond > 0
     record = read_record(output)
     assert "training_subjects" not in record
     table = cohort.table.assign(dataset="first")
