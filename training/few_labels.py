@@ -3,17 +3,22 @@
 from pathlib import Path
 
 from .cli import command, hide_bars_of_files
-from .files import require_new, write_text
+from .files import claim, write_text
 from .trainer.open_arguments import FewLabelsArguments
 
 
 @command(FewLabelsArguments)
 def main(arguments: FewLabelsArguments) -> None:
     """Command line."""
-    output = require_new(arguments.output)
+    with claim(arguments.output) as output:
+        _study(arguments, output)
+
+
+def _study(arguments: FewLabelsArguments, output: Path) -> None:
     import pandas as pd
 
     from .evaluation.few_labels import as_markdown, figure, load_jobs, run_job, summarise
+    from .reporting.plain import write_table
     from .trainer.open_heads import load_pool
 
     hide_bars_of_files()
@@ -24,8 +29,8 @@ def main(arguments: FewLabelsArguments) -> None:
         print(as_markdown(summarise(pd.DataFrame([row for row in rows if row["job"] == job["name"]]))), flush=True)
     found = pd.DataFrame(rows)
     summary = summarise(found)
-    Path(output).mkdir(parents=True, exist_ok=True)
-    write_text(output / "scores.tsv", found.to_csv(sep="\t", index=False, float_format="%.4f"))
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(output / "scores.tsv", found, decimals=4)
     write_text(output / "few_labels.md", as_markdown(summary))
     figure(summary).savefig(output / "few_labels.png", dpi=110)
     print(f"Written to {output}")

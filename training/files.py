@@ -39,14 +39,17 @@ def claim(path: str | Path, resume: bool = False) -> Iterator[Path]:
         BlockingIOError: another run writes to it; says which.
         OSError: nothing can be written there.
     """
-    target = require_new(path, resume)
-    if target.is_symlink():
-        target = Path(os.path.realpath(target))
+    target = target_of(require_new(path, resume))
     require_writable(target.parent)
     with lock_of(target):
         require_new(target, resume)  # it may have been finished a moment ago
         remove_leftovers(target)
         yield target
+
+
+def target_of(path: Path) -> Path:
+    """Where a link leads to, also if there is nothing yet; other paths as they are."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def require_new(path: str | Path, resume: bool = False) -> Path:

@@ -1,21 +1,19 @@
 """Make lcm-open again: `python -m training.open_weights --data runs/open --output hub_cards/lcm-open`."""
 
-from pathlib import Path
-
 from .cli import command, hide_bars_of_files
-from .files import require_new
+from .files import claim
 from .trainer.open_arguments import OpenWeightsArguments
 
 
 @command(OpenWeightsArguments)
 def main(arguments: OpenWeightsArguments) -> None:
     """Command line."""
-    output = require_new(arguments.output)
-    from .trainer.open_weights import make_open_weights
+    with claim(arguments.output) as output:
+        from .trainer.open_weights import make_open_weights
 
-    hide_bars_of_files()
-    for line in make_open_weights(arguments, Path(output)):
-        print(line, flush=True)
+        hide_bars_of_files()
+        for line in make_open_weights(arguments, output):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

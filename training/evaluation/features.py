@@ -18,6 +18,7 @@ from modeling_lcm import LCMConfig
 from modeling_lcm.edges_lcm import matrix_logarithm
 
 from ..data.cohort import Cohort
+from ..files import scratch_folder
 
 
 # Fisher z is infinite at |r| = 1; float16 storage rounds correlations above 0.9998 up to 1.
@@ -185,20 +186,16 @@ def stored_log_fc(cohort: Cohort, data: str | Path) -> Iterator[StoredLogFC]:
 def _write(cohort: Cohort, folder: Path, name: str) -> Path:
     """Compute log FC and write it into a folder, whole or not at all; its checksum ends the file's name."""
     edges = sum(part.triangles.shape[1] for part in cohort.by_atlas)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-    os.close(handle)
-    try:
+    with scratch_folder(folder / name) as scratch:
+        temporary = scratch / "log_fc.npy"
         values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(cohort), edges))
         for start in range(0, len(cohort), SCANS_AT_ONCE):
             scans = slice(start, start + SCANS_AT_ONCE)
             values[scans] = _log_edges(cohort, scans)
         values.flush()
         del values
-        path = folder / f"{name}_{_checksum(Path(temporary))}.npy"
+        path = folder / f"{name}_{_checksum(temporary)}.npy"
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path
 
 

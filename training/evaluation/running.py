@@ -12,6 +12,7 @@ import torch
 
 from ..data.folds import Folds
 from ..files import write_json
+from ..manifest import require_intact_file, seal_file
 from ..reporting.results import LCM, METRIC_TITLES, number_text
 from .design import Design, Parts
 from .fold import Member, fit_baselines, join_fold, run_fold, train_member
@@ -45,7 +46,8 @@ class Place:
     external: str | None = None
 
     def result(self) -> dict[str, Any]:
-        """What was written."""
+        """What was written; raises `ValueError` where it has changed since."""
+        require_intact_file(self.path)
         return json.loads(self.path.read_text(encoding="utf-8"))
 
 
@@ -94,6 +96,7 @@ def run_places(design: Design, folds: Sequence[Folds], places: Sequence[Place]) 
     started = time.monotonic()
     for done, (place, result) in enumerate(run(design, folds, todo, workers), start=1):
         write_json(place.path, result)
+        seal_file(place.path)
         minutes = (time.monotonic() - started) / done * (len(todo) - done) / 60
         left = f", about {minutes:.0f} min left" if done < len(todo) else ""
         ended = len(places) - len(todo) + done

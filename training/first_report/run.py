@@ -15,10 +15,11 @@ from ..evaluation.arguments import EvaluateArguments
 from ..evaluation.cross_validation import evaluate
 from ..evaluation.design import make_design
 from ..explanation.patterns import Patterns, edge_patterns
-from ..files import claim, write_json, write_text
+from ..files import claim, file_name, write_json
 from ..preparation.assemble import summary_of
 from ..preparation.build import prepare
 from ..preparation.recognise import DATASET
+from ..reporting.plain import write_table
 from ..reporting.results import LCM, Results
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
@@ -155,8 +156,7 @@ def _explained(
     folder = output / "explanation"
     for each in found:
         name = each.label or arguments.task
-        safe = "".join(character if character.isalnum() else "_" for character in name)
-        write_text(folder / f"regions_{safe}.tsv", each.regions.to_csv(sep="\t", index=False, float_format="%.5f"))
+        write_table(folder / f"regions_{file_name(name)}.tsv", each.regions, decimals=5)
         if len(each.pairs):
-            write_text(folder / f"networks_{safe}.tsv", each.pairs.to_csv(sep="\t", index=False, float_format="%.5f"))
+            write_table(folder / f"networks_{file_name(name)}.tsv", each.pairs, decimals=5)
     return found

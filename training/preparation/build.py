@@ -16,7 +16,7 @@ from modeling_lcm.atlases import ATLASES, find_atlas, region_coordinates, region
 from ..cli import did_you_mean
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
-from ..files import claim, require_new
+from ..files import claim, require_new, target_of
 from ..settings import default_of
 from .arguments import PATHS, PrepareArguments, in_each_atlas
 from .assemble import Excluded, PreparedCohort, assemble
@@ -58,7 +58,7 @@ def prepare(arguments: PrepareArguments) -> Path:
         FileExistsError: the output folder holds something already.
     """
     if arguments.shard is not None:  # other shards of this output run at the same time; each has a lock of its own
-        return _prepare(arguments, require_new(arguments.output))
+        return _prepare(arguments, target_of(require_new(arguments.output)))
     with claim(arguments.output) as output:
         return _prepare(arguments, output)
 

@@ -4,6 +4,7 @@ import pandas as pd
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
+from ..cli import did_you_mean
 from ..data.cohort import is_phenotype
 from ..data.identity import SAME_PERSON
 from .arguments import PrepareArguments
@@ -123,4 +124,5 @@ def _require_columns(raw: pd.DataFrame, names: list[str], where: str) -> None:
     if missing:
         raise ValueError(
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, raw.columns))}."
+            f"{did_you_mean(missing[0], map(str, raw.columns))}"
         )

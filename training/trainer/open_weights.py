@@ -12,6 +12,7 @@ from modeling_lcm.limits_lcm import TrainingLimits, most_scans
 
 from ..data.identity import hash_names
 from ..files import write_folder, write_json
+from ..manifest import seal
 from .checkpoints import RECORD
 from .open_arguments import OpenWeightsArguments
 from .open_heads import Pool, evaluate_pool, fit_pool, load_pool
@@ -66,6 +67,7 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
             code.unlink()
         write_json(folder / RECORD, record)
         write_json(folder / SCORES, {"folds": arguments.folds, "scores": rows})
+        seal(folder)
 
     write_folder(output, fill)
     yield f"Written to {output}"

@@ -52,8 +52,9 @@ def test_evaluate_end_to_end(
 
     monkeypatch.setitem(FITTED, "linear", ("linear", Recorder(linear_baseline.fit)))
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
-    names = ("data", "output", "pretrain", "finetune", "n_folds")
-    flags = [f"--{name}={getattr(arguments, name)}" for name in names] + ["--baselines", "majority", "linear"]
+    names = ("data", "output", "pretrain", "finetune", "n_folds", "workers")
+    flags = [f"--{name}={getattr(arguments, name)}" for name in names]
+    flags += ["--baselines", "majority", "linear"]
     evaluate.main(flags)
     assert "LCM" in capsys.readouterr().out
     folder = tmp_path / "folds"

@@ -48,17 +48,17 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
     assert metrics.groups["sex"]["F"].n_subjects == PEOPLE // 2
     # Files for people.
     text = (tmp_path / "folds" / "results.md").read_text()
-    assert text.startswith("# All | of <them>\n")
+    assert text.startswith("# All \\| of &lt;them&gt;\n")
     assert f"| {OPTIMISTIC} |" in text
     assert "**ROC AUC by site**" in text
     page = (tmp_path / "folds" / "report.html").read_text()
     assert "All | of &lt;them&gt;" in page
     for caption in (
-        "ROC over folds",
+        "ROC of all left-out predictions",
         "Confusion matrix",
         "Calibration",
         "in every fold",
-        "Learning curves, fine-tuning",
+        "Loss by epoch, fine-tuning",
     ):
         assert caption in page
 

@@ -60,7 +60,7 @@ def test_every_fold_is_harmonised_by_its_training_scans(
     monkeypatch.setattr(training.evaluation.fold, "predict_logits", watched_prediction)
     config = write_config("pretrain", **{**TINY, **SHORT, "epochs": 1, "categorical": ["sex", "group"]})
     settings = f"--data {dataset} --output {tmp_path / 'folds'} --pretrain {config} --stratify group --n_folds 2"
-    training.evaluate.main([*settings.split(), "--harmonise", "site", "--finetune", ""])
+    training.evaluate.main([*settings.split(), "--harmonise", "site", "--finetune", "", "--workers", "1"])
     folds = Folds.load(tmp_path / "folds" / "splits.json")
     subjects = two_scanners.table["subject_id"].astype(str)
     assert len(calls) == len(given) == len(folds.test_subjects) == 2

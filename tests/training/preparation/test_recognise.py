@@ -255,3 +255,22 @@ def test_no_room_is_said_before_scans_are_read(
     with pytest.raises(ValueError, match=r"has 0.00 GB of free space, and the FC of these scans takes about"):
         prepared(folder, atlas="mine")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_pattern_that_fits_no_file_shows_what_there_is(series: np.ndarray, tmp_path: Path) -> None:
+    folder = write_table(tmp_path / "lab", IDS)
+    (folder / "series").mkdir()
+    np.save(folder / "series" / "subj7_ts.npy", series[0])
+    settings = {"participants": str(folder / "participants.tsv"), "output": str(tmp_path / "out"), "atlas": "mine"}
+    for pattern, words in (
+        (
+            "series/{participant_id}_ts.npy",
+            r"no scan .*sub-01_ts.npy .* There is .*subj7_ts.npy: spell the ids",
+        ),
+        ("series/{participant_id}_bold.npy", r"series holds subj7_ts.npy: correct the pattern"),
+        ("serie/{participant_id}.npy", r"lab holds participants.tsv, series: correct the pattern"),
+    ):
+        with pytest.raises(FileNotFoundError, match=words):
+            prepare(PrepareArguments(time_series=str(folder / pattern), **settings))
+    with pytest.raises(ValueError, match=r"no column 'sexx'.* Did you mean sex\?"):
+        prepare(PrepareArguments(time_series=str(folder / "{participant_id}"), phenotypes=["sexx"], **settings))

@@ -1,6 +1,7 @@
 """One file per scan, found by a pattern with the table's columns in braces."""
 
 import glob
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,23 @@ def locate(pattern: str, table: pd.DataFrame, whose: Callable[[int], str]) -> li
             "braces that tell the scans apart."
         )
     return paths
+
+
+def what_is_there(pattern: str) -> str:
+    """A sentence about the files that a pattern, none of whose files is there, may have meant.
+
+    Args:
+        pattern (`str`): path with names of columns in braces.
+    """
+    alike = sorted(glob.glob(re.sub(r"\{[^{}]*\}", "*", pattern)))
+    if alike:
+        return f"There is {alike[0]}: spell the ids in the table and in the files' names alike, or change the pattern."
+    folder = Path(pattern[: pattern.index("{")] + "x").parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"The folder {folder} holds {shown or 'nothing'}: correct the pattern {pattern}."
 
 
 def _first_double(paths: list[Path]) -> Path:

@@ -14,7 +14,7 @@ from .base import DEFAULT_ATLAS, Source
 from .bids import bids_source
 from .edge_tables import edge_source
 from .fetchers import fetch_source
-from .files import file_source
+from .files import file_source, what_is_there
 from .images import image_source
 from .regions import Regions
 from .tables import read_table
@@ -67,7 +67,8 @@ def open_source(arguments: Any, check: Callable[[pd.DataFrame], None]) -> Source
         source = _from_table(kind, arguments, check)
     if len(source.table) == 0:
         reason = source.absent[0].reason if source.absent else "The table has no scans."
-        raise FileNotFoundError(reason)
+        pattern = getattr(arguments, kind) if kind in ("connectivity", "time_series", "images") else ""
+        raise FileNotFoundError(f"{reason} {what_is_there(pattern)}".strip() if "{" in pattern else reason)
     if kind in ("bids", "fetch"):
         check(source.table)
     return source
