@@ -88,7 +88,7 @@ def run(name: str, study: Mapping[str, dict[str, Any]], workers: int = 0) -> Non
 
 
 def write_pages() -> None:
-    """Put the tables of all finished studies between their marks in docs/results.md, and the summary in README.md."""
+    """Put the tables of all finished studies, and their summary, between their marks in docs/results.md."""
     from .files import write_text
     from .reporting.results import Results
     from .reporting.studies import between_marks, summary_table, tables
@@ -99,8 +99,6 @@ def write_pages() -> None:
     for name, content in tables(records).items():
         text = between_marks(text, name, content)
     write_text(PAGE, between_marks(text, "summary", summary))
-    readme = REPOSITORY / "README.md"
-    write_text(readme, between_marks(readme.read_text(encoding="utf-8"), "summary", summary))
 
 
 if __name__ == "__main__":

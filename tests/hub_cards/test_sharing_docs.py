@@ -1,4 +1,4 @@
-"""The commands of docs/conversion.md and docs/sharing.md, and the example of README.md, run as they are printed."""
+"""The commands of docs/conversion.md and docs/sharing.md run as they are printed."""
 
 import json
 import re
@@ -76,16 +76,3 @@ def test_share_your_model(client: Client, desk: Path, finetuned: Finetuned, prep
     printed = follow(client, desk, "sharing.md")
     assert printed.count("every file and tensor is the same") == 4
     assert printed.count("Dry run") == 1
-
-
-def test_readme_example(
-    finetuned: Finetuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It prints nothing that depends on the weights, so that the demo's checkpoint can be any."""
-    shutil.copytree(finetuned.checkpoint, tmp_path / "runs" / "demo" / "checkpoint")
-    monkeypatch.chdir(tmp_path)
-    page = (REPOSITORY / "README.md").read_text()
-    example = re.search(r"```python\n(import numpy.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
-    assert example is not None
-    exec(example[1], {})
-    assert capsys.readouterr().out == example[2]

@@ -5,7 +5,7 @@ import pytest
 from training.cli import parse_arguments
 from training.reporting.results import Results
 from training.reporting.studies import COMPARISONS, between_marks, summary_table, tables
-from training.studies import PAGE, RECORDS, REPOSITORY, main, settings_of, studies
+from training.studies import PAGE, RECORDS, main, settings_of, studies
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 
 
@@ -14,14 +14,12 @@ def records() -> dict[str, Results]:
     return {path.stem: Results.load(path) for path in sorted(RECORDS.glob("*.json"))}
 
 
-def test_page_and_readme_show_what_the_records_hold() -> None:
+def test_page_shows_what_the_records_hold() -> None:
     found = records()
     page, summary = PAGE.read_text(encoding="utf-8"), summary_table(found)
     for name, content in tables(found).items():
         assert between_marks(page, name, content) == page
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert between_marks(page, "summary", summary) == page
-    assert between_marks(readme, "summary", summary) == readme
 
 
 def test_every_record_has_its_study() -> None:
