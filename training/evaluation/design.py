@@ -196,7 +196,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
         cohort = cohort.with_atlas(pretraining.atlas)
-    elif tuning is not None and tuning.checkpoint:  # the ridge head needs none
+    elif tuning is not None and (tuning.checkpoint or tuning.head != "ridge"):  # which needs none
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)

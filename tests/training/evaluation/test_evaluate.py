@@ -237,6 +237,7 @@ def test_evaluate_refuses_a_checkpoint_that_saw_test_subjects(
 
 def test_evaluate_with_a_checkpoint_of_other_people(
     cohort: Cohort,
+    tmp_path: Path,
     pretrained: Path,
     evaluate_arguments: Callable[..., EvaluateArguments],
     use_table: Callable[..., Cohort],
@@ -247,8 +248,10 @@ def test_evaluate_with_a_checkpoint_of_other_people(
     )
     (metrics,) = results.tasks.values()
     assert metrics.protocol["pretraining"] == str(pretrained)
+    folder = tmp_path / "unused"
     with pytest.raises(ValueError, match="No checkpoint was given"):
-        training.evaluation.cross_validation.evaluate(evaluate_arguments(pretrain=None, output="unused"))
+        training.evaluation.cross_validation.evaluate(evaluate_arguments(pretrain=None, output=str(folder)))
+    assert not folder.exists()
 
 
 def test_evaluate_with_two_precisions(evaluate_arguments: Callable[..., EvaluateArguments]) -> None:
