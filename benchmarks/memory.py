@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
 
 
 def random_cohort(scans: int, regions: int) -> Cohort:
-    """Random connectomes of people with an age, a group of 30 labels and a task of two."""
+    """Random connectomes of subjects with an age, a group of 30 labels and a task of two."""
     rng = np.random.default_rng(0)
     groups = [f"g{number % LABELS:02d}" for number in range(scans)]
     table = pd.DataFrame(

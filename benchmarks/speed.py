@@ -192,7 +192,7 @@ def compare(part: str, runs: dict[str, Callable[[], None]], repeats: int, device
 
 
 def saved_activations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
-    """MiB per person that a training step keeps for its backward pass, weights not counted."""
+    """MiB per subject that a training step keeps for its backward pass, weights not counted."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
     kept = []  # or a freed tensor's address would come back as another one's
@@ -369,7 +369,7 @@ def draw_growth(results: dict[str, dict[int, dict]], path: str) -> None:
 
 
 def table(options: SpeedArguments, result: dict) -> str:
-    """The result for people."""
+    """The result as text."""
     lines = [
         f"{options.size}: {result['parameters'] / 1e6:.2f} M parameters, batch {options.batch_size}, "
         f"{options.regions} regions, {options.tokens} tokens, {options.device}, {torch.get_num_threads()} thread(s)",
@@ -381,7 +381,7 @@ def table(options: SpeedArguments, result: dict) -> str:
         lines.append(f"{name:25}" + "".join(f"{f'{mid:.2f} [{low:.2f}-{high:.2f}]':>30}" for low, mid, high in cells))
     if "activations" in result:
         ours, theirs, least = (f"{result['activations'][name]:.2f}" for name in (*MODELS, "checkpointing"))
-        lines.append(f"kept for the backward pass, MiB a person: {ours}, reference {theirs}; checkpointing {least}")
+        lines.append(f"kept for the backward pass, MiB a subject: {ours}, reference {theirs}; checkpointing {least}")
     if "peak memory" in result:
         peaks = result["peak memory"]
         cells = [f"{peaks['ours']:.0f} MiB", f"{peaks['reference']:.0f} MiB"]

@@ -96,7 +96,7 @@ def _pairs(model: Any, meta: dict[str, Any], expected: dict[str, Tensor]) -> Ite
         return
     outputs = model(expected["fc"], output_attentions=True)
     layout = model.target_layout
-    # Recorded layer first, ours person first.
+    # Recorded layer first, ours subject first.
     yield "layer logits", outputs.layer_logits, expected["layer_logits"].transpose(0, 1)
     maps = torch.stack(outputs.cross_attentions, dim=1).mean(2)  # heads averaged: (batch, layers, tokens, regions)
     yield "cross-attention", maps, expected["cross_attention_mean_over_heads"]
@@ -120,7 +120,7 @@ def _finetuned_pairs(
 
 
 def _labels(meta: dict[str, Any], expected: dict[str, Tensor]) -> Tensor:
-    """Label table `(batch, variables)` of the recorded people."""
+    """Label table `(batch, variables)` of the recorded subjects."""
     columns = [expected["labels"], expected["sex"][:, None], expected["age"]]
     table = torch.cat([column.float() for column in columns], dim=1)
     return table.masked_fill(table == meta["missing_label"], float(IGNORE_INDEX))

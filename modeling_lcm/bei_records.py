@@ -1,4 +1,4 @@
-"""Records of people in any usual form: columns of a table, and cells as stripped texts and numbers."""
+"""Records of subjects in any usual form: columns of a table, and cells as stripped texts and numbers."""
 
 import math
 import numbers

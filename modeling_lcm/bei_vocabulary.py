@@ -37,7 +37,7 @@ class BEIVariable:
         name: Column of the record, e.g. `"sex"`; without `"="`, which separates name and label in a token.
         kind: `"categorical"` (one token per label) or `"continuous"` (one token).
         labels: Labels in token order, two or more; empty for a continuous variable.
-        default: Pseudo-label for people of whom nothing is recorded (e.g. `"rest"`, `"healthy"`); only on request.
+        default: Pseudo-label for subjects of whom nothing is recorded (e.g. `"rest"`, `"healthy"`); only on request.
         positive: The label that sensitivity, F1 and ROC AUC speak of where two labels are told apart; the last one of
             two if `None`.
         aliases: Other spellings, `{"male": "M", "1": "M"}`.
@@ -169,7 +169,7 @@ class BEIVariable:
         """Read one column of records as float64 `(batch,)`: label index or value in `unit`, NaN if not recorded.
 
         Args:
-            values: One text, number or missing marker per person.
+            values: One text, number or missing marker per subject.
             where: Names a row in error messages.
 
         Raises:

@@ -108,10 +108,10 @@ class LCMConfig(PreTrainedConfig):
         batch_norm_momentum (`float`, *optional*, defaults to 0.1): Momentum of the stem's running statistics.
         normalize_rows (`bool`, *optional*, defaults to `False`):
             Beyond the paper: centre and scale every FC row to mean 0 and deviation 1 before the stem, which takes away
-            how strongly a person's whole brain correlates. The published models do not; the nano size does.
+            how strongly a subject's whole brain correlates. The published models do not; the nano size does.
         edge_readout (`bool`, *optional*, defaults to `False`):
             Beyond the paper: every token also has a weight for every edge of the FC matrix's logarithm, and the sum is
-            added to its logits after each layer. With a few hundred people this carries most of what can be learnt.
+            added to its logits after each layer. With a few hundred subjects this carries most of what can be learnt.
             The published models do not have it; the nano size does.
         edge_shrinkage (`float`, *optional*, defaults to 0.2):
             Share of the identity in the matrix before its logarithm, which FC of short scans needs to have full rank.
@@ -130,7 +130,7 @@ class LCMConfig(PreTrainedConfig):
         supervision (`str`, *optional*, defaults to `"momentum"`):
             What the loss supervises. `"momentum"`: the mean of the logits over layers (stage 1 of the paper).
             `"adaptive"`: for each BEI variable the layer with the lowest running loss (a sound form of stage 2).
-            `"adaptive_per_sample"`: for each person the layer whose logit of the *true* class is highest (stage 2 as
+            `"adaptive_per_sample"`: for each subject the layer whose logit of the *true* class is highest (stage 2 as
             in the research code; it lets the loss vanish without learning, so use it for comparison only).
             `"last_layer"`: the last layer alone, as in an ordinary decoder (for comparison).
         readout (`str`, *optional*, defaults to `"auto"`):

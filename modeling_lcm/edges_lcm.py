@@ -42,14 +42,14 @@ def matrix_logarithms(connectivity: Tensor, shrinkages: Sequence[float]) -> Tens
 class LCMEdgeFeatures(nn.Module):
     """Edges of a connectome as a linear model reads them best: matrix logarithm, centred with a running mean.
 
-    The logarithm of a correlation matrix spreads its small eigenvalues, in which people differ, as far as its large
+    The logarithm of a correlation matrix spreads its small eigenvalues, in which subjects differ, as far as its large
     ones, which they share. It needs full rank, which a shrinkage towards the identity gives. Noise on the matrix ends
     up in the small eigenvalues: train without `input_noise`.
 
     With several shrinkages, the edges after each of them stand side by side.
 
-    The mean over people is learnt from the training batches and saved with the weights; all processes of a distributed
-    run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
+    The mean over subjects is learnt from the training batches and saved with the weights; all processes of a
+    distributed run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
 
     Attributes:
         mean (`Tensor` of shape `(edges,)`): running mean of the logarithms' upper triangles.

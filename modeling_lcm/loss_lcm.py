@@ -2,7 +2,7 @@
 
 A *target* is what one label column is about: a categorical BEI variable (several tokens, softmax), a continuous one
 (one token, squared error) or a binary one (one token, sigmoid; multi-label tasks). `TargetLayout` says which tokens
-belong to which target, so that all targets are handled at once, without a loop over variables, people or tokens.
+belong to which target, so that all targets are handled at once, without a loop over variables, subjects or tokens.
 """
 
 from dataclasses import dataclass
@@ -155,7 +155,7 @@ def _full_precision(logits: Tensor) -> Tensor:
 
 
 def layerwise_losses(layer_logits: Tensor, labels: Tensor, layout: TargetLayout) -> tuple[Tensor, Tensor]:
-    """Loss of every person, layer and target, and the logit that the true class got.
+    """Loss of every subject, layer and target, and the logit that the true class got.
 
     Args:
         layer_logits (`Tensor` of shape `(batch, layers, tokens)`): float32 or float64.
@@ -191,12 +191,12 @@ def layerwise_losses(layer_logits: Tensor, labels: Tensor, layout: TargetLayout)
 def supervised_losses(
     layer_logits: Tensor, labels: Tensor, layout: TargetLayout, supervision: str, best_layer: Tensor | None = None
 ) -> Tensor:
-    """Loss of every person and target under one supervision stage.
+    """Loss of every subject and target under one supervision stage.
 
     - "momentum": the loss of the mean of the logits over layers (paper, stage 1).
     - "adaptive": the loss of the layer chosen for the target, the same for everybody (`best_layer`).
     - "adaptive_per_sample": categorical targets are supervised only at the layer whose true class has the highest
-      logit, person by person; continuous and binary ones keep the mean over layers (paper, stage 2, research code).
+      logit, subject by subject; continuous and binary ones keep the mean over layers (paper, stage 2, research code).
     - "last_layer": the loss of the last layer.
 
     Args:
@@ -229,7 +229,7 @@ def supervised_losses(
 def multitask_loss(
     losses: Tensor, labels: Tensor, layout: TargetLayout, target_counts: Tensor | None = None
 ) -> Tensor:
-    """Weighted sum over targets of the mean loss over the people whose label was recorded.
+    """Weighted sum over targets of the mean loss over the subjects whose label was recorded.
 
     Args:
         losses (`Tensor` of shape `(batch, targets)`): from [`supervised_losses`].

@@ -233,7 +233,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             connectivity (`Tensor` of shape `(batch, regions, regions)`): functional connectivity; Pearson r. With
                 several atlases `dict[str, Tensor]` by atlas, NaN for scans without one.
             labels (`Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*): downstream labels; -100 for a
-                person without one, who then still contributes through `bei_targets`.
+                subject without one, who then still contributes through `bei_targets`.
             bei_targets (`Tensor` of shape `(batch, variables)`, *optional*): labels or pseudo-labels of the pretrained
                 variables; their loss is weighted by `config.bei_loss_weight`. Their name has no "label" in it, because
                 Trainer would then wait for both before it reports a loss. The former name `bei_labels` is still read.

@@ -73,7 +73,7 @@ class LCMProcessor(ProcessorMixin):
                 allowed.
             time_series: Region signals, instead of `connectivity`.
             records: One record per scan, to train or evaluate with: see `BEITokenizer`. Not needed to predict.
-            pseudo_labels: Label people of whom nothing is recorded with each variable's default.
+            pseudo_labels: Label subjects of whom nothing is recorded with each variable's default.
             region_names: Names of the input's regions, to reorder them.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
@@ -107,7 +107,7 @@ class LCMProcessor(ProcessorMixin):
         return ["connectivity", "labels"] if self.tokenizer.task is None else ["connectivity", "labels", "bei_targets"]
 
     def decode(self, logits: Any, **options: Any) -> dict[str, Any]:
-        """One person's logits `(tokens,)` as a record: see `BEITokenizer.decode`."""
+        """One subject's logits `(tokens,)` as a record: see `BEITokenizer.decode`."""
         return self.tokenizer.decode(logits, **options)
 
     def batch_decode(self, logits: Any, **options: Any) -> list[dict[str, Any]]:

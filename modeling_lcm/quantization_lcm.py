@@ -35,7 +35,7 @@ class LCMPackedConfig(QuantizationConfigMixin):
     """How `from_pretrained(..., quantization_config=...)` packs the decoder's projections for prediction on a CPU.
 
     Args:
-        weights (`str`, *optional*, defaults to `"int8"`): "float32" (the same numbers, faster for few people)
+        weights (`str`, *optional*, defaults to `"int8"`): "float32" (the same numbers, faster for few subjects)
             or "int8" (a quarter of the memory, fastest, rounded).
 
     Raises:
@@ -108,7 +108,7 @@ class PackedLinear(nn.Module):
 class Remembered(nn.Module):
     """A packed projection that gives its last result again while it is asked the same.
 
-    In the first layer all people ask the same, so queries and folded keys are computed once for a model.
+    In the first layer all subjects ask the same, so queries and folded keys are computed once for a model.
     """
 
     def __init__(self, projection: nn.Module) -> None:

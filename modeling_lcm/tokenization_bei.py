@@ -154,7 +154,7 @@ class BEITokenizer(PreTrainedTokenizer):
         Args:
             records: One record (dict or pandas row), a list of them, or a DataFrame such as a BIDS `participants.tsv`.
                 Columns that are no variable are ignored; None, NaN, "", "n/a", "nan" and absent mean not recorded.
-            pseudo_labels: Label people of whom nothing is recorded with the variable's default; never the task.
+            pseudo_labels: Label subjects of whom nothing is recorded with the variable's default; never the task.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
 
         Returns:
@@ -203,7 +203,7 @@ class BEITokenizer(PreTrainedTokenizer):
         variables: Sequence[str] | None = None,
         prevalence: Mapping[str, np.ndarray] | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn the logits of several people into readable records.
+        """Turn the logits of several subjects into readable records.
 
         Args:
             logits: `(batch, tokens)` tensor, array or nested list.
@@ -224,10 +224,12 @@ class BEITokenizer(PreTrainedTokenizer):
         return decode_records(chosen, logits, prevalence)
 
     def decode(self, logits: Any, variables: Sequence[str] | None = None) -> dict[str, Any]:  # type: ignore[override]
-        """Turn one person's logits `(tokens,)` into a readable record: see `batch_decode`."""
+        """Turn one subject's logits `(tokens,)` into a readable record: see `batch_decode`."""
         array = plain_logits(logits)
         if array.ndim != 1:
-            raise ValueError(f"decode takes one person's logits (tokens,), got shape {array.shape}; use batch_decode.")
+            raise ValueError(
+                f"decode takes one subject's logits (tokens,), got shape {array.shape}; use batch_decode."
+            )
         return self.batch_decode(array[None], variables)[0]
 
     def to_frame(self, logits: Any, variables: Sequence[str] | None = None) -> Any:
@@ -286,7 +288,7 @@ class BEITokenizer(PreTrainedTokenizer):
         """Return a tokenizer whose continuous variables have mean 0 and standard deviation 1 on these records.
 
         Args:
-            records: Training records only; held-out people must not shape the labels.
+            records: Training records only; held-out subjects must not shape the labels.
             names: Variables to refit, all continuous ones by default. Name the new ones when fine-tuning: the tokens
                 of a pretrained variable have learnt its present scaling.
 
@@ -306,7 +308,7 @@ class BEITokenizer(PreTrainedTokenizer):
                 values = variable.parse(table.column(variable.name), table.where)
                 values = values[~np.isnan(values)]
                 values = np.log(values[values > 0]) if variable.log else values
-                if len(values):  # a variable that these people lack keeps its scaling
+                if len(values):  # a variable that these subjects lack keeps its scaling
                     variable = replace(
                         variable, mean=float(values.mean()), std=float(values.std()) if np.ptp(values) else 1.0
                     )

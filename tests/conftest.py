@@ -33,7 +33,7 @@ VARIABLES = [
     {"name": "sex", "kind": "categorical", "labels": ["M", "F"], "loss_weight": 1.0},
     {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 0.5},
 ]
-# Two people have everything recorded, two lack something.
+# Two subjects have everything recorded, two lack something.
 LABELS = [[0.0, 1.0, 0.3], [2.0, 0.0, -1.2], [-100.0, 1.0, 0.8], [1.0, -100.0, -100.0]]
 
 
@@ -86,7 +86,7 @@ def tiny_config(make_config: Callable[..., LCMConfig]) -> LCMConfig:
 
 @pytest.fixture
 def make_connectivity(rng: np.random.Generator) -> Callable[..., torch.Tensor]:
-    """Factory of connectomes `(people, regions, regions)`: Pearson correlations of random time series."""
+    """Factory of connectomes `(subjects, regions, regions)`: Pearson correlations of random time series."""
 
     def make(people: int = 4, regions: int = NUM_REGIONS, volumes: int = 40) -> torch.Tensor:
         series = rng.standard_normal((people, volumes, regions))
@@ -97,13 +97,13 @@ def make_connectivity(rng: np.random.Generator) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def connectivity(make_connectivity: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Connectomes of four people, `(4, 12, 12)`."""
+    """Connectomes of four subjects, `(4, 12, 12)`."""
     return make_connectivity()
 
 
 @pytest.fixture
 def labels() -> torch.Tensor:
-    """Labels of the same four people, `(4, 3)`, for the tiny configuration's variables; some are missing."""
+    """Labels of the same four subjects, `(4, 3)`, for the tiny configuration's variables; some are missing."""
     return torch.tensor(LABELS)
 
 

@@ -186,7 +186,7 @@ def _names_of(matrices: Any) -> list[str] | None:
 
 
 def _as_cohort(matrices: Any, extractor: FCFeatureExtractor, columns: dict[str, np.ndarray]) -> Cohort:
-    """Checked connectomes with a table; every scan counts as a person."""
+    """Checked connectomes with a table; every scan counts as a subject."""
     checked = extractor(connectivity=matrices)["connectivity"]
     table = pd.DataFrame({"subject_id": [f"{number:06d}" for number in range(len(checked))], "session": "", **columns})
     return Cohort(table, to_triangles(checked), extractor)
@@ -204,7 +204,7 @@ _PARAMETERS = """
         triangle (`str`): order of vectorised connectomes, see [`as_matrices`].
         settings (`dict`, *optional*): any other setting of training.pretrain (from random weights) or
             training.finetune (with a checkpoint), such as `{"weight_decay": 0.2}` or `{"frozen_layers": 4}`. Every
-            scan counts as a person: with several scans of one, keep `validation_fraction` at 0.
+            scan counts as a subject: with several scans of one, keep `validation_fraction` at 0.
         random_state (`int`, `RandomState` or `None`): the seed of weights, order, dropout and noise.
 
     Attributes:

@@ -46,7 +46,7 @@ from training.prepare import main as prepare
 prepare(["--bids", str(derivatives), "--atlas", "schaefer-200", "--output", str(work / "data")])
 
 # %%
-# The result is a folder that ``datasets`` reads, with a quality report for people to look at.
+# The result is a folder that ``datasets`` reads, with a quality report for subjects to look at.
 from training.data.cohort import load_cohort
 
 

@@ -65,7 +65,7 @@ class Recording:
 
     @property
     def labels(self) -> Tensor:
-        """Our label table `(batch, variables)` of the recorded people."""
+        """Our label table `(batch, variables)` of the recorded subjects."""
         columns = [self.expected["labels"], self.expected["sex"][:, None], self.expected["age"]]
         table = torch.cat([column.float() for column in columns], dim=1)
         return table.masked_fill(table == self.meta["missing_label"], -100.0)

@@ -28,7 +28,7 @@ LOOP = {"epochs": 2, "batch_size": 10, "momentum_epochs": 1, "progress": False, 
 
 @pytest.fixture(scope="module")
 def lemon() -> Cohort:
-    """The first people of the cohort that comes with the repository."""
+    """The first subjects of the cohort that comes with the repository."""
     with np.load(DEMO_DATA / "fc.npz") as file:
         people, triangles = file["participant_id"][:PEOPLE], file["fc_triu"][:PEOPLE]
     table = pd.read_csv(DEMO_DATA / "participants.tsv", sep="\t", index_col="participant_id").loc[people]
@@ -42,7 +42,7 @@ def lemon() -> Cohort:
 def pushed(
     request: pytest.FixtureRequest, lemon: Cohort, client: Client, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Tensor]:
-    """Task of a trained adapter that lies on the Hub with its base, and its logits of people held out.
+    """Task of a trained adapter that lies on the Hub with its base, and its logits of subjects held out.
 
     "cohort" has tokens of its own, "sex" is a pretrained variable.
     """
@@ -91,7 +91,7 @@ with torch.no_grad():
     theirs = automatic(connectivity=scans)
     with model.disable_adapter():
         plain = model(connectivity=scans).logits
-labels = [person[{task!r}]["label"] for person in processor.post_process(ours)]
+labels = [subject[{task!r}]["label"] for subject in processor.post_process(ours)]
 origin = model.peft_config["default"].base_model_name_or_path
 result = [ours.logits.tolist(), theirs.logits.tolist(), plain.tolist(), labels, origin]
 """

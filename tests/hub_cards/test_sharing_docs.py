@@ -41,7 +41,7 @@ def follow(client: Client, desk: Path, page: str) -> str:
         for line in content.strip().splitlines():
             words = shlex.split(line)
             if words[:3] == ["hf", "auth", "login"]:
-                continue  # asks a person; here the token is in the environment
+                continue  # asks a subject; here the token is in the environment
             if words[0] == "cp":
                 shutil.copy(desk / words[1], desk / words[2])
                 # What a user does next: fill it in.

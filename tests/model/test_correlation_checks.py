@@ -36,7 +36,7 @@ def vector(matrix: np.ndarray, order: str, with_diagonal: bool = False) -> np.nd
 
 @pytest.fixture(scope="module")
 def lemon() -> np.ndarray:
-    """Real FC of 20 people, as stored in half precision."""
+    """Real FC of 20 subjects, as stored in half precision."""
     with np.load(DEMO_DATA / "fc.npz") as file:
         return connectivity_from_triangle(file["fc_triu"][:20])
 

@@ -1,4 +1,4 @@
-"""Losses, supervision stages, read-outs and the layer choice, against a slow reference written person by person."""
+"""Losses, supervision stages, read-outs and the layer choice, against a slow reference written subject by subject."""
 
 import math
 
@@ -30,12 +30,12 @@ LAYERS = 3
 
 
 def example(seed: int = 0, people: int = 4) -> Tensor:
-    """Layer logits `(people, 3, 7)` for `LAYOUT`."""
+    """Layer logits `(subjects, 3, 7)` for `LAYOUT`."""
     return torch.randn(people, LAYERS, LAYOUT.num_tokens, generator=torch.Generator().manual_seed(seed))
 
 
 def reference_one(kind: str, logits: list[float], label: float) -> float:
-    """Loss of one target of one person from that target's logits at one layer."""
+    """Loss of one target of one subject from that target's logits at one layer."""
     if kind == "categorical":
         return math.log(sum(math.exp(value) for value in logits)) - logits[int(label)]
     if kind == "binary":
@@ -45,7 +45,7 @@ def reference_one(kind: str, logits: list[float], label: float) -> float:
 
 
 def reference_person(layers: list[list[float]], kind: str, label: float, supervision: str, best: int) -> float:
-    """Supervised loss of one target of one person; `layers` holds the target's logits of every layer."""
+    """Supervised loss of one target of one subject; `layers` holds the target's logits of every layer."""
     if supervision == "adaptive":
         return reference_one(kind, layers[best], label)
     if supervision == "adaptive_per_sample" and kind == "categorical":
@@ -58,7 +58,7 @@ def reference_person(layers: list[list[float]], kind: str, label: float, supervi
 
 
 def reference_losses(logits: Tensor, labels: Tensor, layout: TargetLayout, supervision: str, best: Tensor) -> Tensor:
-    """Supervised losses `(people, targets)`, 0 where nothing was recorded."""
+    """Supervised losses `(subjects, targets)`, 0 where nothing was recorded."""
     losses = torch.zeros(labels.shape)
     for person, row in enumerate(labels.tolist()):
         start = 0
@@ -72,7 +72,7 @@ def reference_losses(logits: Tensor, labels: Tensor, layout: TargetLayout, super
 
 
 def reference_total(losses: Tensor, labels: Tensor, layout: TargetLayout) -> float:
-    """Weighted sum over targets of the mean over the people who were recorded."""
+    """Weighted sum over targets of the mean over the subjects who were recorded."""
     total = 0.0
     for target, weight in enumerate(layout.weights):
         known = [
@@ -96,7 +96,7 @@ def test_supervision_equals_the_reference(supervision: str) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[TargetLayout, Tensor, Tensor, Tensor]:
-    """A random layout with logits `(people, layers, tokens)`, labels with gaps, and a layer per target."""
+    """A random layout with logits `(subjects, layers, tokens)`, labels with gaps, and a layer per target."""
     kinds = draw(st.lists(st.sampled_from(["categorical", "continuous", "binary"]), min_size=1, max_size=5))
     sizes = [draw(st.integers(2, 6)) if kind == "categorical" else 1 for kind in kinds]
     weights = [draw(st.floats(0.0, 3.0, width=32)) for _ in kinds]
@@ -149,7 +149,7 @@ def test_missing_labels_get_no_gradient(supervision: str) -> None:
     logits = example().requires_grad_()
     best = torch.zeros(4, dtype=torch.long)
     multitask_loss(supervised_losses(logits, LABELS, LAYOUT, supervision, best), LABELS, LAYOUT).backward()
-    touched = logits.grad.abs().sum(1) > 0  # (people, tokens)
+    touched = logits.grad.abs().sum(1) > 0  # (subjects, tokens)
     token_is_labelled = labelled(LABELS)[:, [0, 0, 0, 1, 2, 3, 3]]
     assert torch.equal(touched, token_is_labelled)
 

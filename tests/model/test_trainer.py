@@ -36,7 +36,7 @@ NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropo
 
 
 class People(Dataset):
-    """Eight people with complete labels."""
+    """Eight subjects with complete labels."""
 
     def __init__(self, connectivity: Tensor, labels: Tensor) -> None:
         self.connectivity, self.labels = connectivity, labels
@@ -66,7 +66,7 @@ def people(make_connectivity: Callable[..., Tensor], rng: np.random.Generator) -
 
 
 def make_trainer(model: torch.nn.Module, people: People, folder: Path, callbacks: list, **settings: Any) -> Trainer:
-    """Trainer with two batches of four people an epoch, in order."""
+    """Trainer with two batches of four subjects an epoch, in order."""
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,

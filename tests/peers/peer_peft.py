@@ -109,7 +109,7 @@ class TestAdapters(common.PeftCommonTester):
     transformers_class = Scored
 
     def prepare_inputs_for_testing(self) -> dict[str, torch.Tensor]:
-        """Connectomes of three people."""
+        """Connectomes of three subjects."""
         generator = torch.Generator().manual_seed(1)
         series = torch.randn(3, 10, 40, generator=generator)
         return {"connectivity": torch.stack([scan.corrcoef() for scan in series])}

@@ -70,7 +70,7 @@ class Tester:
         return LCMConfig(**self.settings)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[LCMConfig, dict[str, Tensor]]:
-        """The configuration, and connectomes of three people."""
+        """The configuration, and connectomes of three subjects."""
         series = torch.randn(self.batch_size, SETTINGS["num_regions"], 40)
         return self.get_config(), {"connectivity": torch.stack([scan.corrcoef() for scan in series])}
 

@@ -42,8 +42,8 @@ class Study:
     Args:
         folder (`Path`): the files.
         participants (`pd.DataFrame`): `participant_id` (with leading zeros), `sex`, `age`, `group`, `site`, `score`.
-        time_series (`np.ndarray` of shape `(people, volumes, regions)`): float32.
-        connectivity (`np.ndarray` of shape `(people, regions, regions)`): float64 Pearson correlations.
+        time_series (`np.ndarray` of shape `(subjects, volumes, regions)`): float32.
+        connectivity (`np.ndarray` of shape `(subjects, regions, regions)`): float64 Pearson correlations.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Study:
 
 
 def make_signals(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Noise `(people, volumes, regions)`; in group B the first four regions share a signal, in A the last four."""
+    """Noise `(subjects, volumes, regions)`; in group B the first four regions share a signal, in A the last four."""
     signals = rng.standard_normal((len(group), VOLUMES, REGIONS))
     common = rng.standard_normal((len(group), VOLUMES, 1))
     is_b = group == "B"
@@ -63,7 +63,7 @@ def make_signals(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_study(folder: Path) -> Study:
-    """Write the files of 24 people, 12 of each group, into a folder."""
+    """Write the files of 24 subjects, 12 of each group, into a folder."""
     rng = np.random.default_rng(7)
     group = np.array(["A", "B"] * (PEOPLE // 2))
     ids = [f"{number:04d}" for number in range(1, PEOPLE + 1)]
@@ -231,7 +231,7 @@ def other_cohort(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path
         participant_id=[f"p{number}" for number in range(PEOPLE)],
         disease=["yes", "no"] * (PEOPLE // 2),
     )
-    table.to_csv(folder / "people.tsv", sep="\t", index=False, na_rep="n/a")
+    table.to_csv(folder / "subjects.tsv", sep="\t", index=False, na_rep="n/a")
     np.savez(
         folder / "fc.npz",
         participant_id=table["participant_id"].to_numpy(dtype=str),
@@ -240,7 +240,7 @@ def other_cohort(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path
     return prepare(
         PrepareArguments(
             output=str(folder / "other"),
-            participants=str(folder / "people.tsv"),
+            participants=str(folder / "subjects.tsv"),
             connectivity=str(folder / "fc.npz"),
             atlas=ATLAS,
         )

@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"epochs": 1, "settings": SMALL}
 
 @pytest.fixture(scope="module")
 def lemon() -> tuple[np.ndarray, np.ndarray]:
-    """Every second region of the shipped people, `(168, 100, 100)`, and who is young or elderly."""
+    """Every second region of the shipped subjects, `(168, 100, 100)`, and who is young or elderly."""
     with np.load(LEMON / "fc.npz") as archive:
         ids, edges = archive["participant_id"], archive["fc_triu"]
     people = pd.read_csv(LEMON / "participants.tsv", sep="\t", index_col="participant_id")
@@ -45,7 +45,7 @@ def fc(study: Study) -> np.ndarray:
 
 @pytest.fixture
 def group(study: Study) -> np.ndarray:
-    """The planted group of its people, "A" or "B"."""
+    """The planted group of its subjects, "A" or "B"."""
     return study.participants["group"].to_numpy(dtype=str)
 
 

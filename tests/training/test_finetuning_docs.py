@@ -31,7 +31,7 @@ PAGE = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def desk(study: Study, pretrained: Path, tmp_path: Path) -> Iterator[Path]:
-    """A folder with what the page starts from, the made-up study in the place of the shipped people."""
+    """A folder with what the page starts from, the made-up study in the place of the shipped subjects."""
     people = study.participants.assign(cohort=np.where(study.participants["group"] == "A", "young", "elderly"))
     people.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
     prepare(

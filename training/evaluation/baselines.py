@@ -352,7 +352,7 @@ def _inner_splitter(
         folds = min(most, len(np.unique(subjects)))
         splitter = KFold if groups is None else GroupKFold
     else:
-        # A fold needs a person of every class on its validation side.
+        # A fold needs a subject of every class on its validation side.
         folds = min(most, *(len(np.unique(subjects[labels == label])) for label in np.unique(labels)))
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     return splitter(n_splits=folds, shuffle=True, random_state=seed) if folds > 1 else None

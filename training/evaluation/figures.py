@@ -47,7 +47,7 @@ def plot_fold_scores(models: Mapping[str, Sequence[float | None]], metric: str, 
     Args:
         models: per model its score in every fold; None or NaN where it is undefined.
         metric: name for the axis.
-        chance (`float`, *optional*): score without any knowledge of a person.
+        chance (`float`, *optional*): score without any knowledge of a subject.
     """
     figure = Figure(figsize=(5.0, 1.2 + 0.5 * len(models)), layout="constrained")
     axes = figure.subplots()

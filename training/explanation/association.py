@@ -22,7 +22,7 @@ class Maps:
     """One way of drawing a token's attention together.
 
     Args:
-        mean (`np.ndarray` of shape `(regions,)`): over people; 1 = every region is read equally.
+        mean (`np.ndarray` of shape `(regions,)`): over subjects; 1 = every region is read equally.
         by_class (`dict[str, np.ndarray]`): the same per label (or "low" and "high" half of a continuous variable).
         correlation (`np.ndarray` of shape `(regions,)`): of attention with having the label, or with the value.
         p, q (`np.ndarray` of shape `(regions,)`): p-values against shuffled labels; with false discovery rate.
@@ -45,7 +45,7 @@ class Explained:
 
     Args:
         variable (`str`), token (`str`), label (`str`): the label is "" for a continuous variable.
-        people (`int`): how many were shown to the model.
+        subjects (`int`): how many were shown to the model.
         best_layers (`tuple[int, ...]`): per model, counted from 0.
         scans (`np.ndarray`), has_label (`np.ndarray`): scans, and whether each has the label (or a value above the
             median).
@@ -105,7 +105,7 @@ def explain_token(
         np.concatenate([part["scans"] for part in parts]),
         high,
         {method: _maps(variable, number, method, parts, targets, permutations, seed) for method in parts[0]["maps"]},
-        f"{len(parts)} folds" if len(parts) > 1 else "random halves of the people",
+        f"{len(parts)} folds" if len(parts) > 1 else "random halves of the subjects",
     )
 
 
@@ -137,7 +137,7 @@ def _maps(
 
 
 def _by_person(maps: np.ndarray, target: np.ndarray, subjects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scans of a person with one label become one, so that nobody counts several times."""
+    """Scans of a subject with one label become one, so that nobody counts several times."""
     keys = pd.DataFrame({"subject": subjects, "target": target.astype(float)})
     if not keys["subject"].duplicated().any():
         return maps.astype(np.float64), target.astype(np.float64)
@@ -155,10 +155,10 @@ def region_permutation_test(
     """Correlation of every region's attention with a label, and its two-sided p-value against shuffled labels.
 
     Args:
-        attention (`np.ndarray` of shape `(people, regions)`).
-        values (`np.ndarray` of shape `(people,)`): 0/1 or numbers.
-        strata (`np.ndarray` of shape `(people,)`): the model that each person was shown to; differences between models
-            are taken out, and labels are shuffled within them.
+        attention (`np.ndarray` of shape `(subjects, regions)`).
+        values (`np.ndarray` of shape `(subjects,)`): 0/1 or numbers.
+        strata (`np.ndarray` of shape `(subjects,)`): the model that each subject was shown to; differences between
+            models are taken out, and labels are shuffled within them.
         permutations (`int`): shuffles.
         seed (`int`): of the shuffles.
 
@@ -186,8 +186,8 @@ def region_permutation_test(
 def stability(attention: np.ndarray, values: np.ndarray, strata: np.ndarray, seed: int) -> tuple[float, float]:
     """Mean correlation over regions of the mean maps, and of the maps of label effects.
 
-    Between the models, if there are several (each with other people, so that both the chance of training and that of
-    sampling count); else between random halves of the people, where only the latter does.
+    Between the models, if there are several (each with other subjects, so that both the chance of training and that of
+    sampling count); else between random halves of the subjects, where only the latter does.
     """
     if len(np.unique(strata)) > 1:
         groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]

@@ -39,7 +39,7 @@ STAGES = {
     "decoder": "momentum only",
     "adaptive": "momentum, then the best layer per variable",
     "adaptive_only": "the best layer per variable throughout",
-    "adaptive_per_sample": "momentum, then the best layer per person (research code)",
+    "adaptive_per_sample": "momentum, then the best layer per subject (research code)",
     "last_layer": "the last layer alone",
 }
 # The epoch of the optimistic protocol is the best by accuracy, or by mean absolute error.
@@ -91,7 +91,7 @@ COMPARISONS = {
     "pseudo_labels": Comparison(
         {
             "transfer_26": "none",
-            "pseudo_recorded": "records of all people",
+            "pseudo_recorded": "records of all subjects",
             "pseudo_defaults": "records, else default labels",
             "pseudo_model": "records, else confident predictions",
         },
@@ -121,7 +121,7 @@ def between_marks(text: str, name: str, content: str) -> str:
 
 def summary_table(records: dict[str, Results]) -> str:
     """Markdown table of the headline metric of the studies with a linear baseline."""
-    rows = ["| study | predicted | people | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
+    rows = ["| study | predicted | subjects | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
     compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
     for name, record in records.items():
         for task, results in record.tasks.items() if name not in compared else ():
@@ -190,7 +190,7 @@ def study_tables(name: str, record: Results) -> str:
     for task, results in record.tasks.items():
         headline = results.main_metric
         ours = results.models[LCM][headline]
-        lines = [f"**{task}**, {results.n_subjects} people, {results.n_scans} scans:\n"]
+        lines = [f"**{task}**, {results.n_subjects} subjects, {results.n_scans} scans:\n"]
         lines += [results_table_markdown(results, METRICS[headline]), ""]
         if ours.interval is not None:
             low, high = ours.interval
@@ -205,7 +205,7 @@ def study_tables(name: str, record: Results) -> str:
             ]
             lines.append(f"\nMean within sites, weighted by people: {'; '.join(scores)}.")
         for place, elsewhere in results.external.items():
-            lines.append(f"\nTrained on all of them, tested on the {elsewhere.n_subjects} people of {place}:\n")
+            lines.append(f"\nTrained on all of them, tested on the {elsewhere.n_subjects} subjects of {place}:\n")
             lines.append(results_table_markdown(elsewhere, METRICS[headline]))
         parts.append("\n".join(lines))
     checksums = record.protocol["split_checksum"]

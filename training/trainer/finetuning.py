@@ -77,7 +77,7 @@ def finetune(
 
     Raises:
         ValueError: no such checkpoint, an unknown column, a single class, a class without training scans or with a
-            single person, no recorded label at all, a positive label that is none of two, or another atlas than the
+            single subject, no recorded label at all, a positive label that is none of two, or another atlas than the
             checkpoint's.
     """
     if arguments.head == "ridge":

@@ -1,4 +1,4 @@
-"""Leakage: columns that tell the label are named, and people seen by a checkpoint are found under any of their ids."""
+"""Leakage: columns that tell the label are named; subjects seen by a checkpoint are found under any of their ids."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from training.trainer.runs import record_of
 
 
 def people(**columns: list) -> pd.DataFrame:
-    """A table of six people."""
+    """A table of six subjects."""
     return pd.DataFrame({"subject_id": list("abcdef"), "session": 1, **columns})
 
 
@@ -43,7 +43,7 @@ def test_columns_that_tell_the_label(name: str, values: list, told: bool) -> Non
     if told:
         assert f"The column {name!r} alone tells 'diagnosis'" in found[0]
         assert ("the pretraining learns it" in found[0]) == (name == "site")
-    # What six people show by chance is no alarm.
+    # What six subjects show by chance is no alarm.
     assert not leaking_columns(table[:6], "diagnosis", truth[:6], True)
 
 

@@ -1,4 +1,4 @@
-"""Splits by subject: nobody on two sides, the same seed the same people, and files that cannot be changed unseen."""
+"""Splits by subject: nobody on two sides, the same seed the same subjects, and files that cannot be changed unseen."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from training.data.folds import Folds, few_labels, hold_out, make_folds
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> pd.DataFrame:
-    """Tables of 12 to 40 people with one to three scans each, of which some lack the class."""
+    """Tables of 12 to 40 subjects with one to three scans each, of which some lack the class."""
     people = draw(st.integers(12, 40))
     scans = draw(st.lists(st.integers(1, 3), min_size=people, max_size=people))
     subjects = [f"s{number}" for number, count in enumerate(scans) for _ in range(count)]
@@ -29,7 +29,7 @@ def cohorts(draw: st.DrawFn) -> pd.DataFrame:
 
 @pytest.fixture
 def people() -> pd.DataFrame:
-    """Twenty people with one scan each, half of each class."""
+    """Twenty subjects with one scan each, half of each class."""
     return pd.DataFrame({"subject_id": [f"s{number:02d}" for number in range(20)], "group": ["A", "B"] * 10})
 
 

@@ -35,7 +35,7 @@ DATA = Path(training.evaluation.baselines.__file__).parents[1] / "demo_data" / "
 
 @pytest.fixture(scope="module")
 def lemon() -> tuple[np.ndarray, pd.DataFrame]:
-    """The shipped connectivity `(168, 200, 200)` and its people."""
+    """The shipped connectivity `(168, 200, 200)` and its subjects."""
     with np.load(DATA / "fc.npz") as stored:
         regions = int(stored["n_rois"])
         rows, columns = np.triu_indices(regions, k=1)
@@ -215,7 +215,7 @@ def test_svm_probabilities_keep_the_order_of_the_decision_function(separable):
 
 @pytest.mark.parametrize("baseline", FITTED)
 def test_a_rare_class_is_not_left_out(separable, monkeypatch, baseline):
-    """One person in five has the class, and is told apart by one edge of 28: weights keep the probability up."""
+    """One subject in five has the class, and is told apart by one edge of 28: weights keep the probability up."""
     monkeypatch.setattr(training.evaluation.baselines, "MLP_ALPHA_GRID", (0.1,))
     connectivity, labels = separable
     kept = np.flatnonzero((labels == 0) | (np.arange(60) % 4 == 0))

@@ -1,4 +1,4 @@
-"""Evaluation of both stages: who trains, who is tested, few labels, resuming, checkpoints that have seen people."""
+"""Evaluation of both stages: who trains, who is tested, few labels, resuming, checkpoints that have seen subjects."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Folds of an evaluation: repeats, sites, people with two ids, other cohorts; and designs that are refused."""
+"""Folds of an evaluation: repeats, sites, subjects with two ids, other cohorts; and designs that are refused."""
 
 import json
 from collections.abc import Callable

@@ -44,9 +44,9 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
     assert auc.interval[0] <= auc.pooled <= auc.interval[1]
     assert auc.p_value < 0.1
     assert metrics.chance == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
-    assert list(metrics.groups["site"]) == ["x", "y", "(mean, weighted by people)"]
+    assert list(metrics.groups["site"]) == ["x", "y", "(mean, weighted by subjects)"]
     assert metrics.groups["sex"]["F"].n_subjects == PEOPLE // 2
-    # Files for people.
+    # Files for subjects.
     text = (tmp_path / "folds" / "results.md").read_text()
     assert text.startswith("# All \\| of &lt;them&gt;\n")
     assert f"| {OPTIMISTIC} |" in text
@@ -140,6 +140,6 @@ def test_groups_leave_out_people_of_whom_nothing_is_recorded(
         pretraining_only({"categorical": ["group"]}, tasks=["group"])
     )
     counts = {value: group.n_subjects for value, group in metrics.tasks["group"].groups["sex"].items()}
-    assert counts.pop("(mean, weighted by people)") == sum(counts.values()) == PEOPLE - 1
+    assert counts.pop("(mean, weighted by subjects)") == sum(counts.values()) == PEOPLE - 1
     # Every fold shows its first numbers as soon as they are there.
     assert capsys.readouterr().out.count("  group, ROC AUC: LCM ") == 2

@@ -48,7 +48,7 @@ def test_absent_class_is_undefined_only_where_it_matters() -> None:
 
 
 def predictions(truth: np.ndarray, values: np.ndarray, **rest: np.ndarray) -> Predictions:
-    """Predictions of one scan a person, in one cross-validation, unless told otherwise."""
+    """Predictions of one scan a subject, in one cross-validation, unless told otherwise."""
     count = len(truth)
     return Predictions(
         truth, values, **{"subjects": np.arange(count), "repeats": np.zeros(count), "folds": np.zeros(count), **rest}
@@ -70,7 +70,7 @@ def test_intervals_cover_the_true_accuracy_as_often_as_they_say() -> None:
 def test_people_are_drawn_with_all_their_scans() -> None:
     rng = np.random.default_rng(0)
     truth = np.repeat(rng.integers(0, 2, 50), 6)
-    values = np.eye(2)[np.repeat(rng.integers(0, 2, 50), 6)] * 0.8 + 0.1  # a person's scans are predicted alike
+    values = np.eye(2)[np.repeat(rng.integers(0, 2, 50), 6)] * 0.8 + 0.1  # a subject's scans are predicted alike
     width = {}
     for name, subjects in (("scans", np.arange(300)), ("subjects", np.repeat(np.arange(50), 6))):
         low, high = interval(predictions(truth, values, subjects=subjects).bootstrap(500, 0)["accuracy"])

@@ -120,8 +120,8 @@ def test_explain_a_checkpoint(pretrained: Path, dataset: Path, tmp_path: Path, c
     )
     printed = capsys.readouterr().out
     assert "sex=F: attention to" in printed
-    assert f"{PEOPLE} people" in printed
-    assert "random halves of the people" in printed
+    assert f"{PEOPLE} subjects" in printed
+    assert "random halves of the subjects" in printed
     table = pd.read_csv(tmp_path / "out" / "regions.tsv", sep="\t")
     assert table.groupby("token", sort=False).size().to_dict() == {"sex=F": REGIONS, "sex=M": REGIONS, "age": REGIONS}
     for method in ("mean", "rollout", "best_layer"):
@@ -166,7 +166,7 @@ def test_explain_an_evaluation(
     assert found[0].people == PEOPLE
     assert len(found[0].best_layers) == 2
     assert "2 folds" in found[0].sentence("mean")
-    # Every scan is shown to the model that was not trained on it, and the label's people are told from the others.
+    # Every scan is shown to the model that was not trained on it, and the label's subjects are told from the others.
     labels = cohort.table["group"].to_numpy()[found[0].scans]
     assert ((labels == "A") == found[0].has_label).all()
     # Groups differ in the first and last four regions, and so does the attention to some of them.

@@ -56,7 +56,7 @@ def prepare_files(tmp_path: Path) -> Callable[..., Path]:
     outputs = iter(range(99))
 
     def prepared(kind: str, pattern: str, people: int = 2, **overrides: object) -> Path:
-        table = tmp_path / "people.tsv"
+        table = tmp_path / "subjects.tsv"
         pd.DataFrame({"participant_id": [f"s{n}" for n in range(people)]}).to_csv(table, sep="\t", index=False)
         options = {"atlas": "aal-116", "parquet": False, kind: str(tmp_path / pattern), **overrides}
         output = str(tmp_path / f"out{next(outputs)}")

@@ -54,7 +54,7 @@ def write_image(path: Path, labels_img: Path, signals: np.ndarray, affine: np.nd
 
 
 def write_fmriprep(folder: Path, labels_img: Path, people: int = 6, volumes: int = 40) -> Path:
-    """Derivatives of people with two sessions for the first; confounds without any effect on the signals."""
+    """Derivatives of subjects with two sessions for the first; confounds without any effect on the signals."""
     rng = np.random.default_rng(3)
     folder.mkdir(parents=True)
     description = {"Name": "fMRIPrep", "GeneratedBy": [{"Name": "fMRIPrep", "Version": "23.2.1"}]}

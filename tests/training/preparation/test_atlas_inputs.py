@@ -44,10 +44,10 @@ def spread_labels(values: range) -> np.ndarray:
 
 
 def people(folder: Path, names: str, **columns: list) -> str:
-    """A table of people called by single letters."""
+    """A table of subjects called by single letters."""
     table = pd.DataFrame({"participant_id": list(names), **columns})
-    table.to_csv(folder / "people.tsv", sep="\t", index=False)
-    return str(folder / "people.tsv")
+    table.to_csv(folder / "subjects.tsv", sep="\t", index=False)
+    return str(folder / "subjects.tsv")
 
 
 def test_gordon_from_a_label_image_of_ones_own(tmp_path: Path, write_labelled_scan: Callable) -> None:
@@ -56,7 +56,7 @@ def test_gordon_from_a_label_image_of_ones_own(tmp_path: Path, write_labelled_sc
     table = pd.DataFrame({"index": range(1, 334), "name": [f"parcel {value}" for value in range(1, 334)]})
     table.to_csv(tmp_path / "gordon.tsv", sep="\t", index=False)
     signals = write_labelled_scan(labels, "a.nii.gz")
-    labels[labels == 7] = 0  # a region that this person's image lacks is found by its value
+    labels[labels == 7] = 0  # a region that this subject's image lacks is found by its value
     write_labelled_scan(labels, "b.nii.gz")
     settings = PrepareArguments(
         output=str(tmp_path / "out"), participants=people(tmp_path, "ab"), parquet=False,
@@ -135,7 +135,7 @@ def test_scanners_are_kept_beside_sites(tmp_path: Path, rng: np.random.Generator
     with pytest.raises(ValueError, match="no column 'serial'"):
         prepare(
             PrepareArguments(
-                output=str(tmp_path / "again"), participants=str(tmp_path / "cohort0" / "people.tsv"),
+                output=str(tmp_path / "again"), participants=str(tmp_path / "cohort0" / "subjects.tsv"),
                 time_series=str(tmp_path / "cohort0" / "{participant_id}.npy"), scanner_column="serial",
             )
         )  # fmt: skip

@@ -36,7 +36,7 @@ REGIONS = 116
 
 
 def write_cohort(folder: Path, table: pd.DataFrame, scans: np.ndarray) -> Path:
-    """A folder with participants.tsv and timeseries.npz `(people, volumes, regions)`."""
+    """A folder with participants.tsv and timeseries.npz `(subjects, volumes, regions)`."""
     folder.mkdir(parents=True)
     table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     np.savez(
@@ -83,7 +83,7 @@ def test_merge_keeps_people_sites_vocabularies_and_both_formats(
     cohort = load_cohort(merged)
     table = cohort.table
     assert len(table) == 11  # one scan moved too much
-    assert table["subject_id"].nunique() == 10  # one person is in both
+    assert table["subject_id"].nunique() == 10  # one subject is in both
     both = table[table["subject_id"] == "abide1/s1"]
     assert both["dataset"].tolist() == ["abide1", "adhd200"]
     assert both["cohort_subject_id"].tolist() == ["s1", "s3"]
@@ -164,7 +164,7 @@ def test_near_identical_scans_of_two_people_are_found(rng: np.random.Generator) 
     triangles[40] = triangles[3] + rng.normal(0, 0.02, 2000).astype(np.float16)
     triangles[41] = triangles[4]
     subjects = [f"s{number}" for number in range(50)]
-    subjects[41] = "s4"  # another session of the same person
+    subjects[41] = "s4"  # another session of the same subject
     mean = triangles.mean(axis=0, dtype=np.float64)
     found = find_duplicates(lambda: iter(np.array_split(triangles, 7)), subjects, mean, 0.9)
     assert [(first, second) for first, second, _ in found] == [(3, 40)]
@@ -191,11 +191,11 @@ def test_shift_against_a_reference(tmp_path: Path, rng: np.random.Generator) -> 
 
 def write_files(folder: Path, people: int, rng: np.random.Generator) -> PrepareArguments:
     table = pd.DataFrame({"participant_id": [f"s{number:03d}" for number in range(people)], "age": 20})
-    table.to_csv(folder / "people.tsv", sep="\t", index=False)
+    table.to_csv(folder / "subjects.tsv", sep="\t", index=False)
     for person in table["participant_id"]:
         np.save(folder / f"{person}.npy", rng.standard_normal((30, 10)).astype("f4"))
     return PrepareArguments(
-        output=str(folder / "out"), participants=str(folder / "people.tsv"), atlas="made-up-10", parquet=False,
+        output=str(folder / "out"), participants=str(folder / "subjects.tsv"), atlas="made-up-10", parquet=False,
         time_series=str(folder / "{participant_id}.npy"),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Phenotypes as people write them, and cohort recipes."""
+"""Phenotypes as subjects write them, and cohort recipes."""
 
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def write_cobre(folder: Path, scans: dict[str, np.ndarray]) -> None:
 
 def write_adhd(folder: Path, scans: dict[str, np.ndarray]) -> None:
     labels = list(region_labels("aal-116"))
-    rows = ["ScanDir ID\tSite\tGender\tAge\tDX", "99999\t1\t0\t10\t0"]  # a person without a released scan
+    rows = ["ScanDir ID\tSite\tGender\tAge\tDX", "99999\t1\t0\t10\t0"]  # a subject without a released scan
     for number, (key, values) in enumerate(scans.items()):
         rows.append(f"{key}\t5\t{number % 2}\t{8.5 + number}\t{('0', '1', '3', 'pending')[number % 4]}")
         place = folder / "ADHD200_AAL_TCs_filtfix" / "NYU" / key.zfill(7)
@@ -233,7 +233,7 @@ def test_hcp_recipe_on_images_in_the_archives_layout(tmp_path: Path, rng: np.ran
     people = {"hcp_ya": ["100307", "100408"], "hcp_aging": ["HCA6002236", "HCA6010538"]}[name]
     states = HCP_SCANS[name]
     first, second = states
-    # The second person did not do the second task.
+    # The second subject did not do the second task.
     keys = [f"{people[0]}@{first}", f"{people[0]}@{second}", f"{people[1]}@{first}"]
     scans = {key: signals_of(number, 30, rng) for number, key in enumerate(keys)}
     labels_img = write_label_image(tmp_path / "aal.nii.gz")

@@ -30,7 +30,7 @@ HALF_PRECISION = 5e-4
 
 
 def write_scans(study: Study, folder: Path, suffix: str, kind: str) -> str:
-    """Write one file per person and return the pattern that leads to them."""
+    """Write one file per subject and return the pattern that leads to them."""
     for person, scan in zip(study.participants["participant_id"], getattr(study, kind), strict=True):
         path = folder / f"{person}{suffix}"
         if suffix == ".npy":
@@ -160,16 +160,16 @@ def test_prepare_archive_with_scan_ids(
     study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path
 ) -> None:
     table = pd.DataFrame({"scan_id": ["a1", "a2"], "participant_id": ["a", "a"], "visit": [1, 2], "age": [30, 31]})
-    table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
+    table.to_csv(tmp_path / "subjects.tsv", sep="\t", index=False)
     np.savez(tmp_path / "fc.npz", scan_id=np.array(["a2", "a1"]), connectivity=study.connectivity[:2])
     settings = prepare_arguments(
-        participants=str(tmp_path / "people.tsv"), connectivity=str(tmp_path / "fc.npz"), session_column="visit"
+        participants=str(tmp_path / "subjects.tsv"), connectivity=str(tmp_path / "fc.npz"), session_column="visit"
     )
     found = load_cohort(prepare(settings)).connectivity()
     np.testing.assert_allclose(found, study.connectivity[[1, 0]], atol=HALF_PRECISION)
-    # With ids of people only, both sessions would silently get the same scan.
+    # With ids of subjects only, both sessions would silently get the same scan.
     np.savez(tmp_path / "fc.npz", participant_id=np.array(["a"]), connectivity=study.connectivity[:1])
-    with pytest.raises(ValueError, match=r"Several rows of .*people.tsv would get the one scan of a"):
+    with pytest.raises(ValueError, match=r"Several rows of .*subjects.tsv would get the one scan of a"):
         prepare(replace(settings, output=str(tmp_path / "other")))
 
 
@@ -330,7 +330,7 @@ def test_prepare_damaged_archive_and_odd_triangle(
 def test_prepare_bad_table_is_explained(
     study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path, table: str, problem: str
 ) -> None:
-    path = tmp_path / "people.tsv"
+    path = tmp_path / "subjects.tsv"
     path.write_text(table)
     with pytest.raises(ValueError, match=problem):
         prepare(prepare_arguments(participants=str(path), connectivity=str(study.folder / "fc.npz")))
@@ -480,7 +480,7 @@ def test_prepare_asks_about_codes_until_they_are_declared(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = study.participants.assign(score=["-9999", "999", *study.participants["score"][2:].astype(str)])
-    table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
+    table.to_csv(tmp_path / "subjects.tsv", sep="\t", index=False)
     given = f"--participants {tmp_path / 'people.tsv'} --connectivity {study.folder / 'fc.npz'} --parquet false"
     with pytest.raises(SystemExit) as exit_status:
         main(f"{given} --atlas {ATLAS} --output {tmp_path / 'asked'}".split())

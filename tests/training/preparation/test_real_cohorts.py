@@ -74,6 +74,6 @@ def test_all_real_cohorts_and_an_fmriprep_folder_become_one(real_data: Path, tmp
     for fold in range(len(folds.test_subjects)):
         training, test = folds.split(sited, fold)
         assert not set(training.subjects) & set(test.subjects)
-    # Two people of the pain cohort have the same scan.
+    # Two subjects of the pain cohort have the same scan.
     assert "sub-essen004" in (tmp_path / "pain" / "quality.html").read_text()
     assert "Mean FC of every site" in (merged[0] / "quality.html").read_text()

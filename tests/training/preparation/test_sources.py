@@ -45,7 +45,7 @@ def labels_img(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def derivatives(labels_img: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fMRIPrep's output of six people, seven runs."""
+    """fMRIPrep's output of six subjects, seven runs."""
     return write_fmriprep(tmp_path_factory.mktemp("bids") / "fmriprep", labels_img)
 
 
@@ -75,7 +75,7 @@ def test_fmriprep_folder_to_data_set(derivatives: Path, labels_img: Path, tmp_pa
     reading = quality_of(tmp_path / "out")["reading"]
     assert reading["confounds strategy"] == "simple"
     assert reading["preprocessing"] == "fMRIPrep 23.2.1"
-    # The first person's signals, less what nilearn regresses out, are what was put into the image.
+    # The first subject's signals, less what nilearn regresses out, are what was put into the image.
     left_right = cohort.connectivity()[0][0, 1]
     assert 0.4 < left_right < 0.9
 
@@ -252,9 +252,9 @@ def test_tables_in_any_encoding_and_separator(tmp_path: Path, encoding: str, sep
 
 
 def test_binary_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "people.tsv").write_bytes(gzip.compress(b"participant_id\tage\n" * 50) + b"\x00")
+    (tmp_path / "subjects.tsv").write_bytes(gzip.compress(b"participant_id\tage\n" * 50) + b"\x00")
     with pytest.raises(ValueError, match="is no text"):
-        read_table(tmp_path / "people.tsv")
+        read_table(tmp_path / "subjects.tsv")
 
 
 # --- nilearn's fetcher against a local server ---

@@ -348,7 +348,7 @@ def test_new_tokens_start_at_the_pretrained_tokens_that_follow_the_labels(cohort
     token = model.config.num_bei_tokens - 1
     order = logits[:, token].argsort()
     labels = torch.zeros(len(cohort), dtype=torch.long)
-    labels[order[len(cohort) // 2 :]] = 1  # exactly the people for whom this token's logit is high
+    labels[order[len(cohort) // 2 :]] = 1  # exactly the subjects for whom this token's logit is high
     task = LCMForSequenceClassification.from_pretrained(
         pretrained, id2label={0: "low", 1: "high"}, label2id={"low": 0, "high": 1}, task_variable="new"
     )

@@ -1,4 +1,4 @@
-"""Which labels training sees: unlabelled people, pseudo-labels, few labels, people held back for validation."""
+"""Which labels training sees: unlabelled subjects, pseudo-labels, few labels, subjects held back for validation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,7 +179,7 @@ def test_labels_per_class_hides_the_other_labels(
 def test_people_held_back_for_validation_do_not_train_through_another_scan(
     cohort: Cohort, finetune_arguments: Callable[..., FinetuneArguments], trained_labels: list
 ) -> None:
-    """Two scans per person, of which only one has the label."""
+    """Two scans per subject, of which only one has the label."""
     cohort.table["subject_id"] = np.repeat([f"p{number}" for number in range(12)], 2)
     cohort.table["group"] = np.where(np.arange(PEOPLE) % 4 < 2, "A", "B")
     cohort.table.loc[1::2, "group"] = None
