@@ -119,7 +119,7 @@ class TestDemoAdapterAndDataset:
         assert metrics["roc_auc"]["value"] == 0.7
         assert "mean of 3 folds, std 0.010 (linear 0.750; majority 0.500)" in metrics["roc_auc"]["name"]
         assert "mae" not in metrics  # undefined
-        for expected in ("30 subjects", "3 folds", "0.700 ± 0.010", "| linear | 0.750", "| majority | 0.500"):
+        for expected in ("30 people", "3 folds", "0.700 ± 0.010", "| linear | 0.750", "| majority | 0.500"):
             assert expected in text
         assert "| cohort | categorical | downstream task | young, elderly (positive) |" in text
         assert "training subjects | 2 |" in text

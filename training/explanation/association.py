@@ -75,7 +75,7 @@ class Explained:
         ]
         return (
             f"{self.token}: attention to {count} of {regions} regions goes with {what} (q < {SIGNIFICANT}, "
-            f"{self.people} people); {'; '.join(verdicts)}."
+            f"{self.people} subjects); {'; '.join(verdicts)}."
         )
 
 

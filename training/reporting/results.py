@@ -42,7 +42,7 @@ HEADLINE_METRICS = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "mae", "r2
 MAIN_METRICS = ("roc_auc", "pearson_r")
 ERRORS = ("mae", "rmse", "brier", "ece")  # lower is better
 METRICS_WITH_UNIT = ("mae", "rmse")  # in the unit of the target, where two decimals say enough
-MEAN_OF_GROUPS = "(mean, weighted by subjects)"
+MEAN_OF_GROUPS = "(mean, weighted by people)"
 UNDEFINED = "undefined"
 
 

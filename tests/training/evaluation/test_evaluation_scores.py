@@ -44,7 +44,7 @@ def test_baselines_and_the_optimistic_protocol_beside_the_honest_one(
     assert auc.interval[0] <= auc.pooled <= auc.interval[1]
     assert auc.p_value < 0.1
     assert metrics.chance == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
-    assert list(metrics.groups["site"]) == ["x", "y", "(mean, weighted by subjects)"]
+    assert list(metrics.groups["site"]) == ["x", "y", "(mean, weighted by people)"]
     assert metrics.groups["sex"]["F"].n_subjects == PEOPLE // 2
     # Files for subjects.
     text = (tmp_path / "folds" / "results.md").read_text()
@@ -114,7 +114,10 @@ def test_tasks_restrict_what_is_scored_and_no_checkpoint_stays(
 ) -> None:
     metrics = training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["age"], keep_checkpoints=False))
     assert list(metrics.tasks) == ["age"]
-    assert sorted(path.name for path in (tmp_path / "folds" / "fold_0").iterdir()) == ["result.json"]
+    assert sorted(path.name for path in (tmp_path / "folds" / "fold_0").iterdir()) == [
+        "result.json",
+        "result.json.sha256",
+    ]
     with pytest.raises(ValueError, match="The tasks site are not pretrained; those are sex, group, age"):
         training.evaluation.cross_validation.evaluate(pretraining_only(tasks=["site"], output=str(tmp_path / "b")))
 
@@ -140,6 +143,6 @@ def test_groups_leave_out_people_of_whom_nothing_is_recorded(
         pretraining_only({"categorical": ["group"]}, tasks=["group"])
     )
     counts = {value: group.n_subjects for value, group in metrics.tasks["group"].groups["sex"].items()}
-    assert counts.pop("(mean, weighted by subjects)") == sum(counts.values()) == PEOPLE - 1
+    assert counts.pop("(mean, weighted by people)") == sum(counts.values()) == PEOPLE - 1
     # Every fold shows its first numbers as soon as they are there.
     assert capsys.readouterr().out.count("  group, ROC AUC: LCM ") == 2

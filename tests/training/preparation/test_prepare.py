@@ -160,7 +160,7 @@ def test_prepare_archive_with_scan_ids(
     study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path
 ) -> None:
     table = pd.DataFrame({"scan_id": ["a1", "a2"], "participant_id": ["a", "a"], "visit": [1, 2], "age": [30, 31]})
-    table.to_csv(tmp_path / "subjects.tsv", sep="\t", index=False)
+    table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
     np.savez(tmp_path / "fc.npz", scan_id=np.array(["a2", "a1"]), connectivity=study.connectivity[:2])
     settings = prepare_arguments(
         participants=str(tmp_path / "subjects.tsv"), connectivity=str(tmp_path / "fc.npz"), session_column="visit"
@@ -480,7 +480,7 @@ def test_prepare_asks_about_codes_until_they_are_declared(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = study.participants.assign(score=["-9999", "999", *study.participants["score"][2:].astype(str)])
-    table.to_csv(tmp_path / "subjects.tsv", sep="\t", index=False)
+    table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
     given = f"--participants {tmp_path / 'people.tsv'} --connectivity {study.folder / 'fc.npz'} --parquet false"
     with pytest.raises(SystemExit) as exit_status:
         main(f"{given} --atlas {ATLAS} --output {tmp_path / 'asked'}".split())
