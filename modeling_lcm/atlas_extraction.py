@@ -61,8 +61,8 @@ def _fitting(extractors: Mapping[str, Any], kind: str, given: Any, region_names:
     if len(fitting) != 1:
         known = ", ".join(f"{name} ({extractor.num_regions})" for name, extractor in extractors.items())
         raise ValueError(
-            f"{kind} has {regions} regions, and of the atlases {known} {'more than one' if fitting else 'none'} "
-            f"fits: give a dictionary, {kind}={{atlas: scans}}."
+            f"{kind} has {regions} regions; {'more than one' if fitting else 'none'} of the atlases {known} fits: "
+            f"give a dictionary, {kind}={{atlas: scans}}."
         )
     return fitting[0]
 

@@ -8,7 +8,6 @@ import inspect
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from .closed_form_heads import Scans
 from .decisions import at_prevalence
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import ScanCheck
+from .loading_lcm import check_place
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 from .readouts_lcm import record_of
@@ -193,8 +193,7 @@ class _ClosedFormEstimator(BaseEstimator):
 def _load(checkpoint: Any) -> tuple[Any, LCMProcessor | None]:
     if checkpoint is None:
         return None, None
-    if not Path(checkpoint).exists() and str(checkpoint).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"There is no folder {checkpoint}.")
+    check_place(checkpoint)
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
     is_task = "LCMForSequenceClassification" in architectures
     kind = LCMForSequenceClassification if is_task else LCMForMultitaskPretraining

@@ -17,6 +17,7 @@ from torch import nn
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
 from modeling_lcm.array_inputs import axis_names
 from modeling_lcm.estimators import as_matrices
+from modeling_lcm.limits_lcm import ScanCheck
 from modeling_lcm.region_matching import first_difference
 
 from .data.cohort import Cohort
@@ -145,16 +146,12 @@ class _LCMEstimator(BaseEstimator):
         cohort = _as_cohort(matrices, extractor, {})
         return predict_logits(self.model_, cohort)["logits"].double().numpy()
 
-    def limits(self, X: ArrayLike, age: ArrayLike | None = None) -> pd.DataFrame:
-        """How far scans lie from those of `fit`, one row per scan: read it beside the predictions.
+    def limits(self, X: ArrayLike, age: ArrayLike | None = None) -> list[ScanCheck]:
+        """How far scans lie from those of `fit`: read it beside the predictions.
 
         Args:
             X: as for `predict`.
             age: Age of each subject in years `(scans,)`.
-
-        Returns:
-            `out_of_distribution`, `limits` (a sentence for every limit that is passed), `distance`, `beyond`,
-            `profile` and `mean_fc`, as [`modeling_lcm.limits_lcm.ScanCheck`] has them.
 
         Raises:
             ValueError: fewer than 10 scans were fitted, or X is refused.
@@ -164,13 +161,8 @@ class _LCMEstimator(BaseEstimator):
         if known is None:
             raise ValueError("The limits are not known: fit saw fewer than 10 scans.")
         extractor = self.processor_.feature_extractor
-        checks = known.check(
-            extractor(connectivity=as_matrices(X, self.triangle, extractor.num_regions))["connectivity"], age
-        )
-        return pd.DataFrame(
-            {"out_of_distribution": check.out_of_distribution, "limits": " ".join(check.reasons), **vars(check)}
-            for check in checks
-        ).drop(columns="reasons")
+        matrices = as_matrices(X, self.triangle, extractor.num_regions)
+        return known.check(extractor(connectivity=matrices)["connectivity"], age)
 
     def _remember_columns(self, connectivity: Any) -> None:
         """Names of the columns of a table of vectors, as scikit-learn's estimators keep them."""

@@ -59,7 +59,7 @@ class Answer:
     Args:
         status (`str`): one paragraph: whether the scan is one that the model can say something about.
         quality (`list[tuple[str, str]]`): measures of the scan and their values.
-        predictions (`list[tuple[str, str, str]]`): variable, prediction, and how sure it is.
+        predictions (`list[tuple[str, str, str]]`): variable, prediction, and how sure it is; none beyond a limit.
         atlas (`str`): the atlas that the scan was read in.
         maps (`dict[str, np.ndarray]`): per token how much each region counts `(regions,)`, 1 on average.
         shown (`str`): the token whose map is shown first; empty without maps.
@@ -122,10 +122,11 @@ class Reader:
         closed, regions = bool(self.model.config.closed_form), connectivity.shape[-1]
         maps = _shares(self._logits(outputs), edges, regions) if closed else self._maps(outputs)
         first = self._first_token(record)
+        is_outside, status = self._status(atlas, connectivity, age)
         return Answer(
-            self._status(atlas, connectivity, age),
+            status,
             [*self._quality(array, atlas, connectivity[0].numpy()), *(("remark", text) for text in remarks)],
-            [(name, *self._words(name, said)) for name, said in record.items()],
+            [] if is_outside else [(name, *self._words(name, said)) for name, said in record.items()],
             atlas,
             maps,
             first if first in maps else next(iter(maps), ""),
@@ -169,18 +170,18 @@ class Reader:
                 found |= dict(zip(names[tokens], against, strict=True))
         return found
 
-    def _status(self, atlas: str, connectivity: torch.Tensor, age: float | None) -> str:
+    def _status(self, atlas: str, connectivity: torch.Tensor, age: float | None) -> tuple[bool, str]:
+        """Whether the scan lies beyond a limit, so that no prediction is shown; and what is said of it."""
         limits = self.processor.limits
         if limits is not None and len(self.extractors) > 1:
             limits = limits.of_atlas(atlas)
         if limits is None:
-            return NOT_KNOWN
+            return False, NOT_KNOWN
         check = limits.check(connectivity, None if age is None else [age])[0]
         if check.out_of_distribution:
-            return "**This scan lies outside the training scans: do not read the predictions.** " + " ".join(
-                check.reasons
-            )
-        return (
+            outside = "**This scan lies outside the training scans: no prediction is shown.** "
+            return True, outside + " ".join(check.reasons)
+        return False, (
             f"This scan resembles the training scans: {check.beyond:.0%} of them lie further from their mean. "
             "Predictions are about groups, and often wrong about one subject."
         )
@@ -309,6 +310,8 @@ def _as_scan(array: FileArray) -> dict[str, Any]:
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:
     """A table in Markdown; what comes from the file is escaped."""
+    if not rows:
+        return ""
     cells = [
         header,
         ("---",) * len(header),

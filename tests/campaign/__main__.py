@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--stages", nargs="*", help="stages that are killed, such as prepare or evaluate_with_workers")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -83,7 +84,7 @@ def _campaign(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if "disks" in arguments.parts:
         found["full disks"] = campaign.disks(DISKS)
     if "kills" in arguments.parts:
-        found["kills"] = campaign.kills(KILLS, started + 0.7 * (end - started))
+        found["kills"] = campaign.kills(KILLS, started + 0.7 * (end - started), arguments.stages)
     if "odd files" in arguments.parts:
         found["odd files"] = _odd_files(max(60.0, end - time.monotonic()))
     found["minutes"] = round((time.monotonic() - started) / 60, 1)

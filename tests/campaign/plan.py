@@ -102,7 +102,7 @@ class Campaign:
         }
         return full_disks(doors, self.folder / "disks", runs)
 
-    def kills(self, kills: int, deadline: float) -> list[dict[str, Any]]:
+    def kills(self, kills: int, deadline: float, names: list[str] | None = None) -> list[dict[str, Any]]:
         """Kill loops of all stages, each with its share of the time."""
         card = write_yaml(self.folder / "card.yaml", **FACTS)
         weights = ("checkpoint/model*.safetensors", "checkpoint/config.json")
@@ -118,6 +118,7 @@ class Campaign:
             Stage("convert", "conversion.convert_official", lambda out: [RUN, "--output", out], ("*.safetensors",)),
             Stage("publish", "hub_cards.publish", lambda out: [*uploading, "--repo-id", f"me/{out.name}"], ()),
         ]
+        stages = [stage for stage in stages if not names or stage.name.replace(" ", "_") in names]
         found = []
         for number, stage in enumerate(stages):
             share = (deadline - time.monotonic()) / (len(stages) - number)

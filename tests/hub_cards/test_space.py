@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 
-from hub_cards.space.app import LARGEST_MB, NOT_NAMED, Reader
+from hub_cards.space.app import LARGEST_MB, NOT_NAMED, SHIPPED, Reader
 from modeling_lcm import (
     BEITokenizer,
     BEIVariable,
@@ -34,6 +34,7 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from modeling_lcm.atlases import region_names
+from modeling_lcm.connectivity import connectivity_from_triangle
 from modeling_lcm.limits_lcm import TrainingLimits
 from tests.conftest import REPOSITORY
 from tests.training.preparation.layouts import signals_of
@@ -136,9 +137,10 @@ def test_a_scan_like_the_training_scans(reader: Reader, write: Callable[[str], P
 def test_a_scan_unlike_them(
     kind: str, age: float | None, reason: str, reader: Reader, write: Callable[[str], Path]
 ) -> None:
-    status = reader.read(write(kind), age).status
-    assert "do not read the predictions" in status
-    assert reason in status
+    answer = reader.read(write(kind), age)
+    assert "no prediction is shown" in answer.status
+    assert reason in answer.status
+    assert answer.predictions == []
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,22 @@ def test_a_closed_form_checkpoint_says_which_regions_moved_its_answer(
         reader.model.bei_edge_readout.weight[0, 0] = 1.0  # the edge of the first two regions
     alone = next(iter(reader.read(write("good")).maps.values()))
     np.testing.assert_allclose(alone, np.r_[58.0, 58.0, np.zeros(114)], atol=1e-6)
+
+
+def test_the_weights_that_come_along(rng: np.random.Generator, tmp_path: Path) -> None:
+    """They have several atlases: a scan is read in the one that it fits."""
+    reader = Reader(str(SHIPPED))
+    with np.load(REPOSITORY / "training" / "demo_data" / "lemon-schaefer200" / "fc.npz") as stored:
+        np.save(tmp_path / "scan.npy", connectivity_from_triangle(stored["fc_triu"][5], triangle="upper"))
+    answer = reader.read(tmp_path / "scan.npy")
+    assert answer.atlas == "schaefer-200"
+    assert "resembles the training scans" in answer.status
+    assert {"sex", "age"} <= {name for name, *_ in answer.predictions}
+    assert reader.draw(answer, answer.shown) is not None
+    np.save(tmp_path / "noise.npy", np.corrcoef(rng.standard_normal((116, 60))))
+    noise = reader.read(tmp_path / "noise.npy")
+    assert noise.atlas == "aal-116"
+    assert noise.predictions == []
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -298,7 +316,7 @@ def test_the_page_in_a_browser(address: str, write: Callable[[str], Path]) -> No
             expect(page.locator("#status")).to_contain_text("This file was not used.")
             expect(page.locator("#status")).to_contain_text(words)
         drop("noise")
-        expect(page.locator("#status")).to_contain_text("do not read the predictions")
+        expect(page.locator("#status")).to_contain_text("no prediction is shown")
         drop("huge")
         expect(page.locator("body")).to_contain_text("exceed the maximum allowed size")
         assert not [url for url in elsewhere if url.startswith("http")]

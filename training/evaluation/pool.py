@@ -19,6 +19,8 @@ import joblib
 import torch
 from threadpoolctl import threadpool_limits
 
+from ..cli import hide_bars_of_files
+
 
 WATCH_SECONDS = 2  # how often a worker looks whether its parent is still there
 
@@ -114,6 +116,7 @@ def _parallel(
 def _work(number: int, job: Job, threads_each: int, parent: int) -> tuple[int, Any]:
     if os.getpid() != parent:
         _end_with(parent)
+        hide_bars_of_files()
     with threads(threads_each):
         return number, job.function(*job.arguments)
 

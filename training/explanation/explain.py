@@ -90,7 +90,13 @@ def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenize
     """Model and tokenizer of a checkpoint, and the scans in its atlas."""
     processor = load_processor(checkpoint)
     shown = for_checkpoint(processor, cohort)
-    return load_model(checkpoint, attn_implementation="eager"), processor.tokenizer, shown
+    model = load_model(checkpoint, attn_implementation="eager")
+    if model.config.closed_form:
+        raise ValueError(
+            f"{checkpoint} was fitted in closed form: its tokens read edges and attend to no region, so there is "
+            "nothing to explain by attention. Look at the weights of its edge read-outs (bei_edge_readout)."
+        )
+    return model, processor.tokenizer, shown
 
 
 def _part(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modeling_lcm import (
     BEITokenizer,
+    LCMConfig,
     LCMForMultitaskPretraining,
     LCMForSequenceClassification,
     LCMProcessor,
@@ -118,6 +119,11 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
     variable = task_of(tokenizer)
     names = variable.labels or [variable.name]
     problem = "single_label_classification" if variable.kind == "categorical" else "regression"
+    if LCMConfig.from_pretrained(arguments.checkpoint).closed_form:
+        raise ValueError(
+            f"{arguments.checkpoint} was fitted in closed form, and has no decoder to train: fine-tune it with "
+            "--head ridge."
+        )
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(
             arguments.checkpoint,

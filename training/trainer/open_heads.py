@@ -29,7 +29,8 @@ class Pool:
     """Scans of all cohorts.
 
     Args:
-        table (`pd.DataFrame`): `cohort`, `site`, `name` (of the subject, with its cohort) and the variables' columns.
+        table (`pd.DataFrame`): `cohort`, `site`, `name` (of the subject, with its cohort), `data_name` (with the name
+            of the data set that it is in) and the variables' columns.
         subjects (`np.ndarray` of shape `(scans,)`): number of the subject, the same in all cohorts.
         rows (`dict[str, np.ndarray]`): positions of the scans that an atlas has, by atlas.
         edges (`dict[str, np.ndarray]`): log FC of these scans, `(their number, shrinkages, edges)`.
@@ -132,6 +133,7 @@ def _read(
     others = other_names(records)
     site = records["site"].astype(str) if "site" in records else pd.Series("one", index=records.index)
     found = pd.DataFrame({"cohort": cohort, "site": site, "name": names})
+    found["data_name"] = scan_names(records, cohort)
     found[NAMES] = [[name, *(other for row, other in others if row == index)] for index, name in enumerate(names)]
     for variable in variables:
         found[variable.name] = np.nan

@@ -51,7 +51,7 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
     processor = LCMProcessor(one_extractor(pool.extractors), tokenizer)
     processor.limits = TrainingLimits.several({atlas: _limits(pool, atlas) for atlas in pool.rows})
     record = {
-        "training_subject_hashes": [hash_names(pool.table["name"])],
+        "training_subject_hashes": [hash_names([*pool.table["name"], *pool.table["data_name"]])],
         "num_training_scans": len(pool.table),
         "num_training_subjects": subjects,
         "cohorts": {name: int(count) for name, count in pool.table["cohort"].value_counts(sort=False).items()},

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from modeling_lcm import FCFeatureExtractor
+from tests.training.conftest import ATLAS
 from training.data.cohort import AtlasScans, Cohort
 from training.data.triangles import to_triangles
+from training.explanation.arguments import ExplainArguments
+from training.explanation.explain import explain
 from training.finetune import main as finetune_command
 from training.predict import main as predict_command
 from training.trainer.arguments import FinetuneArguments
 from training.trainer.checkpoints import load_model, save_checkpoint
 from training.trainer.finetuning import finetune
 from training.trainer.prediction import predict_logits, predict_table
+from training.trainer.runs import record_of
 
 
 @pytest.fixture
@@ -46,13 +50,13 @@ def test_learns_without_a_checkpoint_and_says_how_well(cohort: Cohort, ridge: Fi
     assert "left out by subject AUC" in said[-1] and "sensitivity" in said[-1]
 
 
-def test_commands(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(dataset: Path, other_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint with closed-form read-outs is the prior of the next fit; a network's is none, and that is said."""
     base, again, table = tmp_path / "base", tmp_path / "again", tmp_path / "predictions.tsv"
-    common = ["--head", "ridge", "--data", str(dataset), "--task", "group"]
-    finetune_command([*common, "--output", str(base)])
+    common = ["--head", "ridge", "--task", "group"]
+    finetune_command([*common, "--data", str(dataset), "--output", str(base)])
     few = ["--checkpoint", str(base / "checkpoint"), "--labels_per_class", "4"]
-    finetune_command([*common, "--output", str(again), *few])
+    finetune_command([*common, "--data", str(other_cohort), "--output", str(again), *few])
     assert "prior used: " in capsys.readouterr().out
     predict_command(["--checkpoint", str(again / "checkpoint"), "--data", str(dataset), "--output", str(table)])
     predicted = pd.read_csv(table, sep="\t")
@@ -125,3 +129,29 @@ def test_settings_that_contradict_each_other() -> None:
         FinetuneArguments(head="ridge", validation_fraction=0.2)
     with pytest.raises(ValueError, match="head must be one of decoder, ridge"):
         FinetuneArguments(head="svm")
+
+
+def test_subjects_whom_the_checkpoint_knows_get_no_prior(
+    cohort: Cohort, ridge: FinetuneArguments, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its read-out fits their labels: with it as prior, scores of subjects left out would be too good."""
+    model, processor, _ = finetune(cohort, ridge)
+    folder = save_checkpoint(tmp_path / "checkpoint", model, processor, ridge, record_of(cohort, []))
+    again = replace(ridge, checkpoint=str(folder))
+    assert finetune(cohort, again)[0].config.closed_form[ATLAS]["group"]["prior"] == 0
+    assert "Prior used: none, subjects of the data were among those" in caplog.text
+
+
+def test_what_needs_a_decoder_is_refused(
+    dataset: Path,
+    cohort: Cohort,
+    ridge: FinetuneArguments,
+    finetune_arguments: Callable[..., FinetuneArguments],
+    tmp_path: Path,
+) -> None:
+    model, processor, _ = finetune(cohort, ridge)
+    folder = str(save_checkpoint(tmp_path / "checkpoint", model, processor, ridge, {}))
+    with pytest.raises(ValueError, match="fine-tune it with --head ridge"):
+        finetune(cohort, finetune_arguments(checkpoint=folder, task="group"))
+    with pytest.raises(ValueError, match="nothing to explain by attention"):
+        explain(ExplainArguments(checkpoint=folder, data=str(dataset), output=str(tmp_path / "maps")))
