@@ -87,13 +87,10 @@ def folds_that_fit(table: pd.DataFrame, arguments: ReportArguments, kind: str) -
             )
         if len(alone):
             kept = [shlex.quote(str(label)) for label in counts.index[counts >= LEAST_PER_LABEL]]
-            what = (
-                f"Leave it out: --labels {' '.join(kept)}."
-                if len(kept) > 1
-                else "Add subjects, or choose another task."
-            )
+            leave = f"Leave it out: --labels {' '.join(kept)}."
+            advice = leave if len(kept) > 1 else "Add subjects, or choose another task."
             raise ValueError(
-                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. {what}"
+                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. {advice}"
             )
         fewest = int(counts.iloc[0])
         if fewest < FEW:
