@@ -86,9 +86,9 @@ def folds_that_fit(table: pd.DataFrame, arguments: ReportArguments, kind: str) -
                 f"{', '.join(map(str, table[name].dropna().unique()[:8]))}."
             )
         if len(alone):
-            kept = [shlex.quote(str(label)) for label in counts.index[counts >= LEAST_PER_LABEL]]
-            leave = f"Leave it out: --labels {' '.join(kept)}."
-            advice = leave if len(kept) > 1 else "Add subjects, or choose another task."
+            kept = " ".join(shlex.quote(str(label)) for label in counts.index[counts >= LEAST_PER_LABEL])
+            others = len(counts) - len(alone)
+            advice = f"Leave it out: --labels {kept}." if others > 1 else "Add subjects, or choose another task."
             raise ValueError(
                 f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. {advice}"
             )
