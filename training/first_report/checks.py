@@ -90,7 +90,8 @@ def folds_that_fit(table: pd.DataFrame, arguments: ReportArguments, kind: str) -
             others = len(counts) - len(alone)
             advice = f"Leave it out: --labels {kept}." if others > 1 else "Add subjects, or choose another task."
             raise ValueError(
-                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. {advice}"
+                f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. "
+                f"{advice}"
             )
         fewest = int(counts.iloc[0])
         if fewest < FEW:
