@@ -11,7 +11,7 @@ from typing import Any
 from training.reporting.results import Results, TaskResults
 
 
-RECORD = ("num_training_scans", "training_subject_hashes", "history", "versions", "git_revision")
+RECORD = ("num_training_scans", "training_subject_hashes", "cohorts", "history", "versions", "git_revision")
 EPOCH = ("epoch", "stage", "train_loss", "validation_loss", "lr", "best_layers")
 VERSIONS = ("python", "torch", "transformers")
 HASHES = ("salt", "ids", "hashes")

@@ -228,7 +228,8 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
 
     Args:
         checkpoint (`str`, *optional*): Folder or Hub repository of a checkpoint with closed-form read-outs, such as
-            lcm-open. One that has the same variable serves as a prior, as far as the labels bear it out.
+            lcm-open. One that has the same variable serves as a prior, as far as the labels bear it out. Scores, also
+            left-out ones, are too good for subjects that it was trained on: X has no ids to tell them by.
         task (`str`): Name of what is predicted, such as "sex": a variable of this name in the checkpoint is the prior.
         triangle (`str`): Order of vectorised connectomes, see [`as_matrices`].
         prevalence (`str`): What `predict_proba` speaks of: "training", a cohort with the training scans' shares of

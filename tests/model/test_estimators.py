@@ -250,8 +250,12 @@ class TestRefusals:
             LCMClassifier(checkpoint, task="group").fit({"large": matrices}, classes_of(numbers))
 
     def test_labels_that_the_checkpoint_spells_otherwise(self, checkpoint: Path) -> None:
+        matrices, numbers = connectomes(20)
+        labels = classes_of(numbers)
         with pytest.raises(ValueError, match=r"control, patient.*another name"):
-            LCMClassifier(checkpoint, task="group").fit(connectomes(20)[0], ["yes", "no"] * 10)
+            LCMClassifier(checkpoint, task="group").fit(matrices, ["yes", "no"] * 10)
+        with pytest.raises(ValueError, match="scikit-learn numbers them"):
+            cross_val_predict(LCMClassifier(checkpoint, task="group"), matrices, labels, method="predict_proba")
 
     def test_no_checkpoint_or_not_fitted(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no folder"):

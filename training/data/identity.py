@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 SAME_PERSON = "same_person_in_"  # a prepared table's columns with a subject's id in another cohort
 HASH_ROUNDS = 1000  # 0.3 ms an id
+LONG_ID = 5  # characters of an id that two cohorts rarely share by chance; sub-001 is in many
 HASH_LENGTH = 16  # hexadecimal digits: 64 bits, no accidental equality among millions
 BARE = "bare"  # how the ids of a record are spelt before they are hashed: as by `bare_ids`
 _PREFIX = re.compile(r"sub(?:ject)?[-_ ](?=.)|sub(?=\d)")  # of BIDS, in lower case
@@ -124,12 +125,15 @@ def hash_names(names: Iterable[str]) -> dict[str, Any]:
 def seen_subjects(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
     """Subject ids of a table that a checkpoint's record says were trained on, under any of their names and spellings.
 
+    A scan without the name of its cohort (column `dataset`) may be of any that the record names, if its id is long
+    enough to tell: whoever prepares a public cohort from their own table has no such column.
+
     Args:
         record (`dict`): content of `training_record.json`.
         table (`pd.DataFrame`): one row per scan.
     """
     ids = table["subject_id"].astype(str).tolist()
-    known = _names_of(table)
+    known = [*_names_of(table), *_in_any_cohort(table, record.get("cohorts", ()))]
     hashed = record.get("training_subject_hashes")
     if hashed is None:  # a record of an older version, which has plain ids
         trained = set(bare_ids(map(str, record.get("training_subjects", [])), keep_width=False))
@@ -154,6 +158,13 @@ def _names_of(table: pd.DataFrame) -> list[tuple[int, str]]:
     for ids in (table["subject_id"].astype(str), recorded_ids(table)):
         names += [(row, name) for row, name in enumerate(bare_ids(ids, keep_width=False))]
     return [*names, *other_names(table)]
+
+
+def _in_any_cohort(table: pd.DataFrame, cohorts: Iterable[str]) -> list[tuple[int, str]]:
+    """Names, with the scan's position, that scans without a cohort would have in each of some."""
+    unnamed = table["dataset"].isna() if "dataset" in table else pd.Series(True, index=table.index)
+    bare = zip(np.flatnonzero(unnamed), bare_ids(recorded_ids(table)[unnamed], keep_width=False), strict=True)
+    return [(int(row), f"{cohort}/{each}") for row, each in bare if len(each) >= LONG_ID for cohort in cohorts]
 
 
 def _spelt_as_before(table: pd.DataFrame) -> list[tuple[int, str]]:

@@ -56,9 +56,9 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
     seen = seen_subjects(record, tested)
     if seen and not allowed:
         raise ValueError(
-            f"The checkpoint {checkpoint} was trained on {len(seen)} of the test subjects, {seen[0]} among them. Give "
-            "a pretraining configuration instead, which is then run per fold, or accept an optimistic score with "
-            "allow_seen_subjects."
+            f"The checkpoint {checkpoint} was trained on {len(seen)} of the test subjects, {seen[0]} among them. Do "
+            "without it, give a pretraining configuration, which is then run per fold, or accept an optimistic score "
+            "with training.evaluate --allow_seen_subjects true. If only the ids are alike, put a prefix before yours."
         )
     if seen:
         return f"The checkpoint was trained on {len(seen)} of the test subjects: these scores are optimistic."

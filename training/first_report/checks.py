@@ -1,5 +1,6 @@
 """What makes a task impossible to report on, found before anything is trained."""
 
+import shlex
 from dataclasses import replace
 
 import pandas as pd
@@ -85,10 +86,12 @@ def folds_that_fit(table: pd.DataFrame, arguments: ReportArguments, kind: str) -
                 f"{', '.join(map(str, table[name].dropna().unique()[:8]))}."
             )
         if len(alone):
-            kept = " ".join(map(str, counts.index[counts >= LEAST_PER_LABEL]))
+            kept = " ".join(shlex.quote(str(label)) for label in counts.index[counts >= LEAST_PER_LABEL])
+            others = len(counts) - len(alone)
+            advice = f"Leave it out: --labels {kept}." if others > 1 else "Add subjects, or choose another task."
             raise ValueError(
                 f"The label {alone.index[0]!r} of {name!r} has one subject, who cannot be trained on and tested. "
-                f"Leave it out: --labels {kept}."
+                f"{advice}"
             )
         fewest = int(counts.iloc[0])
         if fewest < FEW:

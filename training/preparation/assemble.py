@@ -127,6 +127,8 @@ def assemble(
         for extractor, part in zip((cohort.extractor, *cohort.others), by_atlas, strict=True):
             if (error := part.record_of(number).get("error")) is not None:
                 excluded.append(Excluded(cohort.source.places[row], f"in the atlas {extractor.atlas}: {error}", False))
+    if all("error" in record for part in by_atlas for record in part.records):
+        shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: other settings may be tried at once
     _require_scans(kept, excluded)
     subjects = table["subject_id"].astype(str)
     statistics = _statistics(scans, kept)

@@ -76,6 +76,9 @@ def record_of(cohort: Cohort, history: list[dict[str, Any]], checkpoint: str | N
     """
     subjects = {*cohort.subjects, *recorded_ids(cohort.table)}
     hashes = [hash_names(scan_names(cohort.table))]
+    cohorts: dict[str, int] = {}
+    if "dataset" in cohort.table:
+        cohorts = {str(name): int(count) for name, count in cohort.table["dataset"].value_counts(sort=False).items()}
     if checkpoint is not None:
         earlier = read_record(checkpoint)
         named = set(earlier.get("training_subjects", []))
@@ -83,9 +86,11 @@ def record_of(cohort: Cohort, history: list[dict[str, Any]], checkpoint: str | N
         # Shared checkpoints have hashes alone; those of older versions, names alone.
         older = [hash_names(bare_ids(named, keep_width=False))] if named else []
         hashes += earlier.get("training_subject_hashes", older)
+        cohorts = earlier.get("cohorts", {}) | cohorts
     return {
         "training_subjects": sorted(subjects),
         "training_subject_hashes": hashes,
+        "cohorts": cohorts,
         "num_training_scans": len(cohort),
         "history": history,
         "versions": library_versions(),

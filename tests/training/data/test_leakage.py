@@ -108,6 +108,28 @@ def test_a_subject_is_known_in_every_spelling(before: str, after: str) -> None:
     assert seen_subjects(named, tested.assign(dataset="adhd")) == []
 
 
+def test_a_table_without_the_cohort_s_name_is_recognised_by_long_ids() -> None:
+    ids = ["sub-0050003", "sub-0050004", "sub-001"]
+    trained = pd.DataFrame({"subject_id": ids, "dataset": "abide1"})
+    record = {"training_subject_hashes": [hash_names(scan_names(trained))], "cohorts": {"abide1": 3, "other": 0}}
+    tested = pd.DataFrame({"subject_id": ["50004", "0050003", "001", "50005"]})
+    assert seen_subjects(record, tested) == ["0050003", "50004"]  # 001 is in many cohorts
+    assert seen_subjects(record, tested.assign(dataset=[None, "mine", None, None])) == ["50004"]
+
+
+def test_open_weights_know_the_shipped_subjects_from_the_plain_table() -> None:
+    root = Path(__file__).parents[3]
+    subjects = pd.read_csv(root / "training/demo_data/lemon-schaefer200/participants.tsv", sep="\t", dtype=str)
+    table = subjects.rename(columns={"participant_id": "subject_id"})
+    assert len(seen_subjects(read_record(root / "hub_cards/lcm-open"), table)) == len(table) == 168
+    assert (
+        seen_subjects(
+            read_record(root / "hub_cards/lcm-open"), table.assign(subject_id=[f"sub-{n:03d}" for n in range(168)])
+        )
+        == []
+    )
+
+
 def test_hashes_find_people_and_do_not_name_them() -> None:
     record = {"training_subject_hashes": [hash_names(["abide/a", "abide/c"]), hash_names(["other/77"])]}
     table = people(dataset=["abide"] * 6, same_person_in_other=[None, "77", None, "78", None, None])

@@ -112,6 +112,9 @@ def test_a_label_with_one_subject(refused: Callable[..., str], place: Path) -> N
     change_table(place / "xcp_d" / "participants.tsv", Group=["prodromal", *table["Group"][1:]])
     text = refused()
     assert "'prodromal' of 'Group' has one subject" in text and "--labels elderly young" in text
+    change_table(place / "xcp_d" / "participants.tsv", Group=["patient", *["healthy control"] * 15])
+    text = refused()
+    assert "'patient' of 'Group' has one subject" in text and "--labels" not in text  # one label would be left
 
 
 def test_a_task_with_one_label(refused: Callable[..., str], place: Path) -> None:

@@ -384,6 +384,17 @@ def test_prepare_full_disk_keeps_finished_scans(
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
+def test_prepare_without_a_usable_scan_leaves_nothing_in_the_way(
+    study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path
+) -> None:
+    pattern = write_scans(study, tmp_path, ".npy", "time_series")
+    output = str(tmp_path / "out" / "dataset")
+    with pytest.raises(ValueError, match="No scan can be used"):
+        prepare(prepare_arguments(time_series=pattern, atlas="schaefer-200", output=output, bad_scans="skip"))
+    assert not list((tmp_path / "out").glob("dataset*"))
+    assert len(load_cohort(prepare(prepare_arguments(time_series=pattern, output=output))).table) == PEOPLE
+
+
 # --- files ---
 
 
