@@ -46,8 +46,8 @@ def spread_labels(values: range) -> np.ndarray:
 def people(folder: Path, names: str, **columns: list) -> str:
     """A table of subjects called by single letters."""
     table = pd.DataFrame({"participant_id": list(names), **columns})
-    table.to_csv(folder / "subjects.tsv", sep="\t", index=False)
-    return str(folder / "subjects.tsv")
+    table.to_csv(folder / "people.tsv", sep="\t", index=False)
+    return str(folder / "people.tsv")
 
 
 def test_gordon_from_a_label_image_of_ones_own(tmp_path: Path, write_labelled_scan: Callable) -> None:
@@ -135,7 +135,7 @@ def test_scanners_are_kept_beside_sites(tmp_path: Path, rng: np.random.Generator
     with pytest.raises(ValueError, match="no column 'serial'"):
         prepare(
             PrepareArguments(
-                output=str(tmp_path / "again"), participants=str(tmp_path / "cohort0" / "subjects.tsv"),
+                output=str(tmp_path / "again"), participants=str(tmp_path / "cohort0" / "people.tsv"),
                 time_series=str(tmp_path / "cohort0" / "{participant_id}.npy"), scanner_column="serial",
             )
         )  # fmt: skip

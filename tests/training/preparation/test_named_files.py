@@ -300,7 +300,7 @@ def test_files_of_another_measure_are_refused_whole(
 
 
 def test_the_command_ends_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "subjects.tsv").write_text("participant_id\na\nb\n")
+    (tmp_path / "people.tsv").write_text("participant_id\na\nb\n")
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", np.zeros((116, 116)))
     with pytest.raises(SystemExit) as status:

@@ -304,7 +304,7 @@ def test_sites_are_text_without_codes() -> None:
 
 def test_a_row_with_a_cell_too_many_is_refused(tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("id,volume,age\ns1,1,234,30\ns2,987,40\n")
-    with pytest.raises(ValueError, match=r"subjects\.csv, line 2 has 4 cells, but the header has 3.*in quotes"):
+    with pytest.raises(ValueError, match=r"people\.csv, line 2 has 4 cells, but the header has 3.*in quotes"):
         read_table(tmp_path / "people.csv")
     (tmp_path / "people.csv").write_text('\nid,volume,age\ns1,"1,234",30,\n\ns2,987\n')
     table = read_table(tmp_path / "people.csv")

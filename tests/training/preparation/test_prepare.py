@@ -163,13 +163,13 @@ def test_prepare_archive_with_scan_ids(
     table.to_csv(tmp_path / "people.tsv", sep="\t", index=False)
     np.savez(tmp_path / "fc.npz", scan_id=np.array(["a2", "a1"]), connectivity=study.connectivity[:2])
     settings = prepare_arguments(
-        participants=str(tmp_path / "subjects.tsv"), connectivity=str(tmp_path / "fc.npz"), session_column="visit"
+        participants=str(tmp_path / "people.tsv"), connectivity=str(tmp_path / "fc.npz"), session_column="visit"
     )
     found = load_cohort(prepare(settings)).connectivity()
     np.testing.assert_allclose(found, study.connectivity[[1, 0]], atol=HALF_PRECISION)
     # With ids of subjects only, both sessions would silently get the same scan.
     np.savez(tmp_path / "fc.npz", participant_id=np.array(["a"]), connectivity=study.connectivity[:1])
-    with pytest.raises(ValueError, match=r"Several rows of .*subjects.tsv would get the one scan of a"):
+    with pytest.raises(ValueError, match=r"Several rows of .*people.tsv would get the one scan of a"):
         prepare(replace(settings, output=str(tmp_path / "other")))
 
 
@@ -330,7 +330,7 @@ def test_prepare_damaged_archive_and_odd_triangle(
 def test_prepare_bad_table_is_explained(
     study: Study, prepare_arguments: Callable[..., PrepareArguments], tmp_path: Path, table: str, problem: str
 ) -> None:
-    path = tmp_path / "subjects.tsv"
+    path = tmp_path / "people.tsv"
     path.write_text(table)
     with pytest.raises(ValueError, match=problem):
         prepare(prepare_arguments(participants=str(path), connectivity=str(study.folder / "fc.npz")))

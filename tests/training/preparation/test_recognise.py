@@ -191,8 +191,8 @@ def test_likely_mistakes_name_what_to_give(series: np.ndarray, tmp_path: Path) -
         recognise(folder / "subj0x.npy")
     (folder / "demographics.csv").write_text("subject_id,age\n1,2\n")
     assert recognise_table(folder) == "participants.tsv"  # BIDS's name goes first
-    (folder / "participants.tsv").rename(folder / "subjects.tsv")
-    with pytest.raises(ValueError, match=r"several tables, demographics.csv, subjects.tsv: .* --participants"):
+    (folder / "participants.tsv").rename(folder / "people.tsv")
+    with pytest.raises(ValueError, match=r"several tables, demographics.csv, people.tsv: .* --participants"):
         recognise(folder)
     with pytest.raises(ValueError, match="No input was given"):
         recognise("")

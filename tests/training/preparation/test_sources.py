@@ -252,9 +252,9 @@ def test_tables_in_any_encoding_and_separator(tmp_path: Path, encoding: str, sep
 
 
 def test_binary_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "subjects.tsv").write_bytes(gzip.compress(b"participant_id\tage\n" * 50) + b"\x00")
+    (tmp_path / "people.tsv").write_bytes(gzip.compress(b"participant_id\tage\n" * 50) + b"\x00")
     with pytest.raises(ValueError, match="is no text"):
-        read_table(tmp_path / "subjects.tsv")
+        read_table(tmp_path / "people.tsv")
 
 
 # --- nilearn's fetcher against a local server ---
