@@ -60,7 +60,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is a compressed archive, which torch.save never writes: save it anew.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch asks to file issues about pickles that it does not read
+            # torch asks to file an issue where it then refuses to read a pickle of another protocol.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

@@ -186,7 +186,7 @@ def stack_adapter(model: Any, adapter: str | os.PathLike, name: str, **hub: Any)
     try:
         attach(model, settings, weights, name, adapter)
         inner.adapter_modules[name] = head_modules(inner)
-    except Exception:
+    except Exception:  # raised again: the model is left as it was
         if name in model.peft_config:
             model.delete_adapter(name)
         raise

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .closed_form import Array, Edges, Fit, LinearScore, Prior, Target, fit
+from .closed_form import Array, Edges, Fit, LinearScore, Target
+from .closed_form_prior import Prior, fit
 from .decisions import calibrate
 
 

@@ -15,8 +15,9 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizer, default_data_collator
 
 from .bei_decoding import decode_records, plain_logits
+from .bei_merging import merge_variables
 from .bei_records import RecordTable
-from .bei_vocabulary import BEIVariable, as_variables, infer_variables, merge_variables, read_vocabulary
+from .bei_vocabulary import BEIVariable, as_variables, infer_variables, read_vocabulary
 from .loss_lcm import IGNORE_INDEX
 from .settings_lcm import refuse_misspelt
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Prior, Target, _left_out, _Ridge, fit
+from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, _left_out, _Ridge
+from modeling_lcm.closed_form_prior import Prior, fit
 from modeling_lcm.decisions import at_prevalence, calibrate
 
 

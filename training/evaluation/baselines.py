@@ -116,8 +116,9 @@ class Baseline:
                 f"There are {len(span.training)} training scans and {len(labels)} labels: give one label per scan."
             )
         with threadpool_limits(1), warnings.catch_warnings():
-            # The perceptron is meant to stop after its epochs; the linear ones, to be good enough.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            # The perceptron is meant to stop after its epochs. A linear model that does not converge says so: its
+            # score would be too low, and what is compared with it would look too good.
+            warnings.filterwarnings("ignore", "Stochastic Optimizer", ConvergenceWarning)
             warnings.filterwarnings("ignore", "Got `batch_size`")  # fewer scans than in a batch: all of them are one
             model = self.fit(span.training, labels, kind, seed, groups, **options)
             predict = model.predict_proba if kind == "classification" else model.predict

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,10 +83,10 @@ def evaluate(arguments: EvaluateArguments) -> Results:
     """
     if arguments.shard is not None:
         raise ValueError("A shard has no results of its own: use evaluate_shard, and evaluate to join all shards.")
-    with claim(arguments.output, arguments.resume) as output:
-        for lock in output.glob(f".{SHARD}_*.lock"):
-            with lock_of(output / lock.name.removeprefix(".").removesuffix(".lock")):
-                pass  # no shard is being computed any more
+    with claim(arguments.output, arguments.resume) as output, ExitStack() as shards:
+        # Taken while joining: refused if a shard is still being computed, and none begins meanwhile.
+        for lock in sorted(output.glob(f".{SHARD}_*.lock")):
+            shards.enter_context(lock_of(output / lock.name.removeprefix(".").removesuffix(".lock")))
         started = time.monotonic()
         run = _begin(arguments, output)
         _do(run, run.places)

@@ -86,6 +86,7 @@ class Task:
             predictions (`np.ndarray` of shape `(scans, classes)` or `(scans,)`): probabilities or values.
         """
         with warnings.catch_warnings():
+            # What is undefined comes out as NaN, and the tables say "undefined".
             warnings.simplefilter("ignore", UndefinedMetricWarning)
             return score(truth, predictions, self.labels)
 

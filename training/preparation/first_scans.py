@@ -34,7 +34,8 @@ def refuse_other_measures(source: Source, extractor: FCFeatureExtractor, rows: l
     for row in chosen:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # regions without signal are counted when all are read
+                # Counted, and said, when all scans are read.
+                warnings.filterwarnings("ignore", r"\d+ of \d+ regions are constant", UserWarning)
                 extractor(connectivity=source.read(row).values)
         except NotCorrelationsError as error:
             refused[row] = str(error)
