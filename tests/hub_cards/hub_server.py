@@ -4,8 +4,6 @@ Repositories with commits, branches and tags, Git LFS uploads in one or several 
 private repositories with tokens, and faults on request (a cut connection, an error status). Standard library only.
 """
 
-import base64
-import hashlib
 import json
 import re
 import shutil
@@ -17,11 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_cards.hub_state import Blob, Fault, Repository, card_problems
+from tests.hub_cards.hub_state import Blob, CutConnection, Fault, HubError, Repository, card_problems
+from tests.hub_cards.hub_uploads import Uploads
 
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".npz")
-LFS_SIZE = 1_000_000  # larger files go through LFS whatever they are called
 CHUNK = 1 << 20
 TYPES = {"models": "model", "datasets": "dataset"}
 
@@ -82,17 +79,7 @@ def running_hub(folder: Path, tokens: dict[str, str], part_size: int | None = No
         server.server_close()
 
 
-class _Error(Exception):
-    def __init__(self, status: int, code: str | None, message: str, commit: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.commit = status, code, message, commit
-
-
-class _Cut(Exception):
-    """Close the connection without a word."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
     fault: Fault | None
@@ -139,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.fault is not None and self.fault.status is not None:
                 self._read_body()
-                raise _Error(self.fault.status, None, "fault on request")
+                raise HubError(self.fault.status, None, "fault on request")
             for method, pattern, name in self.ROUTES:
                 full = pattern.replace("REPO", r"(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)")
                 match = re.fullmatch(full, url.path)
@@ -148,15 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
                     getattr(self, f"_{name}")(**parts)
                     return
             self._read_body()
-            raise _Error(404, None, f"no such route: {self.command} {url.path}")
-        except _Error as error:
+            raise HubError(404, None, f"no such route: {self.command} {url.path}")
+        except HubError as error:
             headers = {"X-Error-Message": error.message}
             if error.code:
                 headers["X-Error-Code"] = error.code
             if error.commit:
                 headers["X-Repo-Commit"] = error.commit
             self._json({"error": error.message}, error.status, headers)
-        except (_Cut, ConnectionError):
+        except (CutConnection, ConnectionError):
             self.close_connection = True
 
     # Reading and writing
@@ -168,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             if left is not None:
                 left -= len(chunk)
                 if left < 0:
-                    raise _Cut
+                    raise CutConnection
             yield chunk
 
     def _raw_chunks(self) -> Iterator[bytes]:
@@ -182,14 +169,14 @@ class _Handler(BaseHTTPRequestHandler):
         while left:
             chunk = self.rfile.read(min(left, CHUNK))
             if not chunk:
-                raise _Cut
+                raise CutConnection
             left -= len(chunk)
             yield chunk
 
     def _read_body(self) -> bytes:
         body = b"".join(self._chunks())
         if self.fault is not None and self.fault.status is None and self.command == "POST":
-            raise _Cut
+            raise CutConnection
         return body
 
     def _json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -208,18 +195,18 @@ class _Handler(BaseHTTPRequestHandler):
         header = self.headers.get("Authorization")
         if header is None:
             if needed:
-                raise _Error(401, None, "Authentication is needed")
+                raise HubError(401, None, "Authentication is needed")
             return None
         user = self.server.tokens.get(header.removeprefix("Bearer "))
         if user is None:
-            raise _Error(401, None, "Invalid credentials in Authorization header")
+            raise HubError(401, None, "Invalid credentials in Authorization header")
         return user
 
     def _repository(self, kind: str | None, name: str, write: bool = False) -> Repository:
         user = self._user()
         repository = self.server.repositories.get((TYPES[kind or "models"], name))
         if repository is None or (repository.private and user is None):
-            raise _Error(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise HubError(404 if user else 401, "RepoNotFound", "Repository not found")
         if write:
             self._user(needed=True)
         return repository
@@ -227,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit_of(self, repository: Repository, revision: str) -> str:
         commit = repository.resolve(revision)
         if commit is None:
-            raise _Error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     # Routes
@@ -256,119 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "datasets/" if kind == "dataset" else ""
         self._json({"url": f"{self.server.url}/{prefix}{name}", "name": name, "id": name})
 
-    def _store(self, content: bytes) -> Blob:
-        oid = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-        self.server.path_of(oid).write_bytes(content)
-        return Blob(oid, len(content))
-
-    def _preupload(self, kind: str, name: str, revision: str) -> None:
-        files = json.loads(self._read_body())["files"]
-        repository = self._repository(kind, name, write=True)
-        existing = repository.files(self._commit_of(repository, revision))
-        modes = [
-            {
-                "path": file["path"],
-                "uploadMode": ("lfs" if file["path"].endswith(LFS_SUFFIXES) or file["size"] > LFS_SIZE else "regular"),
-                "shouldIgnore": False,
-                "oid": existing[file["path"]].etag if file["path"] in existing else None,
-            }
-            for file in files
-        ]
-        self._json({"files": modes})
-
-    def _lfs_batch(self, kind: str | None, name: str) -> None:
-        wanted = json.loads(self._read_body())
-        repository = self._repository(kind, name, write=True)
-        objects = []
-        for entry in wanted["objects"]:
-            oid, size = entry["oid"], entry["size"]
-            answer: dict[str, Any] = {"oid": oid, "size": size}
-            if oid not in repository.objects:
-                href = f"{self.server.url}/_lfs/{oid}"
-                header: dict[str, str] = {}
-                if self.server.part_size is not None and size > self.server.part_size:
-                    parts = -(-size // self.server.part_size)
-                    header = {str(part): f"{href}/{part}" for part in range(1, parts + 1)}
-                    header["chunk_size"] = str(self.server.part_size)
-                    href += "/complete"
-                verify = f"{self.server.url}/_lfs/{oid}/verify"
-                answer["actions"] = {"upload": {"href": href, "header": header}, "verify": {"href": verify}}
-            objects.append(answer)
-        self._json({"transfer": "multipart", "objects": objects})
-
-    def _lfs_put(self, oid: str, part: str | None) -> None:
-        target = self.server.path_of(f"{oid}.{part or 'upload'}.{threading.get_ident()}")
-        digest = hashlib.sha256()
-        with target.open("wb") as file:
-            for chunk in self._chunks():
-                digest.update(chunk)
-                file.write(chunk)
-        if part is None:
-            self._keep(target, oid, digest.hexdigest())
-        else:
-            target.replace(self.server.path_of(f"{oid}.part{part}"))
-        self._json({}, headers={"ETag": f'"{digest.hexdigest()}"'})
-
-    def _keep(self, path: Path, oid: str, found: str) -> None:
-        if found != oid:
-            path.unlink()
-            raise _Error(400, None, "The content does not have the announced SHA-256")
-        path.replace(self.server.path_of(oid))
-
-    def _lfs_finish(self, oid: str, step: str) -> None:
-        body = json.loads(self._read_body())
-        if step == "complete":
-            whole = self.server.path_of(f"{oid}.whole")
-            digest = hashlib.sha256()
-            with whole.open("wb") as file:
-                for part in body["parts"]:
-                    path = self.server.path_of(f"{oid}.part{part['partNumber']}")
-                    content = path.read_bytes()
-                    digest.update(content)
-                    file.write(content)
-                    path.unlink()
-            self._keep(whole, oid, digest.hexdigest())
-        elif not self.server.path_of(oid).exists():
-            raise _Error(404, None, "The object was not uploaded")
-        self._json({})
-
-    def _commit(self, kind: str, name: str, revision: str) -> None:
-        lines = [json.loads(line) for line in self._read_body().splitlines() if line]
-        repository = self._repository(kind, name, write=True)
-        title = ""
-        with self.server.lock:
-            parent = self._commit_of(repository, revision)
-            files = dict(repository.files(parent))
-            for line in lines:
-                key, value = line["key"], line["value"]
-                if key == "header":
-                    title = value["summary"]
-                    if value.get("parentCommit") not in (None, parent):
-                        raise _Error(412, None, "The branch has moved: its last commit is another one")
-                elif key == "file":
-                    files[value["path"]] = self._store(base64.b64decode(value["content"]))
-                elif key == "lfsFile":
-                    if not self.server.path_of(value["oid"]).exists():
-                        raise _Error(400, None, f"{value['path']} was not uploaded")
-                    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value['oid']}\n".encode()
-                    size = self.server.path_of(value["oid"]).stat().st_size
-                    files[value["path"]] = Blob(hashlib.sha1(pointer).hexdigest(), size, value["oid"])
-                    repository.objects.add(value["oid"])
-                elif key == "deletedFile":
-                    del files[value["path"]]
-                else:
-                    raise _Error(400, None, f"unknown operation {key}")
-            commit = repository.add_commit(title, files, revision)
-        if self.server.next_fault("LOST", urlsplit(self.path).path):
-            raise _Cut  # done, but the client does not get to know
-        url = f"{self.server.url}/{name}/commit/{commit}"
-        self._json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
-
     def _tag(self, kind: str, name: str, revision: str) -> None:
         tag = json.loads(self._read_body())["tag"]
         repository = self._repository(kind, name, write=True)
         if tag in repository.tags:
-            raise _Error(409, None, f"Tag {tag} exists already")
+            raise HubError(409, None, f"Tag {tag} exists already")
         repository.tags[tag] = self._commit_of(repository, revision)
         self._json({})
 
@@ -376,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self._read_body() or b"{}")
         repository = self._repository(kind, name, write=True)
         if branch in repository.branches:
-            raise _Error(409, None, f"Branch {branch} exists already")
+            raise HubError(409, None, f"Branch {branch} exists already")
         repository.branches[branch] = self._commit_of(repository, wanted.get("startingPoint", "main"))
         self._json({})
 
@@ -421,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = f"{folder}/" if folder else ""
         inside = {path: blob for path, blob in repository.files(commit).items() if path.startswith(prefix)}
         if folder and not inside:
-            raise _Error(404, "EntryNotFound", f"{folder} does not exist on {revision}", commit)
+            raise HubError(404, "EntryNotFound", f"{folder} does not exist on {revision}", commit)
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         entries = []
         folders = set()
@@ -451,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit_of(repository, revision)
         blob = repository.files(commit).get(path)
         if blob is None:
-            raise _Error(404, "EntryNotFound", "Entry not found", commit)
+            raise HubError(404, "EntryNotFound", "Entry not found", commit)
         first, last, status = 0, blob.size - 1, 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked:
@@ -476,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.fault is not None:
                 self.wfile.write(file.read(min(self.fault.after, size)))
                 self.wfile.flush()
-                raise _Cut
+                raise CutConnection
             if first == 0 and size == path.stat().st_size:
                 shutil.copyfileobj(file, self.wfile, CHUNK)
             else:

@@ -95,3 +95,15 @@ def card_problems(content: str) -> list[str]:
                 if not isinstance(metric.get("value"), (int, float)) or not metric.get("type"):
                     problems.append(f"a metric lacks its type or a plain number: {metric}")
     return problems
+
+
+class HubError(Exception):
+    """An answer of the Hub that says what is wrong."""
+
+    def __init__(self, status: int, code: str | None, message: str, commit: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.commit = status, code, message, commit
+
+
+class CutConnection(Exception):
+    """Close the connection without a word."""
