@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 
 
 COUNT = "while True: pass"

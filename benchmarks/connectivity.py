@@ -15,7 +15,7 @@ from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
 from modeling_lcm import FCFeatureExtractor
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 
 
 def measure(name: str, compute: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import StoredTriangles

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 from training.trainer.arguments import Size
 
 

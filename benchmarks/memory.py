@@ -30,7 +30,7 @@ from modeling_lcm import (
     LCMProcessor,
 )
 from modeling_lcm.edges_lcm import LCMEdgeFeatures
-from training.cli import command, did_you_mean, setting
+from training.command_line.cli import command, did_you_mean, setting
 from training.data.cohort import Cohort
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.finetuning import finetune

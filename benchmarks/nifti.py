@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import region_coordinates, region_labels
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 from training.preparation.sources.images import ImageSource
 from training.preparation.workers import Job, run
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import LCMPackedConfig
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 from training.data.cohort import load_cohort
 from training.data.folds import Folds
 from training.trainer.arguments import Size

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
-from training.cli import command, setting
+from training.command_line.cli import command, setting
 from training.data.cohort import load_cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.preparation.arguments import PrepareArguments

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from modeling_lcm.quantization_lcm import pack
-from training.cli import command, require_choices, setting
+from training.command_line.cli import command, require_choices, setting
 from training.trainer.arguments import Size
 
 from .reference import ReferenceLCM

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from training.cli import command, setting
-from training.doors import DOORS
+from training.command_line.cli import command, setting
+from training.command_line.doors import DOORS
 
 
 @dataclass

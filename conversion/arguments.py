@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from training.cli import require_choices, setting
+from training.command_line.cli import require_choices, setting
 
 
 TOLERANCE = 1e-5  # of a quantity's largest value

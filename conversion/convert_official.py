@@ -1,7 +1,7 @@
 """Research-code checkpoint to Hub folder: `python -m conversion.convert_official RUN_DIR --output DIR`."""
 
-from training.cli import command, hide_bars_of_files
-from training.files import require_new
+from training.command_line.cli import command, hide_bars_of_files
+from training.storage.files import require_new
 
 from .arguments import ConvertArguments
 from .run_files import find_run

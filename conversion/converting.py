@@ -22,8 +22,8 @@ from modeling_lcm import (
 )
 from modeling_lcm.atlases import ATLASES, fingerprint, get_atlas, region_names
 from modeling_lcm.loss_lcm import LayerChoice
-from training.files import claim, write_folder, write_json
-from training.manifest import seal
+from training.storage.files import claim, write_folder, write_json
+from training.storage.manifest import seal
 
 from .arguments import DEFAULT_HEADS, Options
 from .key_mapping import UNUSED, map_tensor

@@ -2,8 +2,8 @@
 
 import json
 
-from training.cli import command, hide_bars_of_files
-from training.files import require_new
+from training.command_line.cli import command, hide_bars_of_files
+from training.storage.files import require_new
 
 from .arguments import ExportArguments
 

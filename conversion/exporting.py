@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_lcm import BEITokenizer, LCMConfig
-from training.files import claim, file_name, write_folder, write_json
-from training.manifest import seal
+from training.storage.files import claim, file_name, write_folder, write_json
+from training.storage.manifest import seal
 
 from .converting import REPORT, UNUSED_WEIGHTS
 from .key_mapping import FUSED_ATTENTION, HEAD, LAYER_MODULES, PROJECTIONS, STEM, UNUSED

@@ -1,6 +1,6 @@
 """Does a converted checkpoint compute what was recorded? `python -m conversion.verify_parity DIR --reference DIR`."""
 
-from training.cli import command, hide_bars_of_files
+from training.command_line.cli import command, hide_bars_of_files
 
 from .arguments import VerifyArguments
 

@@ -8,17 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURE = REPOSITORY / "docs" / "architecture.svg"
 PACKAGES = ("modeling_lcm", "training", "hub_cards", "conversion", "benchmarks")
-COMMANDS, BASE = "commands", "settings and files"
-# Files of training/ that all others may use.
-FOUNDATION = {
-    "checked_files",
-    "cli",
-    "doors",
-    "files",
-    "locks",
-    "manifest",
-    "settings",
-}
+COMMANDS = "commands"
 # From above: a box may import what lies below it. Beside each box, where its middle is, in hundredths of the width.
 ROWS: tuple[dict[str, int], ...] = (
     {"benchmarks": 12, COMMANDS: 44, "hub_cards": 67, "conversion": 89},
@@ -27,7 +17,7 @@ ROWS: tuple[dict[str, int], ...] = (
     {"trainer": 18},
     {"data": 48},
     {"reporting": 48},
-    {BASE: 48},
+    {"storage": 30, "command_line": 66},
     {"modeling_lcm": 48},
 )
 SAYS = {
@@ -42,7 +32,8 @@ SAYS = {
     "trainer": "both stages, checkpoints, predictions",
     "data": "cohorts, folds, who is one subject",
     "reporting": "results, tables, figures, pages",
-    BASE: "command line, YAML, atomic writes",
+    "storage": "atomic writes, locks, checksums",
+    "command_line": "settings, YAML, help, errors",
     "modeling_lcm": "model, tokenizer, processor, pipeline; also runs from the Hub",
 }
 WIDTH, ROW, BOX_WIDTH, BOX_HEIGHT, MARGIN = 1000, 96, 200, 56, 16
@@ -52,8 +43,6 @@ def box_of(module: tuple[str, ...]) -> str:
     """The box that a module is drawn in."""
     if module[0] != "training" or len(module) == 1:
         return COMMANDS if module[0] == "training" else module[0]
-    if module[1] in FOUNDATION:
-        return BASE
     return module[1] if (REPOSITORY / "training" / module[1]).is_dir() else COMMANDS
 
 

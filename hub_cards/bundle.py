@@ -18,13 +18,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 import modeling_lcm
 from modeling_lcm import LCMConfig
 from modeling_lcm.limits_lcm import LIMITS_FILE
-from training.checked_files import load_own_processor, weight_files
 from training.data.card import describe_dataset
 from training.data.cohort import load_cohort
 from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, QUALITY
-from training.files import without_nan
-from training.manifest import CHECKSUMS, FORMAT, checksum
 from training.reporting.results import Results
+from training.storage.checked_files import load_own_processor, weight_files
+from training.storage.files import without_nan
+from training.storage.manifest import CHECKSUMS, FORMAT, checksum
 
 from .public import public_record, public_report, public_results
 from .render import dataset_card, model_card

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from training.cli import load_yaml
+from training.command_line.cli import load_yaml
 
 
 ENTRIES = Path(__file__).parent / "checkpoints.yaml"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import command, hide_bars_of_files, setting
+from training.command_line.cli import command, hide_bars_of_files, setting
 from training.data.dataset_folder import FC_DEFINITION
-from training.files import write_text
+from training.storage.files import write_text
 
 from .facts import load_facts
 

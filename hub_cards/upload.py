@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import safe_open
 
-from training.manifest import differences
+from training.storage.manifest import differences
 
 from .bundle import Bundle
 

@@ -10,8 +10,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel, load_adapter
 from modeling_lcm.configuration_lcm import SIZES
-from training.checked_files import check_adapter_files, check_files, load_own_processor
 from training.data.cohort import load_cohort
+from training.storage.checked_files import check_adapter_files, check_files, load_own_processor
 
 from .bundle import Bundle, code_files, code_place
 

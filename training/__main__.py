@@ -5,9 +5,9 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 
-from .cli import ending_in_words
-from .doors import DOORS, started_as_lcm
-from .settings import did_you_mean
+from .command_line.cli import ending_in_words
+from .command_line.doors import DOORS, started_as_lcm
+from .command_line.settings import did_you_mean
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Settings of both training stages, by their documented name; they live in `training.trainer.arguments`."""
 
-from .cli import parse_arguments
+from .command_line.cli import parse_arguments
 from .trainer.arguments import DataArguments, FinetuneArguments, LoopArguments, PretrainArguments
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .cli import ending_in_words
+from .command_line.cli import ending_in_words
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .cli import command, hide_bars_of_files, setting
-from .files import require_new
+from .command_line.cli import command, hide_bars_of_files, setting
+from .storage.files import require_new
 
 
 @dataclass
@@ -17,7 +17,7 @@ class DemoArguments:
 def main(arguments: DemoArguments) -> None:
     """Command line."""
     output = require_new(arguments.output)
-    from .demonstration import demo
+    from .first_report.demonstration import demo
     from .reporting.tables import results_table_text
 
     hide_bars_of_files()

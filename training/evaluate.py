@@ -4,10 +4,10 @@ Per fold: pretrain (and fine-tune) on the training subjects alone, predict the t
 simple models on the same subjects. Nothing is chosen on a test fold.
 """
 
-from .cli import command, hide_bars_of_files
+from .command_line.cli import command, hide_bars_of_files
 from .data.dataset_folder import require_dataset
 from .evaluation.arguments import EvaluateArguments, read_stages
-from .files import require_new
+from .storage.files import require_new
 
 
 @command(EvaluateArguments)

@@ -7,10 +7,10 @@ called unstable. Attention says where a token looks, not what the prediction dep
 
 from pathlib import Path
 
-from .cli import command, hide_bars_of_files
+from .command_line.cli import command, hide_bars_of_files
 from .data.dataset_folder import require_dataset
 from .explanation.arguments import ExplainArguments
-from .files import require_new
+from .storage.files import require_new
 
 
 @command(ExplainArguments)

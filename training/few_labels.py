@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from .cli import command, hide_bars_of_files
-from .files import claim, write_text
+from .command_line.cli import command, hide_bars_of_files
+from .storage.files import claim, write_text
 from .trainer.open_arguments import FewLabelsArguments
 
 

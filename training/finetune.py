@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from .cli import command, hide_bars_of_files
+from .command_line.cli import command, hide_bars_of_files
 from .data.dataset_folder import require_dataset
-from .files import require_new
+from .storage.files import require_new
 from .trainer.arguments import FinetuneArguments
 
 

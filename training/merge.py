@@ -2,10 +2,10 @@
 
 import json
 
-from .cli import command
+from .command_line.cli import command
 from .data.dataset_folder import QUALITY, require_dataset
-from .files import require_new
 from .preparation.arguments import MergeArguments
+from .storage.files import require_new
 
 
 @command(MergeArguments)

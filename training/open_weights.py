@@ -1,7 +1,7 @@
 """Make lcm-open again: `python -m training.open_weights --data runs/open --output hub_cards/lcm-open`."""
 
-from .cli import command, hide_bars_of_files
-from .files import claim
+from .command_line.cli import command, hide_bars_of_files
+from .storage.files import claim
 from .trainer.open_arguments import OpenWeightsArguments
 
 

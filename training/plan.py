@@ -4,7 +4,7 @@ python -m training.plan --size 1.2b --gpus 1x24GB
 python -m training.plan --size 1.2b --mode lora --memory 8
 """
 
-from .cli import command
+from .command_line.cli import command
 from .trainer.arguments import PlanArguments
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli import command, hide_bars_of_files, setting
+from .command_line.cli import command, hide_bars_of_files, setting
 from .data.dataset_folder import require_dataset
-from .files import claim
-from .manifest import seal_file
+from .storage.files import claim
+from .storage.manifest import seal_file
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import sys
 
-from .cli import command
-from .files import require_new
+from .command_line.cli import command
 from .preparation.arguments import PrepareArguments
+from .storage.files import require_new
 
 
 @command(PrepareArguments)

@@ -6,7 +6,7 @@ explains. Interrupted, the same command goes on.
 
 from functools import partial
 
-from .cli import command, hide_bars_of_files
+from .command_line.cli import command, hide_bars_of_files
 from .first_report.arguments import ReportArguments
 
 

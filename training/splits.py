@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .cli import command, require_choices, setting
+from .command_line.cli import command, require_choices, setting
 from .data.dataset_folder import require_dataset
-from .files import claim
+from .storage.files import claim
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cli import command, did_you_mean, hide_bars_of_files, load_yaml, parse_arguments, setting
+from .command_line.cli import command, did_you_mean, hide_bars_of_files, load_yaml, parse_arguments, setting
 from .evaluation.arguments import EvaluateArguments
 
 
@@ -60,7 +60,7 @@ def settings_of(name: str, study: Mapping[str, dict[str, Any]]) -> EvaluateArgum
     """Write the settings of a study's stages as files, which `training.evaluate` reads, and name them in its own."""
     import yaml
 
-    from .files import write_text
+    from .storage.files import write_text
 
     settings = dict(study["evaluate"])
     for stage in ("pretrain", "finetune"):
@@ -89,9 +89,9 @@ def run(name: str, study: Mapping[str, dict[str, Any]], workers: int = 0) -> Non
 
 def write_pages() -> None:
     """Put the tables of all finished studies, and their summary, between their marks in docs/results.md."""
-    from .files import write_text
     from .reporting.results import Results
     from .reporting.studies import between_marks, summary_table, tables
+    from .storage.files import write_text
 
     records = {path.stem: Results.load(path) for path in sorted(RECORDS.glob("*.json"))}
     summary = summary_table(records)

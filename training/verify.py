@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .cli import command, setting
+from .command_line.cli import command, setting
 
 
 @dataclass
@@ -28,8 +28,8 @@ class VerifyArguments:
 @command(VerifyArguments, "folder")
 def main(arguments: VerifyArguments) -> None:
     """Command line; exit code 2 and the files that differ, if any do."""
-    from .checked_files import downloaded
-    from .manifest import differences, read_checksums, require_intact_file, seal, seal_file
+    from .storage.checked_files import downloaded
+    from .storage.manifest import differences, read_checksums, require_intact_file, seal, seal_file
 
     place = Path(arguments.folder)
     if not place.exists():

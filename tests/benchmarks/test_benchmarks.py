@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import busy, load, precision, speed, startup
 from benchmarks.reference import ReferenceLCM
-from training.cli import parse_arguments
+from training.command_line.cli import parse_arguments
 
 
 SMALL = ["--layers", "2", "--batch-size", "2", "--regions", "20", "--repeats", "2", "--threads", "1"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_lcm import load_adapter
-from training.checked_files import check_adapter_files
 from training.data.cohort import load_cohort
-from training.manifest import require_intact_file
+from training.storage.checked_files import check_adapter_files
+from training.storage.manifest import require_intact_file
 from training.trainer.checkpoints import load_model, load_processor, read_record
 
 from .damage import flip_bits, full_disks, load_pickles

@@ -13,7 +13,7 @@ from modeling_lcm.atlases import region_names
 from tests.hub_cards.conftest import TASK_LABELS, Client
 from training.data.cohort import Cohort
 from training.data.triangles import to_matrices
-from training.demonstration import DEMO_DATA
+from training.first_report.demonstration import DEMO_DATA
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import save_checkpoint
 from training.trainer.finetuning import finetune

@@ -9,7 +9,7 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.connectivity import connectivity_from_triangle
 from modeling_lcm.correlation_checks import NotCorrelationsError
 from modeling_lcm.triangles import could_be_correlations, count_regions, find_layout, rebuild
-from training.demonstration import DEMO_DATA
+from training.first_report.demonstration import DEMO_DATA
 
 
 ORDERS = {"upper": np.triu_indices, "lower": np.tril_indices}

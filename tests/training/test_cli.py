@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.cli import command, load_yaml, parse_arguments, require_choices, setting, use_threads
+from training.command_line.cli import command, load_yaml, parse_arguments, require_choices, setting, use_threads
 
 
 @dataclass
@@ -170,7 +170,8 @@ def test_how_a_command_ends(
 
 
 def test_nothing_heavy_is_imported_for_settings() -> None:
-    code = "import sys, training.cli; print(*{'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
+    heavy = "{'torch', 'transformers', 'numpy', 'pandas'}"
+    code = f"import sys, training.command_line.cli; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -10,9 +10,9 @@ import pytest
 
 from modeling_lcm.configuration_lcm import SIZES, SUPERVISIONS
 from tests.conftest import REPOSITORY
-from training import doors
 from training.__main__ import main as lcm
-from training.doors import DOORS
+from training.command_line import doors
+from training.command_line.doors import DOORS
 from training.trainer.arguments import Size, Supervision
 
 

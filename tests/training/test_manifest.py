@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from modeling_lcm import LCMForMultitaskPretraining
-from training import manifest, predict, verify
-from training.checked_files import check_files
 from training.data.cohort import load_cohort
-from training.manifest import CHECKSUMS, differences, read_checksums, require_intact, seal
+from training.storage import manifest, predict, verify
+from training.storage.checked_files import check_files
+from training.storage.manifest import CHECKSUMS, differences, read_checksums, require_intact, seal
 from training.trainer.checkpoints import load_model, load_processor, read_record
 
 

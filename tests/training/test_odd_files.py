@@ -23,10 +23,10 @@ from conversion.official import infer_architecture, load_state
 from conversion.run_files import find_run
 from modeling_lcm import BEITokenizer, LCMConfig
 from tests.conftest import REPOSITORY
-from training.checked_files import check_files, load_own_processor
 from training.data.folds import Folds
 from training.preparation.arguments import PATHS, PrepareArguments
 from training.preparation.recipes import available, load_recipe
+from training.storage.checked_files import check_files, load_own_processor
 
 
 RECIPES = REPOSITORY / "training" / "cohorts"

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from training import cli, predict, splits
-from training.files import claim, remove_leftovers, write_folder, write_text
+from training.command_line import cli, predict, splits
+from training.storage.files import claim, remove_leftovers, write_folder, write_text
 
 
 HOLD = """
 import sys, time
-from training.files import claim
+from training.storage.files import claim
 with claim(sys.argv[1]) as output:
     print(output, flush=True)
     time.sleep(60)
@@ -139,9 +139,9 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from dataclasses import dataclass
-from training.cli import command
-from training.files import claim, write_folder
-from training.settings import setting
+from training.command_line.cli import command
+from training.storage.files import claim, write_folder
+from training.command_line.settings import setting
 
 @dataclass
 class Slow:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.files import file_name
 from training.reporting.figures import plot_confusion
 from training.reporting.pages import _as_base64_png
 from training.reporting.plain import markdown_code, markdown_text, spreadsheet_cell, write_table
+from training.storage.files import file_name
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", " =1", "\t=1", "\r=1", "-", "＝1"])  # noqa: RUF001

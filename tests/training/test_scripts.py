@@ -16,7 +16,7 @@ from modeling_lcm import LCMForSequenceClassification
 from tests.conftest import REPOSITORY
 from tests.training.conftest import ATLAS, PEOPLE, SHORT, TINY, Study
 from training import evaluate, finetune, predict, prepare, pretrain
-from training.cli import hide_bars_of_files, parse_arguments
+from training.command_line.cli import hide_bars_of_files, parse_arguments
 from training.data.cohort import Cohort, load_cohort
 from training.data.folds import make_folds
 from training.evaluation.arguments import EvaluateArguments

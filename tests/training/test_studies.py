@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.cli import parse_arguments
+from training.command_line.cli import parse_arguments
 from training.reporting.results import Results
 from training.reporting.studies import COMPARISONS, between_marks, summary_table, tables
 from training.studies import PAGE, RECORDS, main, settings_of, studies

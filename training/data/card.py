@@ -9,9 +9,9 @@ import yaml
 
 from modeling_lcm import FCFeatureExtractor
 
-from ..files import write_text
 from ..reporting.plain import markdown_text
 from ..reporting.tables import table_markdown
+from ..storage.files import write_text
 from .cohort import RECORD_COLUMNS, SCAN_COLUMNS
 from .dataset_folder import FC_DEFINITION, FURTHER_ATLASES
 from .identity import SAME_PERSON

@@ -15,7 +15,7 @@ import torch
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 
-from ..manifest import is_inside, require_intact
+from ..storage.manifest import is_inside, require_intact
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ..files import write_json
+from ..storage.files import write_json
 from .cohort import Cohort
 from .combine import join_groups
 from .identity import recorded_ids

@@ -8,7 +8,7 @@ import pandas as pd
 
 from modeling_lcm import BEITokenizer, BEIVariable
 
-from ..manifest import require_intact
+from ..storage.manifest import require_intact
 from .cohort import is_phenotype
 
 

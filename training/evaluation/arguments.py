@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..settings import parse_arguments, require_choices, setting
+from ..command_line.settings import parse_arguments, require_choices, setting
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 
 

@@ -20,11 +20,11 @@ from ..data.folds import Folds
 from ..data.identity import seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
-from ..files import claim, require_new, require_writable, write_json
-from ..locks import lock_of
-from ..manifest import seal
 from ..reporting.plain import write_table
 from ..reporting.results import Results
+from ..storage.files import claim, require_new, require_writable, write_json
+from ..storage.locks import lock_of
+from ..storage.manifest import seal
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds

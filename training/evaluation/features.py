@@ -18,7 +18,7 @@ from modeling_lcm import LCMConfig
 from modeling_lcm.edges_lcm import matrix_logarithm
 
 from ..data.cohort import Cohort
-from ..files import scratch_folder
+from ..storage.files import scratch_folder
 
 
 # Fisher z is infinite at |r| = 1; float16 storage rounds correlations above 0.9998 up to 1.

@@ -15,7 +15,7 @@ from modeling_lcm.closed_form import Array, Edges, Target, fit_ridge
 from modeling_lcm.closed_form_heads import Head, Scans, fit_head
 from modeling_lcm.closed_form_model import DEFAULT_SHRINKAGE, SHRINKAGES
 
-from ..settings import load_yaml
+from ..command_line.settings import load_yaml
 from ..trainer.open_heads import Pool
 
 

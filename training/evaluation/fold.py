@@ -15,8 +15,8 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort
 from ..data.folds import few_labels
-from ..files import scratch_folder
 from ..reporting.results import LCM, OPTIMISTIC, SCRATCH, SINGLE
+from ..storage.files import scratch_folder
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
 from ..trainer.finetuning import finetune

@@ -19,7 +19,7 @@ import joblib
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..cli import hide_bars_of_files
+from ..command_line.cli import hide_bars_of_files
 
 
 WATCH_SECONDS = 2  # how often a worker looks whether its parent is still there

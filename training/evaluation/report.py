@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import file_name, write_text
 from ..reporting.figures import plot_confusion, plot_roc, plot_training_curves
 from ..reporting.pages import Section
 from ..reporting.plain import markdown_text
@@ -31,6 +30,7 @@ from ..reporting.tables import (
     table_markdown,
     write_report,
 )
+from ..storage.files import file_name, write_text
 from .design import Design
 from .figures import plot_calibration, plot_fold_scores, plot_predicted_against_true
 from .summary import pooled_predictions

@@ -11,9 +11,9 @@ import joblib
 import torch
 
 from ..data.folds import Folds
-from ..files import write_json
-from ..manifest import require_intact_file, seal_file
 from ..reporting.results import LCM, METRIC_TITLES, number_text
+from ..storage.files import write_json
+from ..storage.manifest import require_intact_file, seal_file
 from .design import Design, Parts
 from .fold import Member, fit_baselines, join_fold, run_fold, train_member
 from .pool import Job, affordable, run_jobs, threads

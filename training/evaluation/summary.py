@@ -12,8 +12,8 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from ..data.cohort import Cohort
 from ..data.folds import Folds
-from ..files import file_name
 from ..reporting.results import CONSTANT, HEADLINE_METRICS, MEAN_OF_GROUPS, Group, Results, Score, TaskResults
+from ..storage.files import file_name
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from .design import Design
 from .metrics import summarise

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..settings import require_choices, setting
+from ..command_line.settings import require_choices, setting
 
 
 @dataclass

@@ -11,7 +11,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 from ..data.cohort import Cohort, load_cohort
 from ..data.combine import for_checkpoint, in_atlas_of
 from ..data.folds import Folds
-from ..files import claim
+from ..storage.files import claim
 from ..trainer.checkpoints import load_model, load_processor
 from .arguments import ExplainArguments
 from .association import Explained, explain_token

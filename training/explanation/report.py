@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from modeling_lcm.atlases import ATLASES, region_coordinates
 
 from ..data.cohort import Cohort
-from ..files import write_folder, write_json, write_text
 from ..reporting.figures import CONNECTIONS, plot_connections, plot_network_bars, plot_region_attention
 from ..reporting.networks import networks_of
 from ..reporting.pages import render_page
 from ..reporting.plain import write_table
+from ..storage.files import write_folder, write_json, write_text
 from .association import SIGNIFICANT, STABLE, Explained, Maps
 
 

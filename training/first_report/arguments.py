@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..cli import setting
+from ..command_line.cli import setting
 from ..evaluation.arguments import Baseline
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from ..cli import did_you_mean
+from ..command_line.cli import did_you_mean
 from ..data.cohort import is_phenotype
 from .arguments import ReportArguments
 

@@ -15,12 +15,12 @@ from ..evaluation.arguments import EvaluateArguments
 from ..evaluation.cross_validation import evaluate
 from ..evaluation.design import make_design
 from ..explanation.patterns import Patterns, edge_patterns
-from ..files import claim, file_name, write_json
 from ..preparation.assemble import summary_of
 from ..preparation.build import prepare
 from ..preparation.recognise import DATASET
 from ..reporting.plain import write_table
 from ..reporting.results import LCM, Results
+from ..storage.files import claim, file_name, write_json
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
 from ..trainer.finetuning import finetune

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from ..evaluation.arguments import EvaluateArguments
-from ..files import write_text
 from ..preparation.arguments import PrepareArguments
 from ..preparation.recognise import Recognised
+from ..storage.files import write_text
 from ..trainer.arguments import FinetuneArguments
 from .arguments import ReportArguments
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..settings import require_choices, setting
+from ..command_line.settings import require_choices, setting
 
 
 PATHS = (

@@ -21,7 +21,7 @@ from ..data.dataset_folder import QUALITY
 from ..data.duplicates import find_duplicates
 from ..data.labels import data_set_labels
 from ..data.triangles import count_edges
-from ..files import write_folder
+from ..storage.files import write_folder
 from .agreement import check_agreement
 from .content import Content, to_write, write_dataset
 from .phenotypes import Cleaned

@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import ATLASES, find_atlas, region_coordinates, region_names
 
-from ..cli import did_you_mean
+from ..command_line.cli import did_you_mean
+from ..command_line.settings import default_of
 from ..data.labels import infer_variable, label_columns, read_positive
 from ..data.triangles import count_edges
-from ..files import claim, require_new, target_of
-from ..settings import default_of
+from ..storage.files import claim, require_new, target_of
 from .arguments import PATHS, PrepareArguments, in_each_atlas
 from .assemble import Excluded, PreparedCohort, assemble
 from .first_scans import refuse_other_measures

@@ -11,8 +11,8 @@ from modeling_lcm.bei_vocabulary import BEIVariable
 
 from ..data.card import describe_dataset, write_card
 from ..data.dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, QUALITY
-from ..files import write_json
-from ..manifest import seal
+from ..storage.files import write_json
+from ..storage.manifest import seal
 from .dataset_files import Scans, write_arrow, write_parquet
 from .quality import STATISTICS, Statistics
 from .report import Pictures, write_quality_report

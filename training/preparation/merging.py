@@ -13,14 +13,14 @@ import pandas as pd
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
 
-from ..cli import load_yaml
+from ..command_line.cli import load_yaml
 from ..data.cohort import PREFIX, load_cohort
 from ..data.dataset_folder import COHORTS_FILE, QUALITY
 from ..data.duplicates import find_duplicates
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
-from ..files import claim, file_name, write_folder
+from ..storage.files import claim, file_name, write_folder
 from .agreement import check_agreement
 from .arguments import MergeArguments
 from .assemble import filled, order_warning

@@ -6,8 +6,8 @@ from typing import Any, get_args, get_type_hints
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
-from ..cli import load_yaml
-from ..settings import as_kind, default_of
+from ..command_line.cli import load_yaml
+from ..command_line.settings import as_kind, default_of
 from .phenotypes import Column
 
 

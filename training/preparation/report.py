@@ -14,9 +14,9 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas, region_coordinates, region_names
 
 from ..data.cohort import is_phenotype
-from ..files import write_text
 from ..reporting.figures import COLOURS
 from ..reporting.pages import render_page
+from ..storage.files import write_text
 from .quality import coverage_text
 
 

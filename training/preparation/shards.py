@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..files import write_json
-from ..locks import try_lock
+from ..storage.files import write_json
+from ..storage.locks import try_lock
 
 
 CHUNK = 512  # scans that are read at once

@@ -4,7 +4,7 @@ import pandas as pd
 
 from modeling_lcm.bei_vocabulary import BEIVariable
 
-from ..cli import did_you_mean
+from ..command_line.cli import did_you_mean
 from ..data.cohort import is_phenotype
 from ..data.identity import SAME_PERSON
 from .arguments import PrepareArguments

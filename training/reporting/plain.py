@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import write_text
+from ..storage.files import write_text
 
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r]")  # noqa: RUF001 (full-width signs are formulas as well)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..storage.files import write_json
 
 
 # Models as the tables call them; the fitted baselines' names are in `evaluation/comparison.py`.

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..storage.files import write_text
 from .pages import Section, render_page
 from .plain import markdown_text
 from .results import (

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..settings import require_choices, setting
+from ..command_line.settings import require_choices, setting
 
 
 # Those of `modeling_lcm.configuration_lcm` (SUPERVISIONS, SIZES), which imports torch.

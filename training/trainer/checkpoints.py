@@ -20,9 +20,9 @@ from modeling_lcm import (
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
 from modeling_lcm.loading_lcm import check_place
 
-from ..checked_files import check_files, load_own_processor, read_settings_file, refuse_broken_weights
-from ..files import write_folder, write_json
-from ..manifest import seal
+from ..storage.checked_files import check_files, load_own_processor, read_settings_file, refuse_broken_weights
+from ..storage.files import write_folder, write_json
+from ..storage.manifest import seal
 from .arguments import LoopArguments
 from .trainable import lcm_head
 

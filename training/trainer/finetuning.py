@@ -22,10 +22,10 @@ from modeling_lcm import (
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loading_lcm import without_weights
 
-from ..checked_files import refuse_broken_weights
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.torch_datasets import ConnectomeDataset
+from ..storage.checked_files import refuse_broken_weights
 from .arguments import FinetuneArguments
 from .batches import training_dataset
 from .checkpoints import load_processor

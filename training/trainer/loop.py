@@ -29,9 +29,9 @@ from transformers import get_scheduler
 
 from modeling_lcm.callback import supervision_at
 
-from ..cli import Terminated
+from ..command_line.cli import Terminated
 from ..data.torch_datasets import ConnectomeDataset
-from ..files import write_json
+from ..storage.files import write_json
 from .arguments import LoopArguments
 from .batch_losses import batch_loss, readout_loss, target_counts
 from .batches import SharedBatches, batch_shares

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..settings import setting
+from ..command_line.settings import setting
 
 
 OPEN_RECIPE = Path(__file__).parents[1] / "configs" / "open" / "weights.yaml"

@@ -16,9 +16,9 @@ from modeling_lcm.closed_form_heads import Scans
 from modeling_lcm.closed_form_model import Heads, fit_heads, log_edges
 from modeling_lcm.config_checks_lcm import SEPARATOR
 
+from ..command_line.settings import load_yaml
 from ..data.cohort import load_cohort
 from ..data.identity import other_names, same_subject, scan_names
-from ..settings import load_yaml
 
 
 NAMES = "qc_names"  # of a scan's subject in all cohorts; dropped before anything is written

@@ -11,8 +11,8 @@ from modeling_lcm.closed_form_model import build_model
 from modeling_lcm.limits_lcm import TrainingLimits, most_scans
 
 from ..data.identity import hash_names
-from ..files import write_folder, write_json
-from ..manifest import seal
+from ..storage.files import write_folder, write_json
+from ..storage.manifest import seal
 from .checkpoints import RECORD
 from .open_arguments import OpenWeightsArguments
 from .open_heads import Pool, evaluate_pool, fit_pool, load_pool

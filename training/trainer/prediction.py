@@ -11,10 +11,10 @@ from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, l
 from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.readouts_lcm import prevalences, sources
 
-from ..checked_files import check_adapter_files, refuse_broken_weights
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.identity import seen_subjects
+from ..storage.checked_files import check_adapter_files, refuse_broken_weights
 from .checkpoints import is_adapter, load_model, load_processor, read_record
 from .limits import limits_table
 

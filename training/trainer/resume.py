@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modeling_lcm.callback import supervision_at
 
-from ..files import require_writable, write_json
+from ..storage.files import require_writable, write_json
 from .arguments import LoopArguments
 from .distributed import is_lost_process
 from .resume_store import WRITE_ERRORS, CheckpointStore, check_weights, read_manifest, writing_failed

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import follow_umask, sync_folder, write_json
+from ..storage.files import follow_umask, sync_folder, write_json
 
 
 logger = logging.getLogger(__name__)

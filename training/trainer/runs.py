@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.cohort import Cohort
 from ..data.folds import Folds
 from ..data.identity import bare_ids, hash_names, recorded_ids, scan_names
-from ..files import claim, remove_leftovers, require_writable
+from ..storage.files import claim, remove_leftovers, require_writable
 from .arguments import DataArguments, LoopArguments
 from .batches import batch_shares
 from .checkpoints import read_record

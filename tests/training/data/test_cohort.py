@@ -12,7 +12,7 @@ from tests.training.conftest import PEOPLE, REGIONS, VOLUMES, Study
 from training.data.cohort import Cohort, load_cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.data.triangles import to_matrices, to_triangles
-from training.files import write_folder, write_json
+from training.storage.files import write_folder, write_json
 
 
 def test_write_folder_replaces_only_when_complete(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from tests.training.preparation.layouts import signals_of
 from training.data.cohort import load_cohort
 from training.data.duplicates import find_duplicates
 from training.data.folds import Folds, leave_site_out, official_folds
-from training.manifest import seal
 from training.preparation.arguments import MergeArguments, PrepareArguments
 from training.preparation.build import prepare
 from training.preparation.merging import merge
@@ -29,6 +28,7 @@ from training.preparation.sources.base import Scan, Source
 from training.preparation.stamps import WHOLE_BYTES, are_unchanged, stamps_of
 from training.preparation.workers import Job, run
 from training.splits import main
+from training.storage.manifest import seal
 
 
 COHORTS = Path(__file__).parent / "cohorts"

@@ -23,7 +23,7 @@ from tests.training.child_processes import run_one
 from tests.training.trainer.test_engine import arguments, assert_same_weights, interrupt, make_data, make_model
 from training import pretrain
 from training.data.cohort import Cohort, load_cohort
-from training.files import write_folder
+from training.storage.files import write_folder
 from training.trainer.loop import Trainer
 from training.trainer.resume_store import CheckpointStore, find_damage, read_manifest
 

@@ -12,7 +12,7 @@ from tests.training.child_processes import run_one
 from tests.training.trainer.test_faults import at_the_end_of_epoch, lively_trainer
 from training import predict, pretrain
 from training.data.cohort import Cohort, load_cohort
-from training.files import require_writable
+from training.storage.files import require_writable
 from training.trainer.resume_store import CheckpointStore, find_damage
 
 

@@ -13,8 +13,8 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.limits_lcm import LIMITS_FILE, NOT_KNOWN, TrainingLimits
 from training.data.cohort import Cohort
 from training.data.triangles import to_matrices, to_triangles
-from training.demonstration import DEMO_DATA
 from training.estimator import LCMClassifier
+from training.first_report.demonstration import DEMO_DATA
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import save_checkpoint
 from training.trainer.finetuning import finetune

@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.training.child_processes import finish, start_ranks
 from tests.training.trainer.test_engine import arguments, assert_same_weights, make_data, make_model
 from training import pretrain
-from training.cli import load_yaml
+from training.command_line.cli import load_yaml
 from training.data.cohort import Cohort, load_cohort
 from training.trainer.arguments import LoopArguments
 from training.trainer.batches import SharedBatches, batch_shares

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .doors import in_users_words, program
+from .doors import PACKAGE, in_users_words, program
 from .settings import (
     Settings,
     did_you_mean,
@@ -87,7 +87,7 @@ def ending_in_words() -> Iterator[None]:
 def _sentence(error: Exception) -> str:
     """What an error says, and for a library that an installation of the core alone lacks, how to get it."""
     name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    if name is None or name.partition(".")[0] == __package__:
+    if name is None or name.partition(".")[0] == PACKAGE:
         return str(error)
     return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
 

@@ -25,13 +25,14 @@ DOORS = {
     "parity": ("conversion.verify_parity", "a converted checkpoint beside a recorded run"),
 }
 
+PACKAGE = str(__package__).partition(".")[0]  # "training" in a clone
 _NAMES = {module: name for name, (module, _) in DOORS.items()}
 _MENTION = re.compile(rf"(?:python -m )?\b({'|'.join(map(re.escape, _NAMES))})\b")
 
 
 def started_as_lcm() -> bool:
     """Whether the user typed `lcm ...`, or has the wheel, whose modules have other names than in a clone."""
-    return __package__ != "training" or Path(sys.argv[0]).stem == "lcm"
+    return PACKAGE != "training" or Path(sys.argv[0]).stem == "lcm"
 
 
 def in_users_words(text: str) -> str:
@@ -52,7 +53,7 @@ def program(module: str) -> str:
     if module == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         module = spec.name if spec is not None else Path(sys.argv[0]).stem
-    if __package__ != "training":
-        inside = module.removeprefix(f"{__package__}.")
+    if PACKAGE != "training":
+        inside = module.removeprefix(f"{PACKAGE}.")
         module = inside if "." in inside else f"training.{inside}"
     return in_users_words(f"python -m {module}")

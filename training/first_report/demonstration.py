@@ -9,23 +9,23 @@ from typing import Any
 
 import pandas as pd
 
-from .data.cohort import Cohort, load_cohort
-from .evaluation.arguments import EvaluateArguments
-from .evaluation.cross_validation import evaluate
-from .evaluation.design import make_design
-from .evaluation.report import task_details
-from .explanation.pattern_sections import pattern_sections
-from .explanation.patterns import edge_patterns
-from .files import claim, write_folder
-from .preparation.arguments import PrepareArguments
-from .preparation.build import prepare
-from .reporting.results import Results, TaskResults
-from .reporting.tables import write_report
-from .settings import parse_arguments
+from ..command_line.settings import parse_arguments
+from ..data.cohort import Cohort, load_cohort
+from ..evaluation.arguments import EvaluateArguments
+from ..evaluation.cross_validation import evaluate
+from ..evaluation.design import make_design
+from ..evaluation.report import task_details
+from ..explanation.pattern_sections import pattern_sections
+from ..explanation.patterns import edge_patterns
+from ..preparation.arguments import PrepareArguments
+from ..preparation.build import prepare
+from ..reporting.results import Results, TaskResults
+from ..reporting.tables import write_report
+from ..storage.files import claim, write_folder
 
 
-CONFIGS = Path(__file__).parent / "configs" / "demo"
-DEMO_DATA = Path(__file__).parent / "demo_data" / "lemon-schaefer200"
+CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+DEMO_DATA = Path(__file__).parents[1] / "demo_data" / "lemon-schaefer200"
 
 NOTES = [
     "Pretraining sees sex and age of the training subjects, and young or elderly is a matter of age: this shows that "
