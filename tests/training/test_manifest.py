@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from modeling_lcm import LCMForMultitaskPretraining
+from training import predict, verify
 from training.data.cohort import load_cohort
-from training.storage import manifest, predict, verify
+from training.storage import manifest
 from training.storage.checked_files import check_files
 from training.storage.manifest import CHECKSUMS, differences, read_checksums, require_intact, seal
 from training.trainer.checkpoints import load_model, load_processor, read_record

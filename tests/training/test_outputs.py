@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from training.command_line import cli, predict, splits
+from training import predict, splits
+from training.command_line import cli
 from training.storage.files import claim, remove_leftovers, write_folder, write_text
 
 
