@@ -91,7 +91,7 @@ def is_done(door: Door) -> bool:
 
 
 def _arguments(stage: Stage, output: Path) -> list[Any]:
-    begun = output.is_dir() and any(output.iterdir())
+    begun = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     return [*stage.arguments(output), *(stage.again if begun else ())]
 
 

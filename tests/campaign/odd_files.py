@@ -22,6 +22,7 @@ from conversion.run_files import find_run
 from hub_cards.facts import load_facts
 from modeling_lcm import load_adapter
 from tests.conftest import REPOSITORY
+from training.command_line.cli import sentence_of
 from training.command_line.doors import DOORS
 from training.command_line.settings import parse_arguments
 from training.data.cohort import load_cohort
@@ -33,7 +34,7 @@ from training.preparation.sources.base import Scan, Source
 from training.preparation.sources.tables import read_table
 from training.preparation.table import check_table, describe
 from training.storage.checked_files import check_adapter_files, check_files, load_own_processor
-from training.trainer.checkpoints import read_record
+from training.trainer.checkpoints import load_model, read_record
 
 from .odd_values import changed, changed_text, odd
 
@@ -41,6 +42,9 @@ from .odd_values import changed, changed_text, odd
 RECIPES = REPOSITORY / "training" / "cohorts"
 RUN = next((REPOSITORY / "tests" / "fixtures" / "official_small").glob("none_*"))
 UNCHECKED = ("checksums.json", "training_record.json", "README.md")  # what a folder may lack
+SMALL_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "bei_vocab.json")  # of checkpoints
+KINDS = ("recipes", *SMALL_FILES, "training records", "adapters", "data sets", "split files", "settings of commands",
+         "facts of cards", "phenotype tables", "tensors")  # fmt: skip
 LONGEST = 700  # characters of a sentence
 HALF_TEXT = 0.2  # share of files that are changed as text
 
@@ -71,26 +75,15 @@ class OddFiles:
         self.table = load_cohort(data).table
         self.record = json.loads((checkpoint / "training_record.json").read_text(encoding="utf-8"))
         self.kinds: dict[str, Callable[[random.Random], None]] = {
-            "recipes": self.recipe,
-            **{
-                name: partial(self.of_checkpoint, name)
-                for name in ("config.json", "processor_config.json", "tokenizer_config.json", "bei_vocab.json")
-            },
-            "training records": self.training_record,
-            "adapters": self.of_adapter,
-            "data sets": self.of_data,
-            "split files": self.split_file,
-            "settings of commands": self.settings,
-            "facts of cards": self.facts,
-            "phenotype tables": self.phenotypes,
-            "tensors": self.tensors,
+            name: partial(self.of_checkpoint, name) if name in SMALL_FILES else getattr(self, name.replace(" ", "_"))
+            for name in KINDS
         }
 
     def _copy(self, source: Path, name: str) -> Path:
         """A folder without what vouches for its files."""
         return Path(shutil.copytree(source, self.folder / name, ignore=shutil.ignore_patterns(*UNCHECKED)))
 
-    def recipe(self, choose: random.Random) -> None:
+    def recipes(self, choose: random.Random) -> None:
         name = choose.choice(available())
         path = self._write_yaml("recipe.yaml", _recipe(name), choose)
         given = PrepareArguments(output="x", data_dir="y")
@@ -100,8 +93,10 @@ class OddFiles:
         with self._changed_json(self.checkpoint / name, choose):
             check_files(str(self.checkpoint))
             load_own_processor(str(self.checkpoint))
+            if name == "config.json":
+                load_model(str(self.checkpoint))
 
-    def training_record(self, choose: random.Random) -> None:
+    def training_records(self, choose: random.Random) -> None:
         path = self.checkpoint / "training_record.json"
         record = copy.deepcopy(self.record)
         record["training_subjects"] = record["training_subjects"][:2]
@@ -110,25 +105,25 @@ class OddFiles:
         path.write_text(_json(record, choose), encoding="utf-8")
         seen_subjects(read_record(self.checkpoint), self.table.iloc[:2])
 
-    def of_adapter(self, choose: random.Random) -> None:
+    def adapters(self, choose: random.Random) -> None:
         name = choose.choice(("adapter_config.json", "adapter_base.json", "config.json"))
         with self._changed_json(self.adapter / name, choose):
             check_adapter_files(str(self.adapter), str(self.base))
             load_adapter(str(self.adapter), base=str(self.base))
 
-    def of_data(self, choose: random.Random) -> None:
+    def data_sets(self, choose: random.Random) -> None:
         names = ("fc_definition.json", "cohorts.json", "state.json", "dataset_info.json", "checksums.json")
         name = choose.choice(names)
         with self._changed_json(self.data / name, choose):
             load_cohort(self.data)
 
-    def split_file(self, choose: random.Random) -> None:
+    def split_files(self, choose: random.Random) -> None:
         path = self.folder / "splits.json"
         Folds((("a", "b"), ("c", "d")), 0, groups=(("a", "x"),), data="00").save(path)
         path.write_text(_json(json.loads(path.read_text()), choose), encoding="utf-8")
         Folds.load(path)
 
-    def settings(self, choose: random.Random) -> None:
+    def settings_of_commands(self, choose: random.Random) -> None:
         kind = choose.choice(_settings())
         values = {choose.choice(sorted(kind.__dataclass_fields__)): odd(choose) for _ in range(2)}
         if choose.random() < 0.3:
@@ -136,11 +131,11 @@ class OddFiles:
         path = self._write_yaml("settings.yaml", values, choose)
         parse_arguments(kind, ["--config", str(path)])
 
-    def facts(self, choose: random.Random) -> None:
+    def facts_of_cards(self, choose: random.Random) -> None:
         content = yaml.safe_load((REPOSITORY / "hub_cards" / "card_template.yaml").read_text(encoding="utf-8"))
         load_facts(self._write_yaml("card.yaml", content, choose))
 
-    def phenotypes(self, choose: random.Random) -> None:
+    def phenotype_tables(self, choose: random.Random) -> None:
         """A table with odd cells, or cut, doubled and strewn with odd characters."""
         separator = choose.choice(("\t", ",", ";", "|"))
         header = ["participant_id", "age", "sex", "iq", "dx"]
@@ -160,7 +155,7 @@ class OddFiles:
         arguments = PrepareArguments(participants=str(path), output="x")
         table = read_table(path)
         check_table(table, arguments, load_recipe(None))
-        describe(arguments, load_recipe(None), _Unread("connectivity", table, tuple(map(str, table.index)), None))
+        describe(arguments, load_recipe(None), _Unread(table, list(map(str, table.index))))
 
     def tensors(self, choose: random.Random) -> None:
         part = choose.choice(("bb", "head"))
@@ -213,10 +208,10 @@ def read_odd_file(kind: Callable[[random.Random], None], choose: random.Random) 
             kind(choose)
     except (ValueError, OSError) as error:
         raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        text = str(error)
+        text = sentence_of(error)
         if not raised.is_relative_to(REPOSITORY):
             return f"{raised.name} says: {text[:300]}"
-        if len(text.split()) <= 3 or len(text) > LONGEST or not text.encode("utf-8", "replace").decode().isprintable():
+        if len(text.split()) <= 3 or len(text) > LONGEST or not text.isprintable():
             return f"no short sentence: {text[:800]!r}"
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)

@@ -9,11 +9,11 @@ from typing import Any
 ODD = (
     None, True, False, 0, 1, -1, 3, 10**9, 2**63, 10**30, -(10**30), 10**400, 0.0, -0.5, 1e308, 1e-320,
     float("nan"), float("inf"), -float("inf"), "", " ", "no", "007", "1e3", ".inf", "a=b", "--output", "../../x",
-    "/etc", "nul\0", "\ud800", "\u202e", "é" * 300, "=1+1", "<b>", "a\nb", "{}", "%s", [], [None], [[]], ["a", "a"], [1, "a"],
-    [float("nan")] * 3, {}, {"": {}}, {"a": 1}, {"name": None}, [{}], [{"name": "x", "kind": "categorical"}],
+    "/etc", "nul\0", "\ud800", "\u202e", "é" * 300, "=1+1", "<b>", "a\nb", "{}", "%s", [], [None], [[]], ["a", "a"],
+    [1, "a"], [float("nan")] * 3, {}, {"": {}}, {"a": 1}, {"name": None}, [{}], [{"name": "x", "kind": "categorical"}],
 )  # fmt: skip
 ODD_NAMES = ("", "a", "name", "labels", "auto_map", "model_type", "__class__", "\ud800", "1", "x" * 300)
-ODD_TEXT = ("\0", "\ufeff", "\r", "\n", "\t", ",", ";", "|", '"', "'", "{", "]", ":", "#", "&a", "*a", 
+ODD_TEXT = ("\0", "\ufeff", "\r", "\n", "\t", ",", ";", "|", '"', "'", "{", "]", ":", "#", "&a", "*a",
             "!!python/name:os", "é", "\u2028", "-", "9" * 5000, "[" * 3000, "NaN", "\x1b[31m")  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def _is_child(parent: int) -> bool:
 
 
 def _exists(process: int) -> bool:
-    """Whether there is a process; asked where the parent died before this one began, or some server started this one."""
+    """Whether there is a process; asked where the parent died before this one began, or a server started this one."""
     if os.name != "posix":  # signal 0 is no question elsewhere
         return True
     try:
