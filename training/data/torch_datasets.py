@@ -84,6 +84,10 @@ class WindowDataset(ConnectomeDataset):
         fraction (`float`): with random lengths, the shortest window as a part of the scan; at least 10 volumes.
         seed (`int`): seed of the windows.
 
+    Attributes:
+        lengths, window_starts, window_lengths (`np.ndarray` of shape `(scans,)`): volumes of the scans, and first
+            volume and length of this epoch's windows; of several atlases, those of the first one with time series.
+
     Raises:
         ValueError: none of the scans has a time series.
     """
@@ -91,19 +95,21 @@ class WindowDataset(ConnectomeDataset):
     def __init__(self, cohort: Cohort, labels: dict[str, Tensor], volumes: int, fraction: float, seed: int) -> None:
         super().__init__(cohort, labels)
         series = {part.id: part.series for part in cohort.by_atlas if part.series is not None}
-        self.lengths = {atlas: np.asarray(each.volumes()) for atlas, each in series.items()}
-        if not any(lengths.any() for lengths in self.lengths.values()):
+        self._volumes = {atlas: np.asarray(each.volumes()) for atlas, each in series.items()}
+        if not any(volumes.any() for volumes in self._volumes.values()):
             raise ValueError(
                 "Windows need the scans' time series, which these data do not have: make them again with "
                 "training.prepare --keep_time_series true, or set window_volumes and window_fraction to 0."
             )
+        self.lengths = next(iter(self._volumes.values()))
         self.volumes, self.fraction, self.seed = volumes, fraction, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the windows of an epoch: first volume and length of every scan's."""
         size, place = np.random.default_rng([self.seed, epoch]).random((2, len(self)))
-        self.windows = {atlas: self._draw(lengths, size, place) for atlas, lengths in self.lengths.items()}
+        self._windows = {atlas: self._draw(volumes, size, place) for atlas, volumes in self._volumes.items()}
+        self.window_starts, self.window_lengths = next(iter(self._windows.values()))
 
     def _draw(self, lengths: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First volume and length of the windows of scans of some lengths, from where in their ranges these lie."""
@@ -118,7 +124,7 @@ class WindowDataset(ConnectomeDataset):
         for part in self.cohort.by_atlas:
             if part.series is None:
                 continue
-            starts, lengths = (each[positions] for each in self.windows[part.id])
+            starts, lengths = (each[positions] for each in self._windows[part.id])
             cut: dict[int, np.ndarray] = {}
             for place, scan in enumerate(part.series[np.asarray(positions)]):
                 if scan is not None and lengths[place] < len(scan):

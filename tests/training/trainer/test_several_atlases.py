@@ -6,20 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
-from modeling_lcm import FCFeatureExtractor, LCMForMultitaskPretraining
+from modeling_lcm import FCFeatureExtractor, LCMForMultitaskPretraining, load_adapter
 from tests.training.child_processes import finish, start_ranks
 from tests.training.conftest import ATLAS, REGIONS
 from tests.training.trainer.test_engine import Interrupted, arguments, assert_same_weights, interrupt, make_data
 from tests.training.trainer.test_engine import make_model as make_any_model
 from training.data.cohort import AtlasScans, Cohort, load_cohort
-from training.data.triangles import to_triangles
+from training.data.torch_datasets import WindowDataset
+from training.data.triangles import SERIES_FEATURES, StoredSeries, to_triangles
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batch_losses import _partners, without_atlases
-from training.trainer.checkpoints import save_checkpoint
+from training.trainer.checkpoints import load_model, save_checkpoint
 from training.trainer.finetuning import finetune
 from training.trainer.loop import Trainer
 from training.trainer.prediction import predict_logits, predict_table
@@ -93,6 +95,46 @@ def test_pretrained_finetuned_and_predicted(
     torch.testing.assert_close(logits[::2][:1], predict_logits(model, alone.select(np.array([0])))["logits"])
     only = ~both.has_atlas(ATLAS)[rows]
     torch.testing.assert_close(logits[only], predict_logits(model, both)["logits"][rows][only])
+
+
+def test_adapter_of_several_atlases(
+    both: Cohort,
+    pretrain_arguments: Callable[..., PretrainArguments],
+    finetune_arguments: Callable[..., FinetuneArguments],
+    tmp_path: Path,
+) -> None:
+    settings = pretrain_arguments(edge_readout=True)
+    model, processor, _ = pretrain(both, settings)
+    base = str(save_checkpoint(tmp_path / "pretrained", model, processor, settings, {}))
+    tuned = finetune_arguments(checkpoint=base, adapter="lora", epochs=4, learning_rate=1e-2)
+    model, processor, _ = finetune(both, tuned)
+    expected = predict_logits(model, both)["logits"]
+    folder = save_checkpoint(tmp_path / "tuned", model, processor, tuned, {})
+    for loaded in (load_model(str(folder)), load_adapter(folder / "adapter", base=base)[0]):
+        torch.testing.assert_close(predict_logits(loaded, both)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_are_the_same_part_of_a_scan_in_every_atlas(both: Cohort, rng: np.random.Generator) -> None:
+    series = {}
+    for part in both.by_atlas:
+        scans = rng.standard_normal((len(both), 60, part.num_regions)).astype(np.float16)
+        lengths = np.where(part.are_there(), 60, 0)
+        rows = [scan.ravel() if length else [] for scan, length in zip(scans, lengths, strict=True)]
+        data = datasets.Dataset.from_dict(
+            {"time_series": rows, "volumes": lengths}, datasets.Features(SERIES_FEATURES)
+        )
+        series[part.id] = (scans, StoredSeries(data))
+    first, second = (series[part.id][1] for part in both.by_atlas)
+    cohort = replace(both, series=first, others=(replace(both.others[0], series=second),))
+    data = WindowDataset(cohort, {"labels": torch.zeros(len(cohort))}, 20, 0.0, seed=1)
+    data.set_epoch(3)
+    batch = data.__getitems__([3, 4, 2])["connectivity"]
+    start = data.window_starts[[3, 4]]
+    assert batch[ATLAS][2].isnan().all()
+    for part in cohort.by_atlas:
+        for place, row in enumerate([3, 4]):
+            cut = series[part.id][0][row, start[place] : start[place] + 20].astype(float)
+            np.testing.assert_allclose(batch[part.id][place], np.corrcoef(cut.T), atol=1e-5)
 
 
 def test_one_atlas_may_be_chosen(both: Cohort, pretrain_arguments: Callable[..., PretrainArguments]) -> None:
