@@ -8,9 +8,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import training.evaluation.design
 from modeling_lcm import FCFeatureExtractor, LCMForMultitaskPretraining, load_adapter
 from tests.training.child_processes import finish, start_ranks
 from tests.training.conftest import ATLAS, REGIONS
@@ -19,6 +21,8 @@ from tests.training.trainer.test_engine import make_model as make_any_model
 from training.data.cohort import AtlasScans, Cohort, load_cohort
 from training.data.torch_datasets import WindowDataset
 from training.data.triangles import SERIES_FEATURES, StoredSeries, to_triangles
+from training.evaluation.arguments import EvaluateArguments
+from training.evaluation.cross_validation import evaluate
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batch_losses import _partners, without_atlases
 from training.trainer.checkpoints import load_model, save_checkpoint
@@ -177,6 +181,22 @@ def test_atlases_with_other_definitions_are_refused(
     other = replace(both.others[0], feature_extractor=FCFeatureExtractor(OTHER, num_regions=12, fisher_z=True))
     with pytest.raises(ValueError, match="computed differently in the atlases: fisher_z"):
         pretrain(replace(both, others=(other,)), pretrain_arguments())
+
+
+def test_evaluated_in_folds(
+    both: Cohort,
+    evaluate_arguments: Callable[..., EvaluateArguments],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training.evaluation.design, "load_cohort", lambda folder: both)
+    arguments = evaluate_arguments(
+        {"labels_per_class": None, "epochs": 8, "learning_rate": 1e-2}, {"edge_readout": True}, keep_checkpoints=True
+    )
+    evaluate(arguments)
+    predictions = pd.read_csv(Path(arguments.output) / "predictions.tsv", sep="\t")
+    assert len(predictions) == len(both) and predictions["LCM: B"].notna().all()
+    model = load_model(str(Path(arguments.output) / "fold_0" / "checkpoint"))
+    assert sorted(model.config.atlases) == sorted(ATLASES)
 
 
 # --- batches ---
