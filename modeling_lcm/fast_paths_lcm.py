@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-# Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
-# measured, on an accelerator what it computes during the launch of those operations.
-LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
+# Multiplications that folded cross-attention has to save to make up for its additional small operations, as measured
+# in float32 (docs/kernels.md).
+LEAST_SAVING = {"cpu": 4e6, "cuda": 5e10}
 # For so many multiplications, products head by head, written side by side, beat a batched one and its transposed copy.
 LEAST_SIDE_BY_SIDE = 8e8
 GROUP_BYTES = 2**24  # of a wide tensor on a CPU; larger ones leave its cache, and get fresh memory each time
@@ -121,6 +121,8 @@ def _folds(attention: Any, query: Tensor, memory: Tensor) -> bool:
 
 def folding_pays(query: Tensor, memory: Tensor, head_dim: int) -> bool:
     """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
+    if memory.device.type != "cpu" and memory.dtype in (torch.bfloat16, torch.float16):
+        return False  # there products are cheap, and what is read and written counts
     tokens, (batch, length, width) = query.shape[1], memory.shape
     projected = length * width
     folded = tokens * (width + (width // head_dim - 1) * length)
