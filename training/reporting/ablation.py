@@ -47,6 +47,8 @@ ABLATIONS = {
             "256x8": "8 layers, 256 wide",
             "512x4": "4 layers, 512 wide",
             "512x4_slow": "4 layers, 512 wide, learning rate 0.0003",
+            "147m": "147M, with edges",
+            "147m_paper": "147M, the paper's network",
         },
     ),
     "more": Ablation(
