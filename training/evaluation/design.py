@@ -195,7 +195,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
         raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
-        cohort = cohort.with_atlas(pretraining.atlas)
+        cohort = cohort if pretraining.atlas is None else cohort.with_atlas(pretraining.atlas)
     elif tuning is not None and (tuning.checkpoint or tuning.head != "ridge"):  # which needs none
         cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
     if arguments.harmonise is not None:
