@@ -43,15 +43,16 @@ def limits_table(limits: TrainingLimits | None, cohort: Cohort, seen: set[str], 
         and the measures of [`ScanCheck`].
     """
     checks: dict[int, ScanCheck] = {}
-    limits = None if limits is None else limits.of_atlas(cohort.by_atlas[0].id)
-    if limits is not None:
-        parts, ages = {part.id: part for part in cohort.by_atlas}, _ages(cohort.table).to_numpy()
-        part = parts.get(str(limits.facts.get("atlas")), cohort.by_atlas[0])
-        scans = np.flatnonzero(part.are_there())
+    ages = _ages(cohort.table).to_numpy()
+    for part in cohort.by_atlas:
+        own = None if limits is None else limits.of_atlas(part.id)  # of a checkpoint of one atlas, that one's
+        if own is None or (cohort.others and own.facts.get("atlas") not in (None, part.id)):
+            continue
+        scans = np.setdiff1d(np.flatnonzero(part.are_there()), [*checks])  # each in the first atlas that is known
         for some in np.array_split(scans, range(batch_size, len(scans), batch_size)):
-            matrices = limits.part_of(part.matrices(some))
+            matrices = own.part_of(part.matrices(some)) if len(some) else None
             if matrices is not None:
-                checks |= dict(zip(some.tolist(), limits.check(matrices, ages[some]), strict=True))
+                checks |= dict(zip(some.tolist(), own.check(matrices, ages[some]), strict=True))
     rows = []
     for number, subject in enumerate(cohort.subjects):
         known = checks.get(number)
