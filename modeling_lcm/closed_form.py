@@ -265,9 +265,8 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: _Sh
 def agreement(first: Array, second: Array) -> float:
     """How often values of one class are above those of another one, ties counted half; 2 AUC - 1."""
     ordered = np.sort(second)
-    below, up_to = (
-        np.searchsorted(ordered, first + shift, side) for shift, side in ((-1e-12, "left"), (1e-12, "right"))
-    )
+    below = np.searchsorted(ordered, first - 1e-12, "left")
+    up_to = np.searchsorted(ordered, first + 1e-12, "right")
     return float((below + up_to).sum() / (len(first) * len(second)) - 1)
 
 

@@ -193,7 +193,11 @@ def _tokenizer(pretrained: list[BEIVariable], variable: BEIVariable, is_new: boo
 
 
 def one_extractor(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtractor:
-    """One extractor for all atlases."""
+    """One extractor for all atlases.
+
+    Raises:
+        ValueError: FC is not computed the same way in all of them.
+    """
     first, *others = extractors.values()
     if not others:
         return first
@@ -202,6 +206,10 @@ def one_extractor(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtr
         | ({} if each.region_names is None else {"region_names": each.region_names})
         for name, each in extractors.items()
     }
+    for name in ("estimator", "fisher_z"):
+        found = {str(each.atlas): getattr(each, name) for each in extractors.values()}
+        if len(set(found.values())) > 1:
+            raise ValueError(f"FC is computed differently in the atlases: {name} is {found}. Prepare all alike.")
     options = {name: getattr(first, name) for name in ("estimator", "fisher_z", "constant_regions", "min_volumes")}
     return FCFeatureExtractor(atlases=atlases, **options)
 

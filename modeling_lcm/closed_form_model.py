@@ -17,7 +17,7 @@ from .configuration_lcm import LCMConfig
 from .edges_lcm import matrix_logarithms
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
-from .readouts_lcm import readout_rows
+from .readouts_lcm import LCMEdgeReadouts, readout_rows
 from .tokenization_bei import BEITokenizer
 
 
@@ -184,7 +184,7 @@ def _regions(extractor: FCFeatureExtractor) -> dict[str, Any]:
 
 def _by_key(module: nn.Module, config: LCMConfig) -> dict[str, Any]:
     """Parts of a module by atlas or set of atlases; a single one is that of the model's one atlas."""
-    if isinstance(module, nn.ModuleDict):
+    if isinstance(module, nn.ModuleDict | LCMEdgeReadouts):
         return dict(module.items())
     return dict.fromkeys(config.atlas_regions, module)
 
@@ -201,7 +201,7 @@ def _rows(readout: nn.Module, config: LCMConfig, names: list[str]) -> list[tuple
     """Of a read-out: atlases, their Linear, a variable, and the rows of its tokens."""
     found = []
     slices, parts = config.token_slices, _by_key(readout, config)
-    rows_of = readout_rows(config, names) if isinstance(readout, nn.ModuleDict) else dict.fromkeys(parts, names)
+    rows_of = readout_rows(config, names) if isinstance(readout, LCMEdgeReadouts) else dict.fromkeys(parts, names)
     for key, linear in parts.items():
         start = 0
         for name in rows_of[key]:

@@ -71,7 +71,8 @@ class LCMEdgeFeatures(nn.Module):
     With several shrinkages, the edges after each of them stand side by side.
 
     The mean over subjects is learnt from the training batches and saved with the weights; all processes of a
-    distributed run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
+    distributed run agree on it. Of several atlases each has its own, and a batch in which few scans have an atlas
+    moves its mean less. Gradients with respect to connectivity need matrices whose eigenvalues differ.
 
     Attributes:
         mean (`Tensor` of shape `(edges,)`): running mean of the logarithms' upper triangles.
@@ -94,23 +95,30 @@ class LCMEdgeFeatures(nn.Module):
         self.register_buffer("mean", torch.zeros(len(self.shrinkages) * pairs))
         self.register_buffer("batches", torch.tensor(0))
 
-    def forward(self, connectivity: Tensor) -> Tensor:
-        """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double)."""
+    def forward(self, connectivity: Tensor, scans: int | None = None) -> Tensor:
+        """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double).
+
+        Args:
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): of the scans that have this atlas.
+            scans (`int`, *optional*): how many there are with those that lack it.
+        """
         with torch.autocast(connectivity.device.type, enabled=False):
             connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
             rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
             # (batch, shrinkages, edges of one) -> side by side
             edges = matrix_logarithms(connectivity, self.shrinkages)[:, :, rows, columns].flatten(1)
             if self.training:
-                self._observe(edges.detach())
+                self._observe(edges.detach(), len(edges) if scans is None else scans)
             return edges - self.mean.to(edges.dtype)
 
     @torch.no_grad()
-    def _observe(self, edges: Tensor) -> None:
-        total = torch.cat([edges.sum(0), edges.new_tensor([len(edges)])])
+    def _observe(self, edges: Tensor, scans: int) -> None:
+        total = torch.cat([edges.sum(0), edges.new_tensor([len(edges), scans])])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        self.batches += 1
-        # The plain mean of the first batches, then an exponential one.
-        weight = (1 / self.batches).clamp_min(self.momentum).to(self.mean.dtype)
-        self.mean.lerp_((total[:-1] / total[-1]).to(self.mean.dtype), weight)
+        count, of = total[-2:]
+        has_some = count > 0
+        self.batches += has_some
+        # The plain mean of the first batches, then an exponential one over as many scans as with a single atlas.
+        weight = torch.maximum(1 / self.batches.clamp_min(1), self.momentum * (count / of).float()) * has_some
+        self.mean.lerp_((total[:-2] / count.clamp_min(1)).to(self.mean.dtype), weight.to(self.mean.dtype))

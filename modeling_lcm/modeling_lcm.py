@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_checks_lcm import check_adapters
-from .atlas_batches_lcm import by_atlas, over_parts
+from .atlas_batches_lcm import atlases_present, by_atlas, side_by_side
 from .attention_lcm import LCMAttention
 from .configuration_lcm import LCMConfig
 from .decoder_lcm import LCMDecoderLayer
@@ -27,7 +27,7 @@ from .loss_lcm import (
 )
 from .outputs_lcm import LCMModelOutput, LCMMultitaskOutput, LCMSequenceClassifierOutput
 from .pretrained_lcm import LCMPreTrainedModel
-from .readouts_lcm import is_closed, make_edge_features, make_edge_readout, read_edges, sources, token_mask
+from .readouts_lcm import edge_logits, is_closed, make_edge_features, make_edge_readout, token_mask
 from .stem_lcm import make_stem
 
 
@@ -69,16 +69,19 @@ class LCMModel(LCMPreTrainedModel):
         # As a batch of one, because that is what hooks on input embeddings expect (NEFTune).
         return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device)[None])[0]
 
-    def _memory(self, connectivity: dict[str, Tensor]) -> Tensor:
-        """Memory vectors of the regions of all atlases that these scans have, `(batch, regions, hidden_size)`."""
+    def _memory(self, connectivity: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Memory vectors of the regions of each scan's atlases, `(batch, regions, hidden_size)`.
+
+        And a mask `(batch, regions)`, False for padding, where the scans have different atlases. Each stem is called
+        once, with the scans that have its atlas, even if there are none: several processes wait for each other there.
+        """
         if not isinstance(self.stem, nn.ModuleDict):
-            return self.stem(next(iter(connectivity.values())))
-        if any(part[:, 0, 0].isnan().any() for part in connectivity.values()):
-            raise ValueError(
-                "Some scans of this batch lack an atlas (NaN): give scans with the same atlases together, or use a "
-                "model with a head, which does so itself."
-            )
-        return torch.cat([self.stem[name](part) for name, part in connectivity.items()], 1)
+            return self.stem(next(iter(connectivity.values()))), None
+        present = atlases_present(connectivity)
+        if present is None:
+            return torch.cat([self.stem[name](part) for name, part in connectivity.items()], 1), None
+        columns = zip(connectivity.items(), present.T, strict=True)
+        return side_by_side([self.stem[name](part[here]) for (name, part), here in columns], present)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -101,17 +104,21 @@ class LCMModel(LCMPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
-            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`, or scans of one batch
-                have different atlases.
+            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`, or attentions are
+                asked for of scans that have different atlases, whose regions are not the same.
         """
         check_adapters(self)
-        memory = self._memory(by_atlas(self.config, connectivity))
+        memory, mask = self._memory(by_atlas(self.config, connectivity))
+        if mask is not None and kwargs.get("output_attentions", self.config.output_attentions):
+            raise ValueError(
+                "The scans have different atlases: give those with the same together to see which regions are read."
+            )
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(1).expand(memory.shape[0], *query_embeds.shape)
         layer_states = []
         for layer in self.layers:
-            states = layer(states, query_embeds, memory)
+            states = layer(states, query_embeds, memory, mask)
             layer_states.append(states)
         if score is not None:
             layer_logits = torch.stack([_read(state, self.norm, score) for state in layer_states], dim=1)
@@ -338,41 +345,17 @@ def _read_scans(
         not on the atlases that a scan has (None: there are none); and the output of [`LCMModel`].
     """
     config = model.config
-    several = len(config.atlas_regions) > 1
-    outputs: list[LCMModelOutput] = []
-
-    def read(part: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        given = part if several else next(iter(part.values()))
-        queried = {} if queries is None else {"query_embeds": queries}
-        outputs.append(model.model(given, score=model.score, **queried, **kwargs))
-        layer_logits: Any = outputs[-1].layer_logits
-        if config.closed_form:
-            closed = token_mask(config, lambda name: is_closed(config, name), layer_logits)
-            layer_logits = layer_logits.masked_fill(closed, 0.0)
-        if config.edge_readout:
-            layer_logits = layer_logits + _edge_logits(model, part)[:, None]
-        if not (config.closed_form and several):
-            return (layer_logits,)
-        unread = token_mask(config, lambda name: not sources(config, name, part), layer_logits)
-        return layer_logits, unread.expand(layer_logits.shape[0], -1)
-
-    (layer_logits, *masks), at_once = over_parts(scans, read)
-    if not at_once and (outputs[0].hidden_states is not None or outputs[0].attentions is not None):
-        raise ValueError(
-            "The scans have different atlases: give those with the same together to see inside the model."
-        )
-    return layer_logits, masks[0] if masks else None, outputs[0]
-
-
-def _edge_logits(model: Any, connectivity: dict[str, Tensor]) -> Tensor:
-    """Edge read-out of all tokens, `(batch, tokens)`: the same for every layer."""
-    config, features = model.config, model.edge_features
-    several = len(config.atlas_regions) > 1
-    edges = {name: (features[name] if several else features)(part) for name, part in connectivity.items()}
-    logits = read_edges(config, model.bei_edge_readout, edges, config.bei_names)
-    if not hasattr(model, "task_edge_readout"):
-        return logits
-    return torch.cat([logits, read_edges(config, model.task_edge_readout, edges, [config.task_variable])], -1)
+    given = scans if len(config.atlas_regions) > 1 else next(iter(scans.values()))
+    queried = {} if queries is None else {"query_embeds": queries}
+    outputs = model.model(given, score=model.score, **queried, **kwargs)
+    layer_logits = outputs.layer_logits
+    if config.closed_form:
+        closed = token_mask(config, lambda name: is_closed(config, name), layer_logits)
+        layer_logits = layer_logits.masked_fill(closed, 0.0)
+    if not config.edge_readout:
+        return layer_logits, None, outputs
+    of_edges, unread = edge_logits(model, scans, atlases_present(scans))
+    return layer_logits + of_edges[:, None], unread if config.closed_form else None, outputs
 
 
 def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..command_line.settings import parse_arguments, require_choices, setting
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
@@ -110,8 +110,9 @@ class EvaluateArguments:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         require_choices(self)
-        if isinstance(self.finetune, str):
-            self.finetune = [self.finetune] if self.finetune else []
+        files: Any = self.finetune
+        if isinstance(files, str):  # a single file, given by name in Python
+            self.finetune = [files] if files else []
         if self.shard is not None:
             self.share()
         fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"

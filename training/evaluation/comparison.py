@@ -100,9 +100,8 @@ class FoldEdges:
         kind, is_linear = baseline.edges, baseline.is_linear
         key = (kind.name, is_linear, *(np.asarray(cohort.table.index).tobytes() for cohort in (training, test)))
         if key not in self._spans:
-            self._spans[key] = Span.of(
-                *(features(kind, cohort, self.stored) for cohort in (training, test)), is_linear
-            )
+            edges, others = (features(kind, cohort, self.stored) for cohort in (training, test))
+            self._spans[key] = Span.of(edges, others, is_linear)
         return self._spans[key]
 
 

@@ -215,7 +215,7 @@ def make_design(arguments: EvaluateArguments) -> Design:
         raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
-        cohort = cohort.with_atlas(pretraining.atlas)
+        cohort = cohort if pretraining.atlas is None else cohort.with_atlas(pretraining.atlas)
     else:
         needed = [tuning.checkpoint for tuning in tunings if tuning.checkpoint or tuning.head != "ridge"]
         for checkpoint in dict.fromkeys(needed):  # the ridge head needs none
