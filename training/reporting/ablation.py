@@ -49,7 +49,13 @@ ABLATIONS = {
             "512x4_slow": "4 layers, 512 wide, learning rate 0.0003",
             "147m": "147M, with edges",
             "147m_paper": "147M, the paper's network",
+            "147m_long": "147M, with edges, 100 epochs",
         },
+    ),
+    "atlases": Ablation(
+        "model",
+        {"atlases_edges": "edges alone", "atlases_nano": "nano"},
+        {"one": "AAL-116", "two": "and Harvard-Oxford-111", "dropout": "both, each scan losing one half the time"},
     ),
     "more": Ablation(
         "model",

@@ -103,8 +103,8 @@ COMPARISONS = {
 
 def compared_studies() -> set[str]:
     """Names of the studies that stand in a table with others."""
-    side_by_side = (*COMPARISONS.values(), *ABLATIONS.values())
-    return {name for together in side_by_side for name in together.studies}
+    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
+    return compared | {name for ablation in ABLATIONS.values() for name in ablation.studies}
 
 
 def tables(records: dict[str, Results]) -> dict[str, str]:

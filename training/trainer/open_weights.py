@@ -77,5 +77,13 @@ def _limits(pool: Pool, atlas: str) -> TrainingLimits | None:
     """What the scans of an atlas are like, evenly chosen where there are very many."""
     rows, matrices = pool.rows[atlas], pool.connectivity[atlas]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most_scans(matrices.shape[-1])), dtype=int))
-    ages = pool.table["age"].to_numpy(float)[rows[chosen]]
-    return TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist(), ages)
+    ages = pool.table["age"].to_numpy(float)[rows]
+    limits = TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist(), ages[chosen])
+    if limits is None:
+        return None
+    for variable in pool.variables:
+        known = pool.table[variable.name].notna().to_numpy()[rows]
+        if known.any() and not known.all():
+            cohorts = pool.table["cohort"].iloc[rows[known]].unique().tolist()
+            limits.learn_range(variable.name, matrices[known], ages[known], cohorts)
+    return limits

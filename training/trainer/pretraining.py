@@ -68,7 +68,7 @@ def pretrain(
     trainer = Trainer(model, training_dataset(scans, arguments), validation, arguments, folder)
     history = trainer.train(after_epoch)
     made = LCMProcessor(extractor, tokenizer)
-    made.limits = training_limits(training)
+    made.limits = training_limits(training, [variable.name for variable in tokenizer.variables])
     return trainer.trained, made, history
 
 
