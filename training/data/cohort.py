@@ -14,6 +14,7 @@ import torch
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
+from modeling_lcm.loading_lcm import foreign_errors_named
 
 from ..storage.manifest import is_inside, require_intact
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
@@ -291,22 +292,21 @@ def load_cohort(folder: str | Path) -> Cohort:
     """
     folder = require_dataset(folder)
     require_intact(folder, unread=("parquet/", "quality.html"))
-    try:
+    with foreign_errors_named(f"The data set {folder} is damaged, make it again"):
         _refuse_files_outside(folder)
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
+        further, positive = _further_atlases(folder), _declared_positive(folder)
     missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
     if missing:
         raise ValueError(
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
     first = _in_atlas(data, extractor, "", folder)
-    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in _further_atlases(folder))
+    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in further)
     signals = {f"{name}{suffix}" for name in SIGNAL_COLUMNS for suffix in ("", *(f"_{part.id}" for part in others))}
     table = data.select_columns([name for name in data.column_names if name not in signals]).to_pandas()
-    return Cohort(table, first.triangles, extractor, first.series, _declared_positive(folder), others)
+    return Cohort(table, first.triangles, extractor, first.series, positive, others)
 
 
 def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str, folder: str | Path) -> AtlasScans:
@@ -315,6 +315,8 @@ def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str
     Raises:
         ValueError: the column is not there, or has another number of edges than the FC definition.
     """
+    if extractor.num_regions is None:
+        raise ValueError(f"The data set {folder} is damaged, make it again (an FC definition has no num_regions).")
     column, edges = f"connectivity{suffix}", count_edges(extractor)
     stored = data.features[column].length if column in data.column_names else 0
     if stored != edges:

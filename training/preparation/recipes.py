@@ -169,5 +169,5 @@ def _column(path: Path, name: str, entry: Any) -> Column:
             exclude=tuple(map(str, entry.get("exclude") or ())),
             factor=float(entry.get("factor", 1)),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
