@@ -31,9 +31,8 @@ def training_limits(cohort: Cohort, variables: Iterable[str] = ()) -> TrainingLi
     if limits is None:
         return None
     limits.facts["atlas"] = next(iter(some.atlases))
-    ages = _ages(cohort.table)
-    if ages.notna().any():
-        limits.facts["age"] = [float(ages.min()), float(ages.max())]
+    ages = _ages(cohort.table).to_numpy()
+    limits.learn_ages(ages)
     for variable in (name for name in variables if name in cohort.table):
         known = cohort.table[variable].notna().to_numpy()
         if known.any() and not known.all():

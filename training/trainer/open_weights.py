@@ -78,9 +78,10 @@ def _limits(pool: Pool, atlas: str) -> TrainingLimits | None:
     rows, matrices = pool.rows[atlas], pool.connectivity[atlas]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most_scans(matrices.shape[-1])), dtype=int))
     ages = pool.table["age"].to_numpy(float)[rows]
-    limits = TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist(), ages[chosen])
+    limits = TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist())
     if limits is None:
         return None
+    limits.learn_ages(ages)
     for variable in pool.variables:
         known = pool.table[variable.name].notna().to_numpy()[rows]
         if known.any() and not known.all():
