@@ -144,9 +144,11 @@ def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[S
     if unknown or len(given.labels) != len(own.labels):
         numbered = all(label.isdecimal() for label in given.labels)
         why = " (scikit-learn numbers them for cross_val_predict(method='predict_proba') and in ensembles)" * numbered
+        meant = ", ".join(f'{label}: "{name}"' for label, name in zip(given.labels, own.labels, strict=False))
+        way = f"say which is which (label_names={{{meant}}} or the like)" if numbered else "spell them alike"
         raise ValueError(
             f"The checkpoint has {own.name!r} with the labels {', '.join(own.labels)}, the data has "
-            f"{', '.join(given.labels)}{why}: spell them alike, or give the task another name to do without."
+            f"{', '.join(given.labels)}{why}: {way}, or give the task another name to do without."
         )
     position = np.array([own.labels.index(own.label_of(label)) for label in given.labels], dtype=float)
     here = np.isfinite(scans.values)
