@@ -34,6 +34,7 @@ FLOOR = 0.05  # of the mean variance, in an edge's variance
 SHRINKAGE = 0.1
 COVERAGE = 0.9  # of sets and intervals
 STEPS = 101  # quantiles that are kept of each measure
+PART = 0.95  # of the training scans: a variable that fewer have has limits of its own
 REFERENCE = ("log_mean", "log_deviation", "fc_mean")
 MEASURES = ("distance", "profile", "mean_fc")
 
@@ -289,7 +290,6 @@ class TrainingLimits:
         return f"{variable} was learnt from {known['scans']} scans{cohorts}, unlike this one: {', '.join(outside)}."
 
     def _limits(self, name: str) -> tuple[float, float, float]:
-        """Lower limit, median and upper limit of a measure."""
         return _ends(self.arrays[name])
 
     def save(self, folder: str | os.PathLike) -> None:

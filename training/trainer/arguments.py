@@ -254,6 +254,9 @@ class PlanArguments:
     memory: float = setting(0.0, "Gigabytes of main memory; 0: this machine's.")
     batch_size: int = setting(8, "Scans per process and forward pass.")
     regions: int = setting(116, "Regions of the atlas.")
+    atlases: list[str] = setting(
+        [], "Instead of regions: the atlases of a model of several, by id.", example="aal-116 harvard-oxford-111"
+    )
     tokens: int = setting(31, "BEI tokens: one per label and per continuous variable.")
     lora_rank: int = setting(8, "Rank of the adapters.")
 

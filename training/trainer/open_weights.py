@@ -8,7 +8,7 @@ import numpy as np
 from modeling_lcm import BEITokenizer, LCMProcessor
 from modeling_lcm.closed_form_fit import one_extractor
 from modeling_lcm.closed_form_model import build_model
-from modeling_lcm.limits_lcm import TrainingLimits, most_scans
+from modeling_lcm.limits_lcm import PART, TrainingLimits, most_scans
 
 from ..data.identity import hash_names
 from ..storage.files import write_folder, write_json
@@ -84,7 +84,7 @@ def _limits(pool: Pool, atlas: str) -> TrainingLimits | None:
     limits.learn_ages(ages)
     for variable in pool.variables:
         known = pool.table[variable.name].notna().to_numpy()[rows]
-        if known.any() and not known.all():
+        if 0 < known.mean() < PART:
             cohorts = pool.table["cohort"].iloc[rows[known]].unique().tolist()
             limits.learn_range(variable.name, matrices[known], ages[known], cohorts)
     return limits
