@@ -131,7 +131,7 @@ def range_rows(limits: TrainingLimits | None) -> list[dict[str, str]]:
     for atlas in (limits.facts.get("atlases") or [limits.facts.get("atlas")]) if limits is not None else ():
         of_atlas = limits.of_atlas(atlas) if limits is not None else None
         for name, known in (of_atlas.facts.get("ranges", {}) if of_atlas is not None else {}).items():
-            low, high = known["mean_fc"]
+            low, high = (round(each, 2) + 0.0 for each in known["mean_fc"])  # never -0.00
             ages = known["age"]
             rows.append(
                 {

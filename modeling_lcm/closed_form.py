@@ -187,35 +187,60 @@ class Target:
 class _Ridge:
     """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
 
-    penalty = np.nan  # what the matrices below were made for
-
-    def __init__(self, kernel: Array, target: Target) -> None:
-        root = np.sqrt(target.case_weights)
+    def __init__(self, kernel: Array, case_weights: Array) -> None:
+        root = np.sqrt(case_weights)
         values, vectors = np.linalg.eigh(root[:, None] * kernel * root)
         self.values = values.clip(0)
         self.vectors = vectors * root[:, None]
+        self.squares = self.vectors**2
+        self.sums = self.vectors.sum(0)
 
-    def solve(self, wanted: Array, penalty: float) -> tuple[Array, float, Array]:
-        """Dual coefficients `(n,)`, intercept, and the matrix `(n, n)` that makes the former of the target."""
-        if penalty != self.penalty:  # one penalty is asked for several times in a row
-            shrunk = 1 / (self.values + penalty)
-            ones = self.vectors @ (shrunk * self.vectors.sum(0))
-            self.inverse = (self.vectors * shrunk) @ self.vectors.T - np.outer(ones, ones) / ones.sum()
-            self.penalty, self.intercept = penalty, ones / ones.sum()
-        return self.inverse @ wanted, float(self.intercept @ wanted), self.inverse
+    def shrunk(self, penalty: float) -> "_Shrunk":
+        """What a penalty makes of it."""
+        shrunk = 1 / (self.values + penalty)
+        ones = self.vectors @ (shrunk * self.sums)
+        return _Shrunk(self, shrunk, ones)
 
 
-def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Array:
+@dataclass(frozen=True)
+class _Shrunk:
+    """Ridge regression with one penalty: the matrix `(n, n)` that makes dual coefficients of a target.
+
+    The matrix itself is made of it only in parts: most fits need its diagonal alone.
+    """
+
+    ridge: _Ridge
+    shrunk: Array
+    ones: Array
+
+    def solve(self, wanted: Array) -> tuple[Array, float]:
+        """Dual coefficients `(n,)`, and the intercept."""
+        total = float(self.ones @ wanted)
+        intercept = total / float(self.ones.sum())
+        return self.ridge.vectors @ (self.shrunk * (wanted @ self.ridge.vectors)) - intercept * self.ones, intercept
+
+    def diagonal(self) -> Array:
+        """Of the matrix, `(n,)`."""
+        return self.ridge.squares @ self.shrunk - self.ones**2 / self.ones.sum()
+
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        """Some rows and columns of the matrix."""
+        vectors = self.ridge.vectors
+        product = (vectors[rows] * self.shrunk) @ vectors[columns].T
+        return product - np.outer(self.ones[rows], self.ones[columns]) / self.ones.sum()
+
+
+def _left_out(target: Target, wanted: Array, dual: Array, fit: _Shrunk) -> Array:
     """What the fit without a scan's subject gives for the scan, `(n,)`; exact."""
-    values = wanted - dual / np.diag(inverse)
+    values = wanted - dual / fit.diagonal()
     several = np.flatnonzero(np.bincount(target.groups) > 1)
     for group in several:
         scans = np.flatnonzero(target.groups == group)
-        values[scans] = wanted[scans] - np.linalg.solve(inverse[np.ix_(scans, scans)], dual[scans])
+        values[scans] = wanted[scans] - np.linalg.solve(fit.block(scans, scans), dual[scans])
     return values
 
 
-def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse: Array) -> float:
+def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: _Shrunk) -> float:
     """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance."""
     if not target.is_class:
         values = target.values
@@ -225,10 +250,10 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse:
     first, second = np.flatnonzero(target.values > 0), np.flatnonzero(target.values < 0)
     has_repeats = len(np.unique(target.groups)) < len(target)
     if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
-        return concordance(left_out[first][:, None] - left_out[second])
+        return agreement(left_out[first], left_out[second])
     # Both scans of a pair are left out of the fit that compares them.
-    diagonal = np.diag(inverse)
-    cross, ours, theirs = inverse[np.ix_(first, second)], diagonal[first][:, None], diagonal[second]
+    diagonal = fit.diagonal()
+    cross, ours, theirs = fit.block(first, second), diagonal[first][:, None], diagonal[second]
     determinant = ours * theirs - cross**2
     errors = (theirs * dual[first][:, None] - cross * dual[second]) / determinant
     others = (ours * dual[second] - cross * dual[first][:, None]) / determinant
@@ -237,7 +262,16 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse:
     return concordance(scores)
 
 
+def agreement(first: Array, second: Array) -> float:
+    """How often values of one class are above those of another one, ties counted half; 2 AUC - 1."""
+    ordered = np.sort(second)
+    below = np.searchsorted(ordered, first - 1e-12, "left")
+    up_to = np.searchsorted(ordered, first + 1e-12, "right")
+    return float((below + up_to).sum() / (len(first) * len(second)) - 1)
+
+
 def concordance(differences: Array) -> float:
+    """The same of pairs that have values of their own."""
     ties = np.abs(differences) <= 1e-12
     return float(2 * np.mean((differences > 1e-12) + 0.5 * ties) - 1)
 
@@ -284,14 +318,15 @@ def fit_ridge(
     channels = edges.channels if target.is_class and not is_plain else [edges.default_channel]
     tried = []
     for channel in channels:
-        ridge = _Ridge(edges.kernel(channel), target)
+        ridge = _Ridge(edges.kernel(channel), target.case_weights)
         for penalty in PENALTIES:
+            shrunk = ridge.shrunk(penalty)
             for strength in STRENGTHS if offset is not None else (0.0,):
                 subtracted = strength * prior
                 wanted = target.values - subtracted
-                dual, intercept, inverse = ridge.solve(wanted, penalty)
-                rest = _left_out(target, wanted, dual, inverse)
-                skill = _skill(target, rest + subtracted, wanted, dual, inverse)
+                dual, intercept = shrunk.solve(wanted)
+                rest = _left_out(target, wanted, dual, shrunk)
+                skill = _skill(target, rest + subtracted, wanted, dual, shrunk)
                 tried.append((skill, channel, strength, penalty, dual, intercept, rest + subtracted))
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])

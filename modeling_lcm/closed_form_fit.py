@@ -1,6 +1,6 @@
 """Fine-tuning in closed form: a task from few labels, with what a checkpoint knows of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .bei_vocabulary import BEIVariable
 from .closed_form_heads import WARN_PER_CLASS, Scans
-from .closed_form_model import Heads, build_model, can_be_prior, fit_heads, heads_of, log_edges
+from .closed_form_model import Heads, SharedEdges, build_model, can_be_prior, fit_heads, heads_of, log_edges
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import TrainingLimits, most_scans
 from .modeling_lcm import LCMForSequenceClassification
@@ -64,9 +64,48 @@ def fit_task(
         ValueError: Labels that the checkpoint's variable does not have, a single class or a class with one scan, or
             numbers that are all the same.
     """
+    fitted = fit_log_edges(
+        lambda: {name: log_edges(matrices) for name, matrices in connectivity.items()},
+        extractors,
+        scans,
+        variable,
+        base,
+        vocabulary,
+    )
+    limits = {}
+    for name, matrices in connectivity.items():
+        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
+        most = min(len(here), most_scans(matrices.shape[-1]))
+        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
+        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
+    first, *others = limits.values()
+    fitted.processor.limits = TrainingLimits.several(limits) if others else first
+    return fitted
+
+
+def fit_log_edges(
+    make_edges: Callable[[], Mapping[str, NDArray[np.float32]]],
+    extractors: Mapping[str, FCFeatureExtractor],
+    scans: Scans,
+    variable: BEIVariable,
+    base: Any = None,
+    vocabulary: BEITokenizer | None = None,
+    shared: SharedEdges | None = None,
+) -> FittedTask:
+    """Fit a task to log FC, without the statistics that tell other scans from these.
+
+    Args:
+        make_edges: Gives [`log_edges`] by atlas; called when the labels were found to be usable.
+        extractors: FC definition of these atlases.
+        scans, variable, base, vocabulary: As for [`fit_task`].
+        shared: What earlier tasks of the same scans were fitted with.
+
+    Raises:
+        ValueError: As [`fit_task`].
+    """
     known: Heads = {}
     if base is not None and can_be_prior(base.config):
-        known = heads_of(base, list(connectivity))
+        known = heads_of(base, list(extractors))
     names = {name for of_key in known.values() for name in of_key}
     pretrained = [each for each in (vocabulary.variables if vocabulary is not None else []) if each.name in names]
     own = next((each for each in pretrained if each.name == variable.name), None)
@@ -79,26 +118,23 @@ def fit_task(
     _warn_of_few(scans, variable)
     if base is not None and own is None:
         logger.warning("Prior used: none, %s.", _why_none(base, vocabulary, variable.name))
-    edges = {name: log_edges(matrices) for name, matrices in connectivity.items()}
-    fitted = fit_heads(edges, scans, variable, known)
+    edges = make_edges()
+    fitted = fit_heads(edges, scans, variable, known, shared)
     # The checkpoint's other variables stay; of the task, what was fitted here counts alone.
     heads = {key: {name: head for name, head in of.items() if name != variable.name} for key, of in known.items()}
     for key, of_key in fitted.items():
         heads.setdefault(key, {}).update(of_key)
     tokenizer = _tokenizer(pretrained, variable, is_new=own is None)
-    means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in edges.items()}
+    means = {name: _mean(each) for name, each in edges.items()}
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
-    processor = LCMProcessor(one_extractor(extractors), tokenizer)
-    limits = {}
-    for name, matrices in connectivity.items():
-        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
-        most = min(len(here), most_scans(matrices.shape[-1]))
-        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
-        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
-    first, *others = limits.values()
-    processor.limits = TrainingLimits.several(limits) if others else first
-    return FittedTask(model, processor, report)
+    return FittedTask(model, LCMProcessor(one_extractor(extractors), tokenizer), report)
+
+
+def _mean(edges: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean over the scans that have the atlas, `(shrinkages, edges)`."""
+    there = ~np.isnan(edges[:, 0, 0])
+    return (edges if there.all() else edges[there]).mean(0, dtype=np.float64)
 
 
 def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[Scans, BEIVariable]:
@@ -114,9 +150,11 @@ def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[S
     if unknown or len(given.labels) != len(own.labels):
         numbered = all(label.isdecimal() for label in given.labels)
         why = " (scikit-learn numbers them for cross_val_predict(method='predict_proba') and in ensembles)" * numbered
+        meant = ", ".join(f'{label}: "{name}"' for label, name in zip(given.labels, own.labels, strict=False))
+        way = f"say which is which (label_names={{{meant}}} or the like)" if numbered else "spell them alike"
         raise ValueError(
             f"The checkpoint has {own.name!r} with the labels {', '.join(own.labels)}, the data has "
-            f"{', '.join(given.labels)}{why}: spell them alike, or give the task another name to do without."
+            f"{', '.join(given.labels)}{why}: {way}, or give the task another name to do without."
         )
     position = np.array([own.labels.index(own.label_of(label)) for label in given.labels], dtype=float)
     here = np.isfinite(scans.values)

@@ -1,6 +1,6 @@
 """From read-outs fitted in closed form to an ordinary model, and back: what a checkpoint knows of a variable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -47,8 +47,27 @@ def combinations_of(atlases: Sequence[str]) -> list[tuple[str, ...]]:
     return [found for size in range(1, len(ordered) + 1) for found in combinations(ordered, size)]
 
 
+class SharedEdges:
+    """Centred edges and their kernels of the last scans that were fitted to, for other variables of the same scans."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ...], tuple[tuple[Hashable, ...], Edges]] = {}
+
+    def of(self, edges: Mapping[str, NDArray[np.float32]], rows: NDArray[np.int64], scans: Hashable) -> Edges:
+        """Some rows of edges by atlas; `scans` tells these scans from others."""
+        key, content = tuple(edges), (scans, rows.tobytes())
+        if key not in self._last or self._last[key][0] != content:
+            self._last.pop(key, None)  # two cohorts' edges need not fit into memory
+            self._last[key] = content, Edges({name: each[rows] for name, each in edges.items()}, DEFAULT_SHRINKAGE)
+        return self._last[key][1]
+
+
 def fit_heads(
-    edges: Mapping[str, NDArray[np.float32]], scans: Scans, variable: BEIVariable, priors: Heads | None = None
+    edges: Mapping[str, NDArray[np.float32]],
+    scans: Scans,
+    variable: BEIVariable,
+    priors: Heads | None = None,
+    shared: SharedEdges | None = None,
 ) -> Heads:
     """Fit a variable's read-outs of every set of atlases that enough scans have.
 
@@ -57,6 +76,7 @@ def fit_heads(
         scans: Their labels; NaN where nothing is recorded.
         variable: What the labels are.
         priors: Pretrained read-outs, by atlases; of this variable they are used.
+        shared: What earlier variables were fitted with.
 
     Returns:
         The read-outs that could be fitted.
@@ -75,7 +95,8 @@ def fit_heads(
         some = scans.select(rows)
         prior = (priors or {}).get(key, {}).get(variable.name)
         try:
-            centred = Edges({name: edges[name][rows] for name in atlases}, DEFAULT_SHRINKAGE)
+            of_atlases = {name: edges[name] for name in atlases}
+            centred = (shared or SharedEdges()).of(of_atlases, rows, scans.name)
             found[key] = {variable.name: fit_head(centred, some, len(variable.labels), prior)}
         except ValueError as error:
             problem = error
@@ -99,22 +120,13 @@ def build_model(
         tokenizer: Its vocabulary; with a task, the model has that task.
     """
     task = tokenizer.task_variable
-    settings: dict[str, Any] = {}
-    if task is not None:
-        names = task.labels or [task.name]
-        settings = {
-            "task_variable": task.name,
-            "problem_type": "single_label_classification" if task.labels else "regression",
-            "id2label": dict(enumerate(names)),
-            "label2id": {label: index for index, label in enumerate(names)},
-        }
     config = LCMConfig.from_size(
         "linear",
         atlases={name: _regions(extractor) for name, extractor in extractors.items()},
         bei_variables=tokenizer.model_variables,
         edge_shrinkages=list(SHRINKAGES),
         closed_form={key: {name: head.record for name, head in of.items()} for key, of in heads.items()},
-        **settings,
+        **({} if task is None else task.task_settings),
     )
     model: Any = (LCMForMultitaskPretraining if task is None else LCMForSequenceClassification)(config).eval()
     for name, features in _by_key(model.edge_features, config).items():

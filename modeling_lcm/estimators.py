@@ -222,6 +222,33 @@ def _extract(extractor: FCFeatureExtractor, given: Any) -> dict[str, NDArray[np.
     return dict(found) if isinstance(found, Mapping) else {next(iter(extractor.by_atlas)): found}
 
 
+def names_of(classes: ArrayLike, label_names: Mapping[Any, str] | None) -> list[str]:
+    """What classes are called: as they are written, or by a table.
+
+    Args:
+        classes: The classes of `y`.
+        label_names: Name of each; may name others, too.
+
+    Raises:
+        ValueError: A class without a name, or two with the same one.
+    """
+    found = np.asarray(classes).tolist()
+    if label_names is None:
+        return [str(label).strip() for label in found]
+    if not isinstance(label_names, Mapping):
+        raise ValueError(f'label_names must be a dictionary such as {{0: "F", 1: "M"}}, got {label_names!r:.80}.')
+    unnamed = [label for label in found if label not in label_names]
+    if unnamed:
+        raise ValueError(
+            f"label_names has no name for {', '.join(map(repr, unnamed))} of y; it has names for "
+            f"{', '.join(map(repr, label_names)) or 'nothing'}."
+        )
+    names = [str(label_names[label]).strip() for label in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"label_names gives two classes the same name: {dict(zip(found, names, strict=True))}.")
+    return names
+
+
 class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
     """Tell classes apart by their connectomes, in closed form.
 
@@ -235,6 +262,8 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         triangle (`str`): Order of vectorised connectomes, see [`as_matrices`].
         prevalence (`str`): What `predict_proba` speaks of: "training", a cohort with the training scans' shares of
             the classes; or "balanced", equal shares, for which the most probable class is what `predict` says.
+        label_names (`Mapping[Any, str]`, *optional*): What the classes of `y` are called, `{0: "F", 1: "M"}`: needed
+            where they are coded otherwise than the checkpoint's labels. `classes_` and predictions are those of `y`.
 
     Attributes:
         model_: The fitted model, an [`LCMForSequenceClassification`].
@@ -254,9 +283,11 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         task: str = "target",
         triangle: str = "lower",
         prevalence: str = "training",
+        label_names: Mapping[Any, str] | None = None,
     ) -> None:
         super().__init__(checkpoint, task=task, triangle=triangle)
         self.prevalence = prevalence
+        self.label_names = label_names
 
     def fit(self, X: Any, y: ArrayLike, groups: Sequence[Hashable] | None = None) -> Self:
         """Fit to labelled scans.
@@ -269,7 +300,7 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
 
         Raises:
             ValueError: Connectomes that are damaged or of other regions than the checkpoint's, a missing label, a
-                single class, or a class with one scan.
+                single class, a class with one scan, or one without a name of its own in `label_names`.
         """
         if self.prevalence not in PREVALENCES:
             raise ValueError(f"prevalence must be one of {', '.join(PREVALENCES)}, got {self.prevalence!r}.")
@@ -284,14 +315,14 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class ({str(self.classes_[0])!r}): a classifier needs two or more.")
-        names = [str(label).strip() for label in self.classes_]
+        self._names = names_of(self.classes_, self.label_names)
         indices = np.searchsorted(self.classes_, labels).astype(np.float64)
-        return self._fit(X, indices, BEIVariable(self.task, "categorical", names), groups)
+        return self._fit(X, indices, BEIVariable(self.task, "categorical", self._names), groups)
 
     def _columns(self) -> list[int]:
         """Where each class is among the model's labels."""
         variable = self.processor_.tokenizer.task_variable
-        return [variable.labels.index(variable.label_of(str(label))) for label in self.classes_]
+        return [variable.labels.index(variable.label_of(name)) for name in self._names]
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Balanced log-odds of the second of two classes `(scans,)`; of more, one logit each `(scans, classes)`."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 # Multiplications that folded cross-attention has to save to make up for its additional small operations, as measured
-# in float32 (docs/kernels.md).
+# in float32 (docs/gpu.md).
 LEAST_SAVING = {"cpu": 4e6, "cuda": 5e10}
 # For so many multiplications, products head by head, written side by side, beat a batched one and its transposed copy.
 LEAST_SIDE_BY_SIDE = 8e8

@@ -34,6 +34,7 @@ FLOOR = 0.05  # of the mean variance, in an edge's variance
 SHRINKAGE = 0.1
 COVERAGE = 0.9  # of sets and intervals
 STEPS = 101  # quantiles that are kept of each measure
+PART = 0.95  # of the training scans: a variable that fewer have has limits of its own
 REFERENCE = ("log_mean", "log_deviation", "fc_mean")
 MEASURES = ("distance", "profile", "mean_fc")
 
@@ -84,15 +85,12 @@ class TrainingLimits:
         self.facts = facts
 
     @classmethod
-    def of(
-        cls, connectivity: ArrayLike, subjects: Sequence[Hashable], age: ArrayLike | None = None
-    ) -> "TrainingLimits | None":
+    def of(cls, connectivity: ArrayLike, subjects: Sequence[Hashable]) -> "TrainingLimits | None":
         """Statistics of scans.
 
         Args:
             connectivity: FC as the model gets it, `(scans, regions, regions)`; see [`most_scans`].
             subjects: subject of every scan; its scans are left out together.
-            age: age of every subject in years, NaN where it is not known.
 
         Returns:
             None with fewer than 10 subjects.
@@ -110,7 +108,7 @@ class TrainingLimits:
         quantiles = np.quantile(np.concatenate(measured, axis=1), np.linspace(0, 1, STEPS), axis=1)
         arrays = dict(zip(REFERENCE, _reference(total, len(groups)), strict=True))
         arrays |= dict(zip(MEASURES, quantiles.T, strict=True))
-        return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": _span(age), "errors": {}})
+        return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": None, "errors": {}})
 
     @classmethod
     def several(cls, by_atlas: "Mapping[str, TrainingLimits | None]") -> "TrainingLimits | None":
@@ -191,6 +189,10 @@ class TrainingLimits:
             self._judge(float(distance), float(profile), float(mean_fc), float(years))
             for (distance, profile, mean_fc), years in zip(measured, ages, strict=True)
         ]
+
+    def learn_ages(self, age: ArrayLike) -> None:
+        """Learn the range of the training subjects' ages, in years; NaN where one is not known."""
+        self.facts["age"] = _span(age)
 
     def learn_errors(self, variable: str, truth: Sequence[Any], predicted: Sequence[Any]) -> None:
         """Learn how far predictions are off, from training subjects whose predictions come from a fit without them.
@@ -288,7 +290,6 @@ class TrainingLimits:
         return f"{variable} was learnt from {known['scans']} scans{cohorts}, unlike this one: {', '.join(outside)}."
 
     def _limits(self, name: str) -> tuple[float, float, float]:
-        """Lower limit, median and upper limit of a measure."""
         return _ends(self.arrays[name])
 
     def save(self, folder: str | os.PathLike) -> None:

@@ -36,9 +36,10 @@ def test_every_study_has_settings_that_are_understood(monkeypatch: pytest.Monkey
     for name, study in studies().items():
         arguments = settings_of(name, study)
         assert arguments.output == f"runs/studies/{name}"
-        for path, kind in ((arguments.pretrain, PretrainArguments), (arguments.finetune, FinetuneArguments)):
-            if path:
-                parse_arguments(kind, ["--config", path])
+        for path in arguments.finetune:
+            parse_arguments(FinetuneArguments, ["--config", path])
+        if arguments.pretrain:
+            parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
         if "start" in study:
             assert study["finetune"]["checkpoint"].startswith(study["start"]["output"])
 

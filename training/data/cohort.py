@@ -56,6 +56,11 @@ class AtlasScans:
         """The atlas's id."""
         return str(self.feature_extractor.atlas)
 
+    @classmethod
+    def absent(cls, feature_extractor: FCFeatureExtractor, scans: int) -> "AtlasScans":
+        """Scans of which none has this atlas."""
+        return cls(feature_extractor, np.full((scans, count_edges(feature_extractor)), np.nan, np.float16))
+
     def select(self, scans: np.ndarray) -> "AtlasScans":
         """Some scans, by position or mask; nothing is read."""
         kept = self.triangles
@@ -256,22 +261,22 @@ class Cohort:
             raise ValueError(f"There is no phenotype {name!r} in the data; it has {', '.join(self.phenotypes())}.")
 
 
-def join_scans(cohorts: Sequence[Cohort]) -> tuple[StoredTriangles | np.ndarray, StoredSeries | None]:
+def join_scans(parts: Sequence[Cohort | AtlasScans]) -> tuple[StoredTriangles | np.ndarray, StoredSeries | None]:
     """Triangles and time series of several cohorts behind each other, for `Cohort`; what is on the disk stays there.
 
     Time series are there if one cohort has them; scans of the others then have none.
 
     Args:
-        cohorts (`Sequence[Cohort]`): cohorts of one atlas each, the same one.
+        parts (`Sequence[Cohort | AtlasScans]`): each cohort's scans, all in the same atlas.
     """
-    stored = [cohort.triangles for cohort in cohorts if isinstance(cohort.triangles, StoredTriangles)]
-    if len(stored) == len(cohorts):
+    stored = [part.triangles for part in parts if isinstance(part.triangles, StoredTriangles)]
+    if len(stored) == len(parts):
         triangles: StoredTriangles | np.ndarray = stored[0].followed_by(stored[1:])
     else:
-        triangles = np.concatenate([cohort.triangles for cohort in cohorts])
-    if not any(cohort.has_time_series for cohort in cohorts):
+        triangles = np.concatenate([part.triangles[:] for part in parts])
+    if all(part.series is None for part in parts):
         return triangles, None
-    series = [StoredSeries.absent(len(cohort)) if cohort.series is None else cohort.series for cohort in cohorts]
+    series = [StoredSeries.absent(len(part.triangles)) if part.series is None else part.series for part in parts]
     return triangles, series[0].followed_by(series[1:])
 
 

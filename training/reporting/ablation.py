@@ -42,14 +42,13 @@ ABLATIONS = {
         },
         {
             "edges": "edges alone",
-            "nano": "8 layers, 64 wide (nano)",
-            "128x4": "4 layers, 128 wide",
-            "256x8": "8 layers, 256 wide",
-            "512x4": "4 layers, 512 wide",
-            "512x4_slow": "4 layers, 512 wide, learning rate 0.0003",
-            "147m": "147M, with edges",
-            "147m_paper": "147M, the paper's network",
-            "147m_long": "147M, with edges, 100 epochs",
+            "nano": "64 x 8 (nano)",
+            "128x4": "128 x 4",
+            "256x8": "256 x 8",
+            "512x4": "512 x 4",
+            "512x4_slow": "512 x 4, slow",
+            "147m": "147M",
+            "147m_paper": "147M, paper",
         },
     ),
     "atlases": Ablation(
@@ -78,7 +77,7 @@ def ablation_table(ablation: Ablation, records: dict[str, Results]) -> str:
         records (`dict[str, Results]`): the studies that have been run, by name.
     """
     reference, *others = ablation.models
-    titles = [ablation.models[reference], *(f"{ablation.models[name]}: difference [95 %]" for name in others)]
+    titles = [ablation.models[reference], *(f"{ablation.models[name]}, difference" for name in others)]
     lines = [[ablation.corner, "predicted", "metric", LINEAR, *titles]]
     means: dict[str, list[float]] = {name: [] for name in others}
     for row, title in ablation.rows.items():

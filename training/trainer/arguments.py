@@ -203,6 +203,11 @@ class FinetuneArguments(LoopArguments):
     frozen_layers: int = setting(
         0, "So many decoder layers, from the first one on, and the stem with its batch norm stay as pretrained."
     )
+    decay_towards: Literal["pretrained", "zero"] = setting(
+        "zero",
+        'Where weight_decay draws the weight matrices: "zero", or "pretrained": to the values that fine-tuning starts '
+        "from. With a weight_decay of 10 or more, few labels then move only what they move far.",
+    )
     layer_decay: float = setting(
         1.0, "The learning rate falls by this factor from the read-out to the last layer, and so on down to the stem."
     )
@@ -254,6 +259,9 @@ class PlanArguments:
     memory: float = setting(0.0, "Gigabytes of main memory; 0: this machine's.")
     batch_size: int = setting(8, "Scans per process and forward pass.")
     regions: int = setting(116, "Regions of the atlas.")
+    atlases: list[str] = setting(
+        [], "Instead of regions: the atlases of a model of several, by id.", example="aal-116 harvard-oxford-111"
+    )
     tokens: int = setting(31, "BEI tokens: one per label and per continuous variable.")
     lora_rank: int = setting(8, "Rank of the adapters.")
 

@@ -30,7 +30,7 @@ from ..storage.checked_files import refuse_broken_weights
 from .arguments import FinetuneArguments
 from .batches import require_two_atlases, training_dataset
 from .checkpoints import load_processor
-from .closed_form import fit_ridge
+from .closed_form import SharedFits, fit_ridge
 from .limits import training_limits
 from .loop import Trainer
 from .lora import with_adapter
@@ -61,6 +61,7 @@ def finetune(
     after_epoch: Callable[[nn.Module], None] | None = None,
     check_leakage: bool = True,
     announce: Callable[[str], None] | None = None,
+    shared: SharedFits | None = None,
 ) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
@@ -71,6 +72,7 @@ def finetune(
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
         check_leakage (`bool`): warn of columns that tell the label.
         announce (`Callable`, *optional*): called with a line about the labels, before training.
+        shared (`SharedFits`, *optional*): what the ridge head shares with other tasks of the same scans.
 
     Returns:
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch (none of
@@ -82,9 +84,10 @@ def finetune(
             checkpoint's.
     """
     if arguments.head == "ridge":
-        model, fitted = fit_ridge(cohort, arguments, announce, check_leakage)
+        shared = shared or SharedFits()
+        model, fitted = fit_ridge(cohort, arguments, announce, check_leakage, shared)
         known = [atlas for atlas in cohort.atlases if atlas in fitted.feature_extractor.by_atlas]
-        fitted.limits = training_limits(cohort.with_atlases(known) if known else cohort)
+        fitted.limits = shared.limits(cohort.with_atlases(known) if known else cohort)
         return model, fitted, []
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
@@ -118,9 +121,6 @@ def finetune(
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
-    variable = task_of(tokenizer)
-    names = variable.labels or [variable.name]
-    problem = "single_label_classification" if variable.kind == "categorical" else "regression"
     if LCMConfig.from_pretrained(arguments.checkpoint).closed_form:
         raise ValueError(
             f"{arguments.checkpoint} was fitted in closed form, and has no decoder to train: fine-tune it with "
@@ -129,10 +129,7 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(
             arguments.checkpoint,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=problem,
-            task_variable=variable.name,
+            **task_of(tokenizer).task_settings,
             bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
             class_weights=None,
             dtype=torch.float32,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from modeling_lcm.limits_lcm import NOT_KNOWN, ScanCheck, TrainingLimits, most_scans
+from modeling_lcm.limits_lcm import NOT_KNOWN, PART, ScanCheck, TrainingLimits, most_scans
 
 from ..data.cohort import Cohort
 
@@ -31,12 +31,11 @@ def training_limits(cohort: Cohort, variables: Iterable[str] = ()) -> TrainingLi
     if limits is None:
         return None
     limits.facts["atlas"] = next(iter(some.atlases))
-    ages = _ages(cohort.table)
-    if ages.notna().any():
-        limits.facts["age"] = [float(ages.min()), float(ages.max())]
+    ages = _ages(cohort.table).to_numpy()
+    limits.learn_ages(ages)
     for variable in (name for name in variables if name in cohort.table):
         known = cohort.table[variable].notna().to_numpy()
-        if known.any() and not known.all():
+        if 0 < known.mean() < PART:
             part = cohort.select(known)
             names = part.table["dataset"].dropna().astype(str).unique().tolist() if "dataset" in part.table else []
             limits.learn_range(variable, _some(part).connectivity(), ages[known], names)

@@ -159,6 +159,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -
         parent.send_signal(number)
         parent.wait(60)
         workers = [int(place.read_text()) for place in places]
+        end = time.monotonic() + 120
         while any(is_alive(worker) for worker in workers):
             assert time.monotonic() < end, "a worker has outlived its parent"
             time.sleep(0.2)

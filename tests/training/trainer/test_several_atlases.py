@@ -12,17 +12,23 @@ import pandas as pd
 import pytest
 import torch
 
+import training.data.combine
 import training.evaluation.design
+import training.explanation.explain
 from modeling_lcm import FCFeatureExtractor, LCMForMultitaskPretraining, load_adapter
 from tests.training.child_processes import finish, start_ranks
 from tests.training.conftest import ATLAS, REGIONS
 from tests.training.trainer.test_engine import Interrupted, arguments, assert_same_weights, interrupt, make_data
 from tests.training.trainer.test_engine import make_model as make_any_model
 from training.data.cohort import AtlasScans, Cohort, load_cohort
+from training.data.combine import pool
+from training.data.harmonise import harmonise
 from training.data.torch_datasets import WindowDataset
 from training.data.triangles import SERIES_FEATURES, StoredSeries, to_triangles
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
+from training.explanation.arguments import ExplainArguments
+from training.explanation.explain import explain
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batch_losses import _partners, without_atlases
 from training.trainer.checkpoints import load_model, save_checkpoint
@@ -197,6 +203,64 @@ def test_evaluated_in_folds(
     assert len(predictions) == len(both) and predictions["LCM: B"].notna().all()
     model = load_model(str(Path(arguments.output) / "fold_0" / "checkpoint"))
     assert sorted(model.config.atlases) == sorted(ATLASES)
+
+
+def test_explained_in_one_atlas(
+    both: Cohort,
+    pretrain_arguments: Callable[..., PretrainArguments],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(training.explanation.explain, "load_cohort", lambda folder: both)
+    settings = pretrain_arguments(edge_readout=True)
+    model, processor, _ = pretrain(both, settings)
+    folder = save_checkpoint(tmp_path / "pretrained", model, processor, settings, {})
+    given = {"checkpoint": str(folder), "data": "data", "variables": ["age"], "permutations": 100}
+    for atlas, regions in ((ATLAS, REGIONS), (OTHER, OTHER_REGIONS)):
+        (found,) = explain(ExplainArguments(**given, output=str(tmp_path / atlas), atlas=atlas))
+        assert found.maps["mean"].mean.shape == (regions,)
+        assert len(found.scans) == both.has_atlas(atlas).sum()
+    with pytest.raises(ValueError, match=f"have the atlases {ATLAS}, {OTHER} in common: name the one"):
+        explain(ExplainArguments(**given, output=str(tmp_path / "any")))
+
+
+def test_limits_by_the_atlas_that_a_scan_has(
+    both: Cohort, pretrain_arguments: Callable[..., PretrainArguments], tmp_path: Path
+) -> None:
+    settings = pretrain_arguments()
+    model, processor, _ = pretrain(both, settings)
+    table, _ = predict_table(str(save_checkpoint(tmp_path / "pretrained", model, processor, settings, {})), both)
+    assert table["distance"].notna().all()
+
+
+def test_harmonised_in_every_atlas(both: Cohort) -> None:
+    pytest.importorskip("combatlearn")
+    corrected = harmonise(both, both)
+    is_x = (both.table["site"] == "x").to_numpy()
+    for before, after in zip(both.by_atlas, corrected.by_atlas, strict=True):
+        here = before.are_there()
+        np.testing.assert_array_equal(after.are_there(), here)
+        gaps = []
+        for part in (before, after):
+            means = [part.triangles[here & of_site].mean(0, dtype=float) for of_site in (is_x, ~is_x)]
+            gaps.append(np.abs(means[0] - means[1]).mean())
+        assert gaps[1] < 0.7 * gaps[0]  # few scans: drawn towards all edges together
+
+
+def test_other_cohorts_join_in_the_atlases_that_they_have(
+    both: Cohort, other_cohort: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined, sizes = pool(both, str(dataset), [str(other_cohort)])
+    assert sizes == [len(both)] * 2 and len(joined) == 2 * len(both)
+    there = joined.has_atlas(ATLAS), joined.has_atlas(OTHER)
+    assert there[0][len(both) :].all() and not there[1][len(both) :].any()
+    for name, matrices in joined.connectivity(slice(0, len(both))).items():
+        np.testing.assert_array_equal(matrices, both.connectivity()[name])
+    third = load_cohort(other_cohort)
+    third = replace(third, feature_extractor=FCFeatureExtractor("third-10", num_regions=10))
+    monkeypatch.setattr(training.data.combine, "load_cohort", lambda folder: third)
+    with pytest.raises(ValueError, match=f"has the atlases third-10, and the tested data {ATLAS}, {OTHER}"):
+        pool(both, str(dataset), [str(other_cohort)])
 
 
 # --- batches ---
