@@ -8,10 +8,13 @@ Shapes: scans n, shrinkages S, edges E of an atlas.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .closed_form_sites import Relative
 
 
 Array = NDArray[np.float64]
@@ -109,41 +112,65 @@ class Edges:
 class LinearScore:
     """A linear function of log FC: the sum over atlases of weights * (edges - mean), and an offset.
 
+    A score that compares scans with their site has weights on the site's mean, too, which are subtracted:
+    weights * (edges - mean) - site_weights * (site's mean - mean). Where no site is known, its mean is the mean.
+
     Args:
         weights (`dict[str, np.ndarray]`): per atlas `(S, E)`.
         offset (`float`): what it is for the mean scan.
         means (`dict[str, np.ndarray]`): per atlas `(S, E)`.
+        site_weights (`dict[str, np.ndarray]`): per atlas `(S, E)`; empty where sites do not matter.
     """
 
     weights: dict[str, Array]
     offset: float
     means: dict[str, Array]
+    site_weights: dict[str, Array] = field(default_factory=dict)
 
     def __call__(self, edges: Mapping[str, NDArray]) -> Array:
-        """Values `(n,)` for edges per atlas `(n, S, E)`."""
-        total = np.full(len(next(iter(edges.values()))), self.offset)
-        for atlas, weights in self.weights.items():
+        """Values `(n,)` for edges per atlas `(n, S, E)` of scans whose site is not known."""
+        return self._read(self.weights, edges, self.offset)
+
+    def of_site(self, edges: Mapping[str, NDArray]) -> Array:
+        """What the site weights make of edges per atlas `(n, S, E)`; its mean over a site is to be subtracted."""
+        return self._read(self.site_weights, edges, 0.0)
+
+    def _read(self, weights: Mapping[str, Array], edges: Mapping[str, NDArray], offset: float) -> Array:
+        total = np.full(len(next(iter(edges.values()))), offset)
+        for atlas, of_atlas in weights.items():
             flat = edges[atlas].reshape(len(total), -1)
             # As one product in the edges' own precision: a centred copy of all edges would be several times slower.
-            total += flat @ weights.ravel().astype(flat.dtype) - float((self.means[atlas] * weights).sum())
+            total += flat @ of_atlas.ravel().astype(flat.dtype) - float((self.means[atlas] * of_atlas).sum())
         return total
 
     def around(self, means: Mapping[str, Array]) -> "LinearScore":
         """The same function, written around other means."""
-        moved = sum(
-            float((weights * (means[atlas] - self.means[atlas])).sum()) for atlas, weights in self.weights.items()
+        moved = 0.0
+        for weights, sign in ((self.weights, 1.0), (self.site_weights, -1.0)):
+            for atlas, of_atlas in weights.items():
+                moved += sign * float((of_atlas * (means[atlas] - self.means[atlas])).sum())
+        return replace(self, offset=self.offset + moved, means=dict(means))
+
+    def scaled(self, slope: float, shift: float = 0.0) -> "LinearScore":
+        """`slope * self + shift`."""
+        weights, site_weights = (
+            {atlas: slope * each for atlas, each in of.items()} for of in (self.weights, self.site_weights)
         )
-        return LinearScore(self.weights, self.offset + moved, dict(means))
+        return LinearScore(weights, slope * self.offset + shift, self.means, site_weights)
 
     def combined(self, factor: float, other: "LinearScore", other_factor: float) -> "LinearScore":
         """`factor * self + other_factor * other`; both written around this one's means."""
         other = other.around(self.means)
-        weights = {
-            atlas: factor * self.weights.get(atlas, none) + other_factor * other.weights.get(atlas, none)
-            for atlas, none in ((atlas, np.zeros_like(mean)) for atlas, mean in self.means.items())
-            if atlas in self.weights or atlas in other.weights
-        }
-        return LinearScore(weights, factor * self.offset + other_factor * other.offset, self.means)
+        weights, site_weights = (
+            {
+                atlas: factor * ours.get(atlas, none) + other_factor * theirs.get(atlas, none)
+                for atlas, none in ((atlas, np.zeros_like(mean)) for atlas, mean in self.means.items())
+                if atlas in ours or atlas in theirs
+            }
+            for ours, theirs in ((self.weights, other.weights), (self.site_weights, other.site_weights))
+        )
+        offset = factor * self.offset + other_factor * other.offset
+        return LinearScore(weights, offset, self.means, site_weights)
 
 
 @dataclass(frozen=True)
@@ -184,7 +211,7 @@ class Target:
         return float(mean), float(np.sqrt(np.average((left_out - mean) ** 2, weights=self.case_weights))) + 1e-12
 
 
-class _Ridge:
+class WeightedRidge:
     """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
 
     penalty = np.nan  # what the matrices below were made for
@@ -204,6 +231,20 @@ class _Ridge:
             self.penalty, self.intercept = penalty, ones / ones.sum()
         return self.inverse @ wanted, float(self.intercept @ wanted), self.inverse
 
+    def left_out(self, wanted: Array, dual: Array, products: Array, scans: NDArray, others: NDArray) -> Array:
+        """What the last solution gives for some scans when it is fitted without them, and without some others; exact.
+
+        Args:
+            wanted: What it was solved for `(n,)`.
+            dual: Its coefficients `(n,)`.
+            products: Of scans as they are predicted with scans as they are fitted `(n, n)`.
+            scans: Positions of the scans that are predicted.
+            others: Positions of all that are left out, these among them.
+        """
+        lost = np.linalg.solve(self.inverse[np.ix_(others, others)], dual[others])
+        kept = dual - self.inverse[:, others] @ lost
+        return products[scans] @ kept + float(self.intercept @ wanted - self.intercept[others] @ lost)
+
 
 def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Array:
     """What the fit without a scan's subject gives for the scan, `(n,)`; exact."""
@@ -215,8 +256,24 @@ def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Arr
     return values
 
 
-def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse: Array) -> float:
-    """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance."""
+def _left_out_of_sites(ridge: WeightedRidge, target: Target, wanted: Array, dual: Array, products: Array) -> Array:
+    """The same where a scan is predicted by another site mean than it is fitted by, which no label enters."""
+    lost = dual / np.diag(ridge.inverse)
+    values = products @ dual + ridge.intercept @ wanted
+    values -= (np.einsum("ij,ji->i", products, ridge.inverse) + ridge.intercept) * lost
+    for group in np.flatnonzero(np.bincount(target.groups) > 1):
+        scans = np.flatnonzero(target.groups == group)
+        values[scans] = ridge.left_out(wanted, dual, products, scans, scans)
+    return values
+
+
+def _skill(
+    target: Target, left_out: Array, wanted: Array | None = None, dual: Array | None = None, inverse: Any = None
+) -> float:
+    """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance.
+
+    With the fit's target, dual coefficients and matrix, pairs of scans are left out where classes are small.
+    """
     if not target.is_class:
         values = target.values
         mean_of_others = (values.sum() - values) / (len(values) - 1)
@@ -224,7 +281,7 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse:
         return float(np.sign(share) * np.sqrt(abs(share)))
     first, second = np.flatnonzero(target.values > 0), np.flatnonzero(target.values < 0)
     has_repeats = len(np.unique(target.groups)) < len(target)
-    if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
+    if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS or wanted is None or dual is None:
         return concordance(left_out[first][:, None] - left_out[second])
     # Both scans of a pair are left out of the fit that compares them.
     diagonal = np.diag(inverse)
@@ -235,6 +292,17 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, inverse:
     values = target.values
     scores = values[first][:, None] - errors - (values[second] - others)
     return concordance(scores)
+
+
+def _score(edges: Edges, duals: Mapping[Channel, Array], intercept: float, relative: Relative | None) -> LinearScore:
+    """The function of edges that dual coefficients stand for."""
+    if relative is None:
+        return LinearScore(edges.weights(duals), intercept, edges.means)
+    parts = {channel: relative.duals(dual) for channel, dual in duals.items()}
+    weights, site_weights = (
+        edges.weights({channel: each[part] for channel, each in parts.items()}) for part in (0, 1)
+    )
+    return LinearScore(weights, intercept, edges.means, site_weights)
 
 
 def concordance(differences: Array) -> float:
@@ -256,7 +324,7 @@ class Fit:
     score: LinearScore
     left_out: Array
     skill: float
-    settings: dict[str, float | int | bool]
+    settings: dict[str, Any]
 
 
 def fit_ridge(
@@ -265,6 +333,7 @@ def fit_ridge(
     offset: Array | None = None,
     base: LinearScore | None = None,
     is_plain: bool = False,
+    relative: Relative | None = None,
 ) -> Fit:
     """Fit channel and penalty, and with a prior how much of it is subtracted first.
 
@@ -278,20 +347,28 @@ def fit_ridge(
         base (`LinearScore`, *optional*): the function that gives them.
         is_plain (`bool`): ordinary ridge regression, to compare with: the default form of the edges, and the penalty
             with the best left-out skill, however few the scans.
+        relative (`Relative`, *optional*): how far scans are compared with their sites.
     """
     prior = np.zeros(len(target)) if offset is None else offset
     # For numbers, choosing a channel costs more than it brings.
     channels = edges.channels if target.is_class and not is_plain else [edges.default_channel]
     tried = []
     for channel in channels:
-        ridge = _Ridge(edges.kernel(channel), target)
+        kernel, products = edges.kernel(channel), None
+        if relative is not None:
+            kernel, products = relative.kernels(kernel)
+        ridge = WeightedRidge(kernel, target)
         for penalty in PENALTIES:
             for strength in STRENGTHS if offset is not None else (0.0,):
                 subtracted = strength * prior
                 wanted = target.values - subtracted
                 dual, intercept, inverse = ridge.solve(wanted, penalty)
-                rest = _left_out(target, wanted, dual, inverse)
-                skill = _skill(target, rest + subtracted, wanted, dual, inverse)
+                if products is None:
+                    rest = _left_out(target, wanted, dual, inverse)
+                    skill = _skill(target, rest + subtracted, wanted, dual, inverse)
+                else:
+                    rest = _left_out_of_sites(ridge, target, wanted, dual, products)
+                    skill = _skill(target, rest + subtracted)
                 tried.append((skill, channel, strength, penalty, dual, intercept, rest + subtracted))
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])
@@ -306,7 +383,7 @@ def fit_ridge(
         if share > 0:
             duals[channel] = duals.get(channel, 0.0) + share * dual
     intercept = float(sum(share * each[5] for share, each in zip(shares, tried, strict=True)))
-    score = LinearScore(edges.weights(duals), intercept, edges.means)
+    score = _score(edges, duals, intercept, relative)
     strength = float(sum(share * each[2] for share, each in zip(shares, tried, strict=True)))
     if base is not None:
         score = score.combined(1.0, base, strength)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, _left_out, _Ridge
+from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, WeightedRidge, _left_out
 from modeling_lcm.closed_form_prior import Prior, fit
 from modeling_lcm.decisions import at_prevalence, calibrate
 
@@ -39,7 +39,7 @@ class TestRidge:
         values = make_edges(40)
         edges, numbers = Edges({"one": values["one"].copy()}, 0), planted(values)
         target = Target.make(numbers, False, range(40))
-        dual, intercept, _ = _Ridge(edges.kernel(channel), target).solve(target.values, penalty)
+        dual, intercept, _ = WeightedRidge(edges.kernel(channel), target).solve(target.values, penalty)
         score = LinearScore(edges.weights({channel: dual}), intercept, edges.means)
         # The kernel has mean diagonal 1: the penalty on the edges themselves is its mean diagonal times as large.
         centred = values["one"][:, channel.shrinkage] - edges.means["one"][channel.shrinkage]
@@ -56,12 +56,12 @@ class TestRidge:
         numbers = planted(values)
         subjects = [number // 2 for number in range(24)]  # two scans each
         target = Target.make(numbers > 0 if is_class else numbers, is_class, subjects)
-        dual, _, inverse = _Ridge(kernel, target).solve(target.values, 0.3)
+        dual, _, inverse = WeightedRidge(kernel, target).solve(target.values, 0.3)
         left_out = _left_out(target, target.values, dual, inverse)
         weights = target.case_weights
         for subject in (0, 5, 11):
             kept = target.groups != target.groups[2 * subject]
-            rest = _Ridge.__new__(_Ridge)
+            rest = WeightedRidge.__new__(WeightedRidge)
             root = np.sqrt(weights[kept])
             rest.values, vectors = np.linalg.eigh(root[:, None] * kernel[np.ix_(kept, kept)] * root)
             rest.vectors = vectors * root[:, None]

@@ -42,6 +42,8 @@ def fit_ridge(
         ValueError: an unknown column, labels or atlases that the checkpoint does not have, or too few labels.
     """
     cohort.require_column(arguments.task)
+    if arguments.site_relative != "never":
+        cohort.require_column("site")
     processor, base = None, None
     if arguments.checkpoint:
         processor, base = load_processor(arguments.checkpoint), load_model(arguments.checkpoint)
@@ -67,11 +69,11 @@ def fit_ridge(
         chosen = few_labels(indices, arguments.labels_per_class, arguments.seed)
         values[np.setdiff1d(np.arange(len(values)), chosen)] = np.nan
     cohort, values = cohort.select(np.isfinite(values)), values[np.isfinite(values)]
-    sites = cohort.table["site"].astype(str).tolist() if "site" in cohort.table else None
+    sites = cohort.table["site"].tolist() if "site" in cohort.table else None
     scans = Scans(values, cohort.subjects.tolist(), sites)
     tokenizer = None if processor is None else processor.tokenizer
     extractors, matrices = matrices_of(cohort, base)
-    fitted = fit_task(matrices, extractors, scans, variable, base, tokenizer)
+    fitted = fit_task(matrices, extractors, scans, variable, base, tokenizer, arguments.site_relative)
     if announce is not None:
         for line in fitted.lines():
             announce(line)
