@@ -39,8 +39,9 @@ def fit_with_sites(
         edges (`Edges`): of the training scans.
         target (`Target`): what is predicted.
         sites (`Sites`, *optional*): of these scans.
-        site_relative (`str`): "never"; "auto": gate 0 unless another one gains more than a tie; "always": the best of
-            the others, or the first of them where there are too few sites to compare.
+        site_relative (`str`): "never"; "auto": gate 0 unless another one gains more than a tie and a standard error
+            over sites (numbers: clearly more); "always": the best of the others, or the first of them where there are
+            too few sites to compare.
 
     Returns:
         The fit, whose settings have `site_gate` and the scores of `left_out_sites` by gate (AUC or r within them); and
@@ -57,8 +58,9 @@ def fit_with_sites(
     sites = Sites.make([]) if sites is None else sites
     if site_relative == "always" and not sites.names:
         raise ValueError('site_relative is "always", but no site of the training scans is recorded: give the sites.')
-    scores = _compare(edges, target, sites, alone) if sites.names else {}
-    gate = _choose(scores, target.is_class, site_relative)
+    compared, shares = _compare(edges, target, sites, alone) if sites.names else ({}, np.array([]))
+    gate = _choose(compared, shares, target.is_class, site_relative)
+    scores = {each: float(shares @ of_sites) for each, of_sites in compared.items()}
     said: dict[str, Any] = {
         "site_gate": gate,
         "left_out_sites": {f"{each:g}": score for each, score in scores.items()},
@@ -70,11 +72,16 @@ def fit_with_sites(
     return replace(found, settings=found.settings | said), relative
 
 
-def _choose(scores: dict[float, float], is_class: bool, site_relative: str) -> float:
+def _choose(compared: dict[float, Array], shares: Array, is_class: bool, site_relative: str) -> float:
+    """The smallest gate that no larger one beats by more than a tie and more than chance."""
     allowed = [gate for gate in GATES if gate or site_relative == "auto"]
     best = allowed[0]
-    for gate in allowed[1:]:
-        if scores and scores[gate] > scores[best] + (TIE if is_class else NUMBER_TIE):
+    tie, errors = (TIE, 1) if is_class else (NUMBER_TIE, 2)
+    for gate in allowed[1:] if compared else []:
+        gains = compared[gate] - compared[best]
+        mean = float(shares @ gains)
+        error = float(np.sqrt((shares**2 @ (gains - mean) ** 2) * len(gains) / (len(gains) - 1)))
+        if mean > max(tie, errors * error):
             best = gate
     return best
 
@@ -84,21 +91,21 @@ def _relative(sites: Sites, gate: float, target: Target) -> Relative | None:
     return Relative.make(sites, gate, target.groups, is_second) if gate else None
 
 
-def _compare(edges: Edges, target: Target, sites: Sites, alone: Fit) -> dict[float, float]:
-    """Mean AUC, or r, within left-out sites, of every gate; none where there are too few sites or scans.
+def _compare(edges: Edges, target: Target, sites: Sites, alone: Fit) -> tuple[dict[float, Array], Array]:
+    """AUC, or r, within every left-out site, by gate, and the sites' shares of the scans; none if there are too few.
 
     Within sites, because over all of them the share of patients at each site would count, which says nothing of the
     next one.
     """
     scored = [scans for scans in sites.scans() if len(scans) >= LEAST_AT_SITE and np.ptp(target.values[scans])]
+    sizes = np.array([len(scans) for scans in scored], dtype=np.float64)
     if len(target) < SOFT_BELOW or len(scored) < LEAST_SITES:
-        return {}
+        return {}, sizes
     found = {}
     for gate in GATES:
         values = left_out_of_sites(edges, target, sites, alone, _relative(sites, gate, target))
-        scores = [_agreement(target, values, scans) for scans in scored]
-        found[gate] = float(np.average(scores, weights=[len(scans) for scans in scored]))
-    return found
+        found[gate] = np.array([_agreement(target, values, scans) for scans in scored])
+    return found, sizes / sizes.sum()
 
 
 def _agreement(target: Target, values: Array, scans: NDArray[np.int64]) -> float:

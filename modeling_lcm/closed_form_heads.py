@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .closed_form import Array, Edges, Fit, LinearScore, Target
 from .closed_form_prior import Prior, fit
-from .closed_form_sites import Sites
+from .closed_form_sites import Sites, means_of_sites
 from .decisions import calibrate
 
 
@@ -28,6 +28,14 @@ class Head:
 
     tokens: list[LinearScore]
     record: dict[str, Any]
+
+    def logits(self, edges: Mapping[str, NDArray], sites: Sequence[Hashable] | None = None) -> Array:
+        """Logits `(n, tokens)` of edges per atlas `(n, S, E)`, beside the means of the scans' sites."""
+        logits = np.stack([token(edges) for token in self.tokens], 1)
+        if sites is None or "sites" not in self.record:
+            return logits
+        read = np.stack([token.of_site(edges) for token in self.tokens], 1)
+        return logits - means_of_sites(read, sites, self.record["sites"])[0]
 
     def around(self, means: Mapping[str, Array]) -> "Head":
         """The same read-out, written around other means."""

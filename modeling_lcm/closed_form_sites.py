@@ -4,8 +4,9 @@ The mean of a site is drawn towards the mean of all scans, as if it had ten more
 is not recorded are compared with the mean of all. All of this is linear in the edges: matrices `(n, n)` over scans.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,31 @@ class Relative:
         """Of dual coefficients `(n,)`: those of the edges, and of the site's mean that is subtracted."""
         relative = self.gate * (dual - self.fitted.T @ dual)
         return (1 - self.gate) * dual + relative, relative
+
+
+def means_of_sites(
+    read: Array, sites: Sequence[Hashable], seen: Mapping[str, Mapping[str, Any]]
+) -> tuple[Array, list[tuple[int, int]]]:
+    """Means of what is read from the scans of a site, drawn towards 0; no label enters.
+
+    Args:
+        read (`np.ndarray` of shape `(n, k)`): of every scan.
+        sites (`Sequence` of n): site of every scan.
+        seen (`Mapping`): by site, number of `scans` and `mean` of further ones.
+
+    Returns:
+        The mean `(n, k)` of every scan's site, 0 where it is not recorded; and how many scans of these, and how many
+        of the further ones, went into it.
+    """
+    known = Sites.make(sites)
+    means, counts = np.zeros_like(read), [(0, 0)] * len(known)
+    for name, here in zip(known.names, known.scans(), strict=True):
+        further = seen.get(name, {"scans": 0, "mean": 0.0})
+        total = read[here].sum(0) + further["scans"] * np.asarray(further["mean"])
+        means[here] = total / (len(here) + further["scans"] + SITE_SCANS)
+        for row in here:
+            counts[row] = len(here), further["scans"]
+    return means, counts
 
 
 def site_name(value: Hashable) -> str | None:

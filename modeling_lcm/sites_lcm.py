@@ -7,7 +7,6 @@ mean is drawn towards the training mean, at which site logits are 0, as if it ha
 Shapes: scans n, tokens P.
 """
 
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .closed_form_sites import SITE_SCANS, site_name
+from .closed_form_sites import means_of_sites, site_name
 from .config_checks_lcm import SEPARATOR
 from .configuration_lcm import LCMConfig
 from .readouts_lcm import is_closed, sources
@@ -118,30 +117,27 @@ def site_means(
     """
     if len(sites) != len(site_logits):
         raise ValueError(f"There are {len(site_logits)} scans and {len(sites)} sites: give one per scan.")
-    rows: dict[tuple[str | None, tuple[str, ...]], list[int]] = defaultdict(list)
-    for row, site in enumerate(sites):
-        atlases = tuple(config.atlas_regions) if present is None else tuple(present[row])
-        rows[site_name(site), atlases].append(row)
+    every = [tuple(config.atlas_regions)] * len(sites) if present is None else [tuple(each) for each in present]
     values, remarks = torch.zeros_like(site_logits), [""] * len(sites)
-    for (site, atlases), here in rows.items():
+    for atlases in set(every):
+        rows = [row for row, each in enumerate(every) if each == atlases]
         for name, key in _keys(config, atlases).items():
-            seen = config.closed_form[key][name]["sites"].get(site, {"scans": 0, "mean": 0.0})  # type: ignore[index]
-            remark = _remark(site, len(here), seen["scans"])
-            if site is not None:
-                tokens = config.token_slices[name]
-                total = site_logits[here, tokens].sum(0) + seen["scans"] * values.new_tensor(seen["mean"])
-                values[here, tokens] = total / (len(here) + seen["scans"] + SITE_SCANS)
-            for row in here:
-                remarks[row] = remark
+            tokens = config.token_slices[name]
+            read = site_logits.detach()[rows, tokens].double().cpu().numpy()
+            of_key: Any = (config.closed_form or {})[key][name]["sites"]
+            means, counts = means_of_sites(read, [sites[row] for row in rows], of_key)
+            values[rows, tokens] = torch.from_numpy(means).to(values)
+            for row, (given, seen) in zip(rows, counts, strict=True):
+                remarks[row] = _remark(sites[row], given, seen)
     return SiteMeans(values, remarks)
 
 
-def _remark(site: str | None, given: int, seen: int) -> str:
-    if site is None:
+def _remark(site: Hashable, given: int, seen: int) -> str:
+    if not given:
         return f"{SITE_UNKNOWN}: compared with the training mean"
     known = f" and {seen} of training" if seen else ""
     alone = ", drawn towards the training mean" if given + seen == 1 else ""
-    return f"{site}: mean of {given} scan{'s' * (given > 1)} given{known}{alone}"
+    return f"{site_name(site)}: mean of {given} scan{'s' * (given > 1)} given{known}{alone}"
 
 
 def _keys(config: LCMConfig, present: Iterable[str]) -> dict[str, str]:

@@ -57,6 +57,7 @@ class TestConventions:
             "checkpoint": None,
             "task": "group",
             "triangle": "lower",
+            "site_relative": "never",
             "prevalence": "training",
         }
         shown = cross_val_predict(estimator, matrices, classes_of(numbers), cv=4, method="predict_proba")
