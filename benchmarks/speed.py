@@ -79,8 +79,8 @@ class SpeedArguments:
             )
 
 
-def build(options: SpeedArguments) -> LCMForMultitaskPretraining:
-    """Our model."""
+def build(options: SpeedArguments, **settings: Any) -> LCMForMultitaskPretraining:
+    """Our model, with other settings of its configuration if any are given."""
     torch.manual_seed(0)
     labels = [str(number) for number in range(options.tokens - 3)]
     variables = [
@@ -89,10 +89,10 @@ def build(options: SpeedArguments) -> LCMForMultitaskPretraining:
         {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1e-4},
     ]
     # The official formulation has no edge read-out.
-    layers: dict[str, Any] = {"edge_readout": False}
+    chosen: dict[str, Any] = {"edge_readout": False} | settings
     if options.layers is not None:
-        layers["num_hidden_layers"] = options.layers
-    config = LCMConfig.from_size(options.size, num_regions=options.regions, bei_variables=variables, **layers)
+        chosen["num_hidden_layers"] = options.layers
+    config = LCMConfig.from_size(options.size, num_regions=options.regions, bei_variables=variables, **chosen)
     with torch.device(options.device):
         return LCMForMultitaskPretraining(config)
 
@@ -159,7 +159,7 @@ def make_step(model: nn.Module, batch: tuple[Tensor, Tensor], official: bool = F
     return run
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
+def seconds(run: Callable[[], Any], device: str) -> float:
     """Time of one run: processor time of all threads on a CPU, wall time on a GPU."""
     if device == "cpu":
         start = time.process_time()

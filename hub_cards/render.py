@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
+from modeling_lcm.limits_lcm import TrainingLimits
 from training.reporting.plain import markdown_code, markdown_text
 from training.reporting.results import Results
 
@@ -121,6 +122,26 @@ def variable_rows(processor: LCMProcessor) -> list[dict[str, str]]:
                 "description": variable.description or "-",
             }
         )
+    return rows
+
+
+def range_rows(limits: TrainingLimits | None) -> list[dict[str, str]]:
+    """One row per variable that was learnt from a part of an atlas's scans: what these are like."""
+    rows = []
+    for atlas in (limits.facts.get("atlases") or [limits.facts.get("atlas")]) if limits is not None else ():
+        of_atlas = limits.of_atlas(atlas) if limits is not None else None
+        for name, known in (of_atlas.facts.get("ranges", {}) if of_atlas is not None else {}).items():
+            low, high = (round(each, 2) + 0.0 for each in known["mean_fc"])  # never -0.00
+            ages = known["age"]
+            rows.append(
+                {
+                    "name": name,
+                    "atlas": str(atlas),
+                    "scans": f"{known['scans']} of {', '.join(known['cohorts']) or 'the training data'}",
+                    "ages": "not known" if ages is None else f"{ages[0]:g} to {ages[1]:g}",
+                    "mean_fc": f"{low:.2f} to {high:.2f}",
+                }
+            )
     return rows
 
 
@@ -239,6 +260,7 @@ def model_card(
         architecture=_architecture(config, parameters),
         fc=fc_facts(processor.feature_extractor),
         variables=variable_rows(processor),
+        ranges=range_rows(processor.limits),
         unnamed=any("(unnamed)" in label for item in processor.tokenizer.variables for label in item.labels),
         training=_training_rows(record or {}),
         conversion=conversion,

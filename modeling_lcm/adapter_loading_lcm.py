@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_lcm import LCMConfig
-from .loading_lcm import file_of, new_name, without_weights
+from .loading_lcm import file_of, foreign_errors_named, new_name, short_reason, without_weights
 
 
 ADAPTER_BASE = "adapter_base.json"
@@ -100,10 +101,10 @@ def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, ch
     Quantised and offloaded weights, and weights of another precision, cannot be compared and pass, and so does an
     adapter saved by PEFT alone.
     """
-    file = file_of(adapter, ADAPTER_BASE, **hub)
-    if file is None or getattr(model, "is_quantized", False) or any(tensor.is_meta for tensor in model.parameters()):
+    expected = read_base_record(adapter, **hub)
+    is_packed = getattr(model, "is_quantized", False) or any(tensor.is_meta for tensor in model.parameters())
+    if expected is None or is_packed:
         return
-    expected = json.loads(Path(file).read_text(encoding="utf-8"))
     if str(model.dtype) != expected.get("dtype", str(torch.float32)):
         return
     found = base_fingerprint(model)
@@ -120,6 +121,72 @@ def check_weights(model: PreTrainedModel, adapter: Any, recorded: str | None, ch
             f"The adapter {adapter} was made for the base model {recorded}, but {chosen} has another "
             f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}."
         )
+
+
+def read_base_record(adapter: Any, **hub: Any) -> dict[str, Any] | None:
+    """Content of `adapter_base.json`: the weights that an adapter was made for; None where it has none.
+
+    Args:
+        adapter: Folder or Hub repository of the adapter.
+        **hub: `revision`, `token`, `cache_dir`.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    file = file_of(adapter, ADAPTER_BASE, **hub)
+    if file is None:
+        return None
+    content = _read_json(file)
+    others = content.get("others_sha256", {})
+    hashes = [content.get("weights_sha256"), *(others.values() if isinstance(others, dict) else [None])]
+    if not all(isinstance(each, str) and re.fullmatch("[0-9a-f]{64}", each) for each in hashes):
+        raise ValueError(f"{file} is damaged: it has no SHA-256 of the base's weights.")
+    return content
+
+
+def _read_json(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no table")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({short_reason(error)}).") from error
+    return content
+
+
+def read_settings(adapter: Any, **hub: Any) -> Any:
+    """PEFT's configuration of an adapter.
+
+    Args:
+        adapter: Folder or Hub repository of the adapter.
+        **hub: `revision`, `token`, `cache_dir`.
+
+    Raises:
+        ValueError: It is damaged, or of a method that the installed PEFT does not know.
+    """
+    from peft import PeftConfig
+
+    with foreign_errors_named(f"{adapter}: {ADAPTER_CONFIG} cannot be used"):
+        return PeftConfig.from_pretrained(str(adapter), **hub)
+
+
+def refuse_oversized(settings: Any, weights: dict[str, Any], adapter: Any) -> None:
+    """Raise `ValueError` where an adapter's configuration asks for more than its file holds, before PEFT allocates it.
+
+    Args:
+        settings: PEFT's configuration.
+        weights: Tensors of the file.
+        adapter: Place of the adapter.
+    """
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    pattern = getattr(settings, "rank_pattern", None)
+    ranks = {"r": settings.to_dict().get("r"), **(pattern if isinstance(pattern, dict) else {})}
+    for name, rank in ranks.items():
+        if isinstance(rank, int) and rank > largest:
+            raise ValueError(
+                f"{adapter}: {ADAPTER_CONFIG} has rank {str(rank)[:20]} ({str(name)[:50]}), but no tensor of the "
+                f"adapter is larger than {largest}."
+            )
 
 
 @dataclass
@@ -153,16 +220,18 @@ def put_adapter(
         ImportError: PEFT is not installed.
     """
     try:  # also, Transformers asks for every import of remote code that is not guarded
-        from peft import PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
+        from peft import inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
     except ImportError as error:
         raise ImportError("Loading an adapter needs PEFT: run `pip install peft`.") from error
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
-    settings = PeftConfig.from_pretrained(str(adapter), **hub)
+    settings = read_settings(adapter, **hub)
     settings.inference_mode = not is_trainable
     renamed = getattr(model, "_checkpoint_conversion_mapping", None)  # names of earlier versions
     weights = load_peft_weights(str(adapter), device="cpu", key_mapping=renamed, **hub)
-    inject_adapter_in_model(settings, model, name)
+    refuse_oversized(settings, weights, adapter)
+    with foreign_errors_named(f"The adapter {adapter} cannot be put onto this model"):
+        inject_adapter_in_model(settings, model, name)
     # Their names are those of a model that PEFT has wrapped; here it is not.
     own = {new_name(key.removeprefix("base_model.model.")): tensor for key, tensor in weights.items()}
     try:
@@ -232,4 +301,4 @@ def _vocabulary(config: LCMConfig) -> str:
 
 
 def _recorded_base(file: str) -> str | None:
-    return json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return _read_json(file).get("base_model_name_or_path")

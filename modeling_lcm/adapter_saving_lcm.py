@@ -281,13 +281,15 @@ def _as_used(model: Any, adapter: str) -> dict[str, Tensor]:
 def _compare_predictions(model: Any, loaded: Any, method: str) -> None:
     """Raise `ValueError` unless both predict alike, and a subject's results are the same in a batch and alone."""
     inner = model.get_base_model()
-    regions = inner.config.num_regions
     generator = torch.Generator().manual_seed(0)
-    series = torch.randn(3, regions, 2 * regions + 20, generator=generator)
-    connectivity = torch.stack([torch.corrcoef(scan) for scan in series])
+    scans: dict[str, Tensor] = {}
+    for atlas, regions in inner.config.atlas_regions.items():
+        series = torch.randn(3, regions, 2 * regions + 20, generator=generator)
+        scans[atlas] = torch.stack([torch.corrcoef(scan) for scan in series])
     rounding = _ROUNDING if inner.dtype in (torch.float32, torch.float64) else _ROUNDING_HALF
-    current, found = _logits(model, connectivity), _logits(loaded, connectivity)
-    alone = torch.cat([_logits(model, scan[None]) for scan in connectivity])
+    current, found = _logits(model, scans), _logits(loaded, scans)
+    each = ({atlas: part[row : row + 1] for atlas, part in scans.items()} for row in range(3))
+    alone = torch.cat([_logits(model, scan) for scan in each])
     tolerance = rounding * max(1.0, float(current.abs().max()))
     for what, other in (("other predictions when it is loaded", found), ("results that depend on the batch", alone)):
         if not torch.allclose(current, other, rtol=0, atol=tolerance, equal_nan=True):
@@ -295,11 +297,12 @@ def _compare_predictions(model: Any, loaded: Any, method: str) -> None:
 
 
 @torch.no_grad()
-def _logits(model: Any, connectivity: Tensor) -> Tensor:
+def _logits(model: Any, connectivity: dict[str, Tensor]) -> Tensor:
     """Logits of every layer, as predictions are made."""
     device = model.get_base_model().device
     with _evaluating(model):
-        return model(connectivity=connectivity.to(device)).layer_logits.float().cpu()
+        given = {atlas: part.to(device) for atlas, part in connectivity.items()}
+        return model(connectivity=given).layer_logits.float().cpu()
 
 
 @contextmanager

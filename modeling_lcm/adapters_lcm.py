@@ -8,13 +8,11 @@ imported when needed. Saving is in `adapter_saving_lcm.py`.
 """
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +21,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .adapter_loading_lcm import ADAPTER_BASE, by_own_name, check_adapter, check_architecture, check_weights
+from .adapter_loading_lcm import (
+    by_own_name,
+    check_adapter,
+    check_architecture,
+    check_weights,
+    read_base_record,
+    read_settings,
+    refuse_oversized,
+)
 from .configuration_lcm import LCMConfig
-from .loading_lcm import check_place, file_of, head_modules, new_name, without_weights
+from .loading_lcm import check_place, file_of, foreign_errors_named, head_modules, new_name, without_weights
 from .modeling_lcm import LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 
@@ -137,7 +143,8 @@ def attach(model: Any, settings: Any, weights: dict[str, Tensor], name: str, ori
     """
     from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    with without_peft_warning():
+    refuse_oversized(settings, weights, origin)
+    with without_peft_warning(), foreign_errors_named(f"The adapter {origin} cannot be put onto this model"):
         if isinstance(model, PeftModel):
             model.add_adapter(name, settings)
         else:
@@ -248,9 +255,9 @@ def _adapter_config(adapter: str | os.PathLike, **hub: Any) -> LCMConfig:
 
 def _read(adapter: str | os.PathLike, **hub: Any) -> tuple[Any, dict[str, Tensor]]:
     """PEFT's configuration and the tensors of an adapter, also of one saved by an earlier version."""
-    from peft import PeftConfig, load_peft_weights
+    from peft import load_peft_weights
 
-    settings = PeftConfig.from_pretrained(str(adapter), **hub)
+    settings = read_settings(adapter, **hub)
     try:
         found = without_repetitions(load_peft_weights(str(adapter), device="cpu", **hub))
     except SafetensorError as error:
@@ -314,8 +321,7 @@ def _check_stackable(inner: Any, config: LCMConfig, settings: Any, adapter: Any,
                 f"The adapter {adapter} was made with {name}={ours}, the model that it is stacked on with {theirs}: "
                 "load it by itself, with load_adapter."
             )
-    file = file_of(adapter, ADAPTER_BASE, **hub)
-    changes = file is not None and json.loads(Path(file).read_text(encoding="utf-8")).get("changes_base", False)
+    changes = (read_base_record(adapter, **hub) or {}).get("changes_base", False)
     if changes or not hasattr(settings, "modules_to_save"):
         raise ValueError(
             f"The adapter {adapter} ({settings.peft_type.value}) changes weights of its base model, which other "

@@ -1,6 +1,6 @@
-"""Batches of scans in one atlas or several: checked, and in parts that have the same atlases."""
+"""Batches of scans in one atlas or several: checked, and with the regions of those that each scan has."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,37 +46,48 @@ def by_atlas(config: LCMConfig, connectivity: Any) -> dict[str, Tensor]:
     return {name: connectivity[name] for name in known if name in connectivity}
 
 
-def over_parts(
-    connectivity: dict[str, Tensor], read: Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
-) -> tuple[tuple[Tensor, ...], bool]:
-    """Read scans in parts that have the same atlases, and put the results together.
-
-    A scan lacks an atlas if its whole matrix is NaN. Parts are exact where a mask would have to reach every product.
+def atlases_present(connectivity: dict[str, Tensor]) -> Tensor | None:
+    """Which atlases every scan has, bool `(batch, atlases)`; None where all have all. Without one, it is NaN.
 
     Args:
         connectivity (`dict[str, Tensor]`): see [`by_atlas`].
-        read (`Callable`): makes tensors `(batch, ...)` of a part, whatever its atlases.
-
-    Returns:
-        The tensors for all scans; and whether it was one part.
 
     Raises:
         ValueError: a scan has none of the atlases.
     """
     if len(connectivity) == 1:
-        return read(connectivity), True
+        return None
     present = torch.stack([~part[:, 0, 0].isnan() for part in connectivity.values()], 1)
+    if present.all():
+        return None
     if not present.any(1).all():
         row = int((~present.any(1)).nonzero()[0])
         raise ValueError(f"Scan {row} has none of the atlases {', '.join(connectivity)}: leave it out of the batch.")
-    kinds, kind = present.unique(dim=0, return_inverse=True)
-    order, found = [], []
-    for number, has in enumerate(kinds.tolist()):
-        rows = (kind == number).nonzero()[:, 0]
-        part = {name: each[rows] for (name, each), here in zip(connectivity.items(), has, strict=True) if here}
-        found.append(read(part))
-        order.append(rows)
-    if len(found) == 1:
-        return found[0], True
-    back = torch.cat(order).argsort()
-    return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True)), False
+    return present
+
+
+def side_by_side(memories: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+    """The regions of each scan's own atlases one after the other, and padding behind them.
+
+    A scan's memory is as long as its atlases are: padded to the longest of the batch, not to all atlases together.
+
+    Args:
+        memories (`Sequence[Tensor]`): of every atlas, `(scans that have it, regions, hidden_size)`.
+        present (`Tensor` of shape `(batch, atlases)`): which scans these are.
+
+    Returns:
+        Memory `(batch, longest, hidden_size)`, and which of it is there, bool `(batch, longest)`.
+    """
+    regions = torch.tensor([memory.shape[1] for memory in memories], device=present.device)
+    lengths = present * regions
+    starts, total = lengths.cumsum(1) - lengths, lengths.sum(1)
+    longest = int(total.max())
+    places = []
+    for number, memory in enumerate(memories):
+        scans = present[:, number].nonzero()[:, 0]
+        first = scans * longest + starts[scans, number]
+        places.append((first[:, None] + torch.arange(memory.shape[1], device=first.device)).flatten())
+    rows = torch.cat([memory.flatten(0, 1) for memory in memories])
+    together = rows.new_zeros(len(present) * longest, rows.shape[1]).index_copy(0, torch.cat(places), rows)
+    there = torch.arange(longest, device=total.device) < total[:, None]
+    return together.view(len(present), longest, -1), there

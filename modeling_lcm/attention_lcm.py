@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -58,19 +59,22 @@ class LCMAttention(nn.Module):
         self.v_proj: nn.Module = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend from queries to keys and values.
 
         Args:
             query (`Tensor` of shape `(batch or 1, tokens, d)`): 1 if it is the same for all subjects.
             key (`Tensor` of shape `(batch or 1, length, d)`): what is attended to.
             value (`Tensor` of shape `(batch, length, d)`): what is read there; in cross-attention the keys' tensor.
+            mask (`Tensor` of shape `(batch, length)`, *optional*): False for what is not there, and is not read.
 
         Returns:
             The result `(batch, tokens, d)`, or `(1, 1 or tokens, d)` where it is the same for all of them; and the
             weights `(batch, heads, tokens, length)` where the attention implementation makes them (eager), else None.
         """
-        shortcut = fast_attention(self, query, key, value)
+        shortcut = fast_attention(self, query, key, value, mask)
         if shortcut is not None:
             return shortcut
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -78,12 +82,13 @@ class LCMAttention(nn.Module):
         )
         keys, values = self.split_heads(self.k_proj(key)), self.split_heads(self.v_proj(value))
         batch = values.shape[0]
+        added = None if mask is None else keys.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None, None]
         output, weights = attention(
             self,
             self.split_heads(self.q_proj(query)).expand(batch, -1, -1, -1),
             keys.expand(batch, -1, -1, -1),
             values,
-            None,
+            added,  # to the scores `(batch, heads, tokens, length)`
             dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
         )

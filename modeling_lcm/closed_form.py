@@ -8,16 +8,15 @@ Shapes: scans n, shrinkages S, edges E of an atlas.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .closed_form_sites import Relative
+from .closed_form_score import LinearScore
+from .closed_form_sites import Array, Relative
 
-
-Array = NDArray[np.float64]
 
 PENALTIES = 10.0 ** np.arange(-3, 2.01, 0.5)  # in units of the kernel's mean diagonal
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)  # of a prior's score, in units of what it was worth where it was learnt
@@ -109,71 +108,6 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class LinearScore:
-    """A linear function of log FC: the sum over atlases of weights * (edges - mean), and an offset.
-
-    A score that compares scans with their site has weights on the site's mean, too, which are subtracted:
-    weights * (edges - mean) - site_weights * (site's mean - mean). Where no site is known, its mean is the mean.
-
-    Args:
-        weights (`dict[str, np.ndarray]`): per atlas `(S, E)`.
-        offset (`float`): what it is for the mean scan.
-        means (`dict[str, np.ndarray]`): per atlas `(S, E)`.
-        site_weights (`dict[str, np.ndarray]`): per atlas `(S, E)`; empty where sites do not matter.
-    """
-
-    weights: dict[str, Array]
-    offset: float
-    means: dict[str, Array]
-    site_weights: dict[str, Array] = field(default_factory=dict)
-
-    def __call__(self, edges: Mapping[str, NDArray]) -> Array:
-        """Values `(n,)` for edges per atlas `(n, S, E)` of scans whose site is not known."""
-        return self._read(self.weights, edges, self.offset)
-
-    def of_site(self, edges: Mapping[str, NDArray]) -> Array:
-        """What the site weights make of edges per atlas `(n, S, E)`; its mean over a site is to be subtracted."""
-        return self._read(self.site_weights, edges, 0.0)
-
-    def _read(self, weights: Mapping[str, Array], edges: Mapping[str, NDArray], offset: float) -> Array:
-        total = np.full(len(next(iter(edges.values()))), offset)
-        for atlas, of_atlas in weights.items():
-            flat = edges[atlas].reshape(len(total), -1)
-            # As one product in the edges' own precision: a centred copy of all edges would be several times slower.
-            total += flat @ of_atlas.ravel().astype(flat.dtype) - float((self.means[atlas] * of_atlas).sum())
-        return total
-
-    def around(self, means: Mapping[str, Array]) -> "LinearScore":
-        """The same function, written around other means."""
-        moved = 0.0
-        for weights, sign in ((self.weights, 1.0), (self.site_weights, -1.0)):
-            for atlas, of_atlas in weights.items():
-                moved += sign * float((of_atlas * (means[atlas] - self.means[atlas])).sum())
-        return replace(self, offset=self.offset + moved, means=dict(means))
-
-    def scaled(self, slope: float, shift: float = 0.0) -> "LinearScore":
-        """`slope * self + shift`."""
-        weights, site_weights = (
-            {atlas: slope * each for atlas, each in of.items()} for of in (self.weights, self.site_weights)
-        )
-        return LinearScore(weights, slope * self.offset + shift, self.means, site_weights)
-
-    def combined(self, factor: float, other: "LinearScore", other_factor: float) -> "LinearScore":
-        """`factor * self + other_factor * other`; both written around this one's means."""
-        other = other.around(self.means)
-        weights, site_weights = (
-            {
-                atlas: factor * ours.get(atlas, none) + other_factor * theirs.get(atlas, none)
-                for atlas, none in ((atlas, np.zeros_like(mean)) for atlas, mean in self.means.items())
-                if atlas in ours or atlas in theirs
-            }
-            for ours, theirs in ((self.weights, other.weights), (self.site_weights, other.site_weights))
-        )
-        offset = factor * self.offset + other_factor * other.offset
-        return LinearScore(weights, offset, self.means, site_weights)
-
-
-@dataclass(frozen=True)
 class Target:
     """What is predicted, of every training scan.
 
@@ -214,65 +148,98 @@ class Target:
 class WeightedRidge:
     """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
 
-    penalty = np.nan  # what the matrices below were made for
-
-    def __init__(self, kernel: Array, target: Target) -> None:
-        root = np.sqrt(target.case_weights)
+    def __init__(self, kernel: Array, case_weights: Array) -> None:
+        root = np.sqrt(case_weights)
         values, vectors = np.linalg.eigh(root[:, None] * kernel * root)
         self.values = values.clip(0)
         self.vectors = vectors * root[:, None]
+        self.squares = self.vectors**2
+        self.sums = self.vectors.sum(0)
 
-    def solve(self, wanted: Array, penalty: float) -> tuple[Array, float, Array]:
-        """Dual coefficients `(n,)`, intercept, and the matrix `(n, n)` that makes the former of the target."""
-        if penalty != self.penalty:  # one penalty is asked for several times in a row
-            shrunk = 1 / (self.values + penalty)
-            ones = self.vectors @ (shrunk * self.vectors.sum(0))
-            self.inverse = (self.vectors * shrunk) @ self.vectors.T - np.outer(ones, ones) / ones.sum()
-            self.penalty, self.intercept = penalty, ones / ones.sum()
-        return self.inverse @ wanted, float(self.intercept @ wanted), self.inverse
+    def shrunk(self, penalty: float) -> "Shrunk":
+        """What a penalty makes of it."""
+        shrunk = 1 / (self.values + penalty)
+        ones = self.vectors @ (shrunk * self.sums)
+        return Shrunk(self, shrunk, ones)
 
-    def left_out(self, wanted: Array, dual: Array, products: Array, scans: NDArray, others: NDArray) -> Array:
-        """What the last solution gives for some scans when it is fitted without them, and without some others; exact.
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Ridge regression with one penalty: the matrix `(n, n)` that makes dual coefficients of a target.
+
+    The matrix itself is made of it only in parts: most fits need its diagonal alone.
+    """
+
+    ridge: WeightedRidge
+    shrunk: Array
+    ones: Array
+
+    def solve(self, wanted: Array) -> tuple[Array, float]:
+        """Dual coefficients `(n,)`, and the intercept."""
+        total = float(self.ones @ wanted)
+        intercept = total / float(self.ones.sum())
+        return self.ridge.vectors @ (self.shrunk * (wanted @ self.ridge.vectors)) - intercept * self.ones, intercept
+
+    def diagonal(self) -> Array:
+        """Of the matrix, `(n,)`."""
+        return self.ridge.squares @ self.shrunk - self.ones**2 / self.ones.sum()
+
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        """Some rows and columns of the matrix."""
+        vectors = self.ridge.vectors
+        product = (vectors[rows] * self.shrunk) @ vectors[columns].T
+        return product - np.outer(self.ones[rows], self.ones[columns]) / self.ones.sum()
+
+    def without(self, wanted: Array, products: Array, scans: NDArray[np.int64], others: NDArray[np.int64]) -> Array:
+        """What the fit gives for some scans that are left out of it, together with some others; exact.
 
         Args:
-            wanted: What it was solved for `(n,)`.
-            dual: Its coefficients `(n,)`.
+            wanted: What is fitted to `(n,)`.
             products: Of scans as they are predicted with scans as they are fitted `(n, n)`.
             scans: Positions of the scans that are predicted.
             others: Positions of all that are left out, these among them.
         """
-        lost = np.linalg.solve(self.inverse[np.ix_(others, others)], dual[others])
-        kept = dual - self.inverse[:, others] @ lost
-        return products[scans] @ kept + float(self.intercept @ wanted - self.intercept[others] @ lost)
+        dual, intercept = self.solve(wanted)
+        lost = np.linalg.solve(self.block(others, others), dual[others])
+        kept = dual - self.block(np.arange(len(dual)), others) @ lost
+        return products[scans] @ kept + intercept - float(self.ones[others] @ lost) / float(self.ones.sum())
 
 
-def _left_out(target: Target, wanted: Array, dual: Array, inverse: Array) -> Array:
+def _left_out(target: Target, wanted: Array, dual: Array, fit: Shrunk) -> Array:
     """What the fit without a scan's subject gives for the scan, `(n,)`; exact."""
-    values = wanted - dual / np.diag(inverse)
+    values = wanted - dual / fit.diagonal()
     several = np.flatnonzero(np.bincount(target.groups) > 1)
     for group in several:
         scans = np.flatnonzero(target.groups == group)
-        values[scans] = wanted[scans] - np.linalg.solve(inverse[np.ix_(scans, scans)], dual[scans])
+        values[scans] = wanted[scans] - np.linalg.solve(fit.block(scans, scans), dual[scans])
     return values
 
 
-def _left_out_of_sites(ridge: WeightedRidge, target: Target, wanted: Array, dual: Array, products: Array) -> Array:
-    """The same where a scan is predicted by another site mean than it is fitted by, which no label enters."""
-    lost = dual / np.diag(ridge.inverse)
-    values = products @ dual + ridge.intercept @ wanted
-    values -= (np.einsum("ij,ji->i", products, ridge.inverse) + ridge.intercept) * lost
+def left_out_beside_sites(target: Target, wanted: Array, products: Array, fit: Shrunk) -> Array:
+    """The same where a scan is predicted by another site mean than it is fitted by, which no label enters.
+
+    Args:
+        target: What is predicted.
+        wanted: What was fitted to `(n,)`.
+        products: Of scans as they are predicted with scans as they are fitted `(n, n)`.
+        fit: The fit.
+    """
+    dual, intercept = fit.solve(wanted)
+    # (products @ matrix)_ii, without the matrix
+    vectors = fit.ridge.vectors
+    own = ((products @ vectors) * (vectors * fit.shrunk)).sum(1) - (products @ fit.ones) * fit.ones / fit.ones.sum()
+    lost = dual / fit.diagonal()
+    values = products @ dual + intercept - (own + fit.ones / fit.ones.sum()) * lost
     for group in np.flatnonzero(np.bincount(target.groups) > 1):
         scans = np.flatnonzero(target.groups == group)
-        values[scans] = ridge.left_out(wanted, dual, products, scans, scans)
+        values[scans] = fit.without(wanted, products, scans, scans)
     return values
 
 
-def _skill(
-    target: Target, left_out: Array, wanted: Array | None = None, dual: Array | None = None, inverse: Any = None
-) -> float:
+def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: Shrunk | None) -> float:
     """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance.
 
-    With the fit's target, dual coefficients and matrix, pairs of scans are left out where classes are small.
+    With the fit, pairs of scans are left out where classes are small.
     """
     if not target.is_class:
         values = target.values
@@ -281,11 +248,11 @@ def _skill(
         return float(np.sign(share) * np.sqrt(abs(share)))
     first, second = np.flatnonzero(target.values > 0), np.flatnonzero(target.values < 0)
     has_repeats = len(np.unique(target.groups)) < len(target)
-    if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS or wanted is None or dual is None:
-        return concordance(left_out[first][:, None] - left_out[second])
+    if fit is None or has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
+        return agreement(left_out[first], left_out[second])
     # Both scans of a pair are left out of the fit that compares them.
-    diagonal = np.diag(inverse)
-    cross, ours, theirs = inverse[np.ix_(first, second)], diagonal[first][:, None], diagonal[second]
+    diagonal = fit.diagonal()
+    cross, ours, theirs = fit.block(first, second), diagonal[first][:, None], diagonal[second]
     determinant = ours * theirs - cross**2
     errors = (theirs * dual[first][:, None] - cross * dual[second]) / determinant
     others = (ours * dual[second] - cross * dual[first][:, None]) / determinant
@@ -305,7 +272,16 @@ def _score(edges: Edges, duals: Mapping[Channel, Array], intercept: float, relat
     return LinearScore(weights, intercept, edges.means, site_weights)
 
 
+def agreement(first: Array, second: Array) -> float:
+    """How often values of one class are above those of another one, ties counted half; 2 AUC - 1."""
+    ordered = np.sort(second)
+    below = np.searchsorted(ordered, first - 1e-12, "left")
+    up_to = np.searchsorted(ordered, first + 1e-12, "right")
+    return float((below + up_to).sum() / (len(first) * len(second)) - 1)
+
+
 def concordance(differences: Array) -> float:
+    """The same of pairs that have values of their own."""
     ties = np.abs(differences) <= 1e-12
     return float(2 * np.mean((differences > 1e-12) + 0.5 * ties) - 1)
 
@@ -357,18 +333,18 @@ def fit_ridge(
         kernel, products = edges.kernel(channel), None
         if relative is not None:
             kernel, products = relative.kernels(kernel)
-        ridge = WeightedRidge(kernel, target)
+        ridge = WeightedRidge(kernel, target.case_weights)
         for penalty in PENALTIES:
+            shrunk = ridge.shrunk(penalty)
             for strength in STRENGTHS if offset is not None else (0.0,):
                 subtracted = strength * prior
                 wanted = target.values - subtracted
-                dual, intercept, inverse = ridge.solve(wanted, penalty)
+                dual, intercept = shrunk.solve(wanted)
                 if products is None:
-                    rest = _left_out(target, wanted, dual, inverse)
-                    skill = _skill(target, rest + subtracted, wanted, dual, inverse)
+                    rest = _left_out(target, wanted, dual, shrunk)
                 else:
-                    rest = _left_out_of_sites(ridge, target, wanted, dual, products)
-                    skill = _skill(target, rest + subtracted)
+                    rest = left_out_beside_sites(target, wanted, products, shrunk)
+                skill = _skill(target, rest + subtracted, wanted, dual, shrunk if products is None else None)
                 tried.append((skill, channel, strength, penalty, dual, intercept, rest + subtracted))
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])

@@ -1,6 +1,6 @@
 """Fine-tuning in closed form: a task from few labels, with what a checkpoint knows of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .bei_vocabulary import BEIVariable
 from .closed_form_heads import WARN_PER_CLASS, Scans
-from .closed_form_model import Heads, build_model, can_be_prior, fit_heads, heads_of, log_edges
+from .closed_form_model import Heads, SharedEdges, build_model, can_be_prior, fit_heads, heads_of, log_edges
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import TrainingLimits, most_scans
 from .modeling_lcm import LCMForSequenceClassification
@@ -67,9 +67,51 @@ def fit_task(
         ValueError: Labels that the checkpoint's variable does not have, a single class or a class with one scan, or
             numbers that are all the same.
     """
+    fitted = fit_log_edges(
+        lambda: {name: log_edges(matrices) for name, matrices in connectivity.items()},
+        extractors,
+        scans,
+        variable,
+        base,
+        vocabulary,
+        site_relative=site_relative,
+    )
+    limits = {}
+    for name, matrices in connectivity.items():
+        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
+        most = min(len(here), most_scans(matrices.shape[-1]))
+        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
+        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
+    first, *others = limits.values()
+    fitted.processor.limits = TrainingLimits.several(limits) if others else first
+    return fitted
+
+
+def fit_log_edges(
+    make_edges: Callable[[], Mapping[str, NDArray[np.float32]]],
+    extractors: Mapping[str, FCFeatureExtractor],
+    scans: Scans,
+    variable: BEIVariable,
+    base: Any = None,
+    vocabulary: BEITokenizer | None = None,
+    shared: SharedEdges | None = None,
+    site_relative: str = "never",
+) -> FittedTask:
+    """Fit a task to log FC, without the statistics that tell other scans from these.
+
+    Args:
+        make_edges: Gives [`log_edges`] by atlas; called when the labels were found to be usable.
+        extractors: FC definition of these atlases.
+        scans, variable, base, vocabulary: As for [`fit_task`].
+        shared: What earlier tasks of the same scans were fitted with.
+        site_relative: As for [`fit_task`].
+
+    Raises:
+        ValueError: As [`fit_task`].
+    """
     known: Heads = {}
     if base is not None and can_be_prior(base.config):
-        known = heads_of(base, list(connectivity))
+        known = heads_of(base, list(extractors))
     names = {name for of_key in known.values() for name in of_key}
     pretrained = [each for each in (vocabulary.variables if vocabulary is not None else []) if each.name in names]
     own = next((each for each in pretrained if each.name == variable.name), None)
@@ -82,8 +124,8 @@ def fit_task(
     _warn_of_few(scans, variable)
     if base is not None and own is None:
         logger.warning("Prior used: none, %s.", _why_none(base, vocabulary, variable.name))
-    edges = {name: log_edges(matrices) for name, matrices in connectivity.items()}
-    fitted = fit_heads(edges, scans, variable, known, site_relative)
+    edges = make_edges()
+    fitted = fit_heads(edges, scans, variable, known, shared, site_relative)
     # The checkpoint's other variables stay; of the task, what was fitted here counts alone.
     heads = {key: {name: head for name, head in of.items() if name != variable.name} for key, of in known.items()}
     for key, of_key in fitted.items():
@@ -92,16 +134,7 @@ def fit_task(
     means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in edges.items()}
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
-    processor = LCMProcessor(one_extractor(extractors), tokenizer)
-    limits = {}
-    for name, matrices in connectivity.items():
-        here = np.flatnonzero(np.isfinite(scans.values) & np.isfinite(matrices[:, 0, 0]))
-        most = min(len(here), most_scans(matrices.shape[-1]))
-        chosen = here[np.unique(np.linspace(0, len(here) - 1, most, dtype=int))]
-        limits[name] = TrainingLimits.of(matrices[chosen], scans.select(chosen).subjects)
-    first, *others = limits.values()
-    processor.limits = TrainingLimits.several(limits) if others else first
-    return FittedTask(model, processor, report)
+    return FittedTask(model, LCMProcessor(one_extractor(extractors), tokenizer), report)
 
 
 def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[Scans, BEIVariable]:
@@ -166,7 +199,11 @@ def _tokenizer(pretrained: list[BEIVariable], variable: BEIVariable, is_new: boo
 
 
 def one_extractor(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtractor:
-    """One extractor for all atlases."""
+    """One extractor for all atlases.
+
+    Raises:
+        ValueError: FC is not computed the same way in all of them.
+    """
     first, *others = extractors.values()
     if not others:
         return first
@@ -175,6 +212,10 @@ def one_extractor(extractors: Mapping[str, FCFeatureExtractor]) -> FCFeatureExtr
         | ({} if each.region_names is None else {"region_names": each.region_names})
         for name, each in extractors.items()
     }
+    for name in ("estimator", "fisher_z"):
+        found = {str(each.atlas): getattr(each, name) for each in extractors.values()}
+        if len(set(found.values())) > 1:
+            raise ValueError(f"FC is computed differently in the atlases: {name} is {found}. Prepare all alike.")
     options = {name: getattr(first, name) for name in ("estimator", "fisher_z", "constant_regions", "min_volumes")}
     return FCFeatureExtractor(atlases=atlases, **options)
 

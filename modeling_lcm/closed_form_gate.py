@@ -14,7 +14,7 @@ from .closed_form import (
     Fit,
     Target,
     WeightedRidge,
-    concordance,
+    agreement,
     fit_ridge,
 )
 from .closed_form_sites import Relative, Sites
@@ -112,7 +112,7 @@ def _agreement(target: Target, values: Array, scans: NDArray[np.int64]) -> float
     """AUC or r of some scans."""
     truth, given = target.values[scans], values[scans]
     if target.is_class:
-        return (concordance(given[truth > 0][:, None] - given[truth < 0]) + 1) / 2
+        return (agreement(given[truth > 0], given[truth < 0]) + 1) / 2
     return float(np.corrcoef(truth, given)[0, 1]) if np.ptp(given) else 0.0
 
 
@@ -122,10 +122,9 @@ def left_out_of_sites(edges: Edges, target: Target, sites: Sites, alone: Fit, re
     kernel = products = edges.kernel(channel)
     if relative is not None:
         kernel, products = relative.kernels(kernel)
-    ridge = WeightedRidge(kernel, target)
-    dual, _, _ = ridge.solve(target.values, float(alone.settings["penalty"]))
+    fit = WeightedRidge(kernel, target.case_weights).shrunk(float(alone.settings["penalty"]))
     values = np.zeros(len(target))
     for scans in sites.scans():
         others = np.flatnonzero(np.isin(target.groups, target.groups[scans]))  # a subject's scans at other sites, too
-        values[scans] = ridge.left_out(target.values, dual, products, scans, others)
+        values[scans] = fit.without(target.values, products, scans, others)
     return values

@@ -59,18 +59,20 @@ class Scans:
         values (`np.ndarray` of shape `(n,)`): label indices, or scaled numbers.
         subjects (`Sequence[Hashable]`): subject of every scan; scans of one are left out together.
         sites (`Sequence[Hashable]`, *optional*): site of every scan; None where it is not recorded.
+        name (`Hashable`): the same for the same scans, where several variables are fitted to them.
     """
 
     values: Array
     subjects: Sequence[Hashable]
     sites: Sequence[Hashable] | None = None
+    name: Hashable = None
 
     def select(self, rows: NDArray[np.int64]) -> "Scans":
         """Some of the scans, by position."""
         subjects, sites = (
             [each[row] for row in rows.tolist()] if each is not None else None for each in (self.subjects, self.sites)
         )
-        return Scans(self.values[rows], subjects or [], sites)
+        return Scans(self.values[rows], subjects or [], sites, self.name)
 
 
 def fit_head(

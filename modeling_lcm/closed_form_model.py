@@ -1,6 +1,6 @@
 """From read-outs fitted in closed form to an ordinary model, and back: what a checkpoint knows of a variable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,7 @@ from .configuration_lcm import LCMConfig
 from .edges_lcm import matrix_logarithms
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
-from .readouts_lcm import readout_rows
+from .readouts_lcm import LCMEdgeReadouts, readout_rows
 from .sites_lcm import with_site_weights
 from .tokenization_bei import BEITokenizer
 
@@ -49,11 +49,27 @@ def combinations_of(atlases: Sequence[str]) -> list[tuple[str, ...]]:
     return [found for size in range(1, len(ordered) + 1) for found in combinations(ordered, size)]
 
 
+class SharedEdges:
+    """Centred edges and their kernels of the last scans that were fitted to, for other variables of the same scans."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ...], tuple[tuple[Hashable, ...], Edges]] = {}
+
+    def of(self, edges: Mapping[str, NDArray[np.float32]], rows: NDArray[np.int64], scans: Hashable) -> Edges:
+        """Some rows of edges by atlas; `scans` tells these scans from others."""
+        key, content = tuple(edges), (scans, rows.tobytes())
+        if key not in self._last or self._last[key][0] != content:
+            self._last.pop(key, None)  # two cohorts' edges need not fit into memory
+            self._last[key] = content, Edges({name: each[rows] for name, each in edges.items()}, DEFAULT_SHRINKAGE)
+        return self._last[key][1]
+
+
 def fit_heads(
     edges: Mapping[str, NDArray[np.float32]],
     scans: Scans,
     variable: BEIVariable,
     priors: Heads | None = None,
+    shared: SharedEdges | None = None,
     site_relative: str = "never",
 ) -> Heads:
     """Fit a variable's read-outs of every set of atlases that enough scans have.
@@ -63,6 +79,7 @@ def fit_heads(
         scans: Their labels; NaN where nothing is recorded.
         variable: What the labels are.
         priors: Pretrained read-outs, by atlases; of this variable they are used.
+        shared: What earlier variables were fitted with.
         site_relative: Whether scans are compared with their sites, see [`fit_with_sites`].
 
     Returns:
@@ -82,7 +99,8 @@ def fit_heads(
         some = scans.select(rows)
         prior = (priors or {}).get(key, {}).get(variable.name)
         try:
-            centred = Edges({name: edges[name][rows] for name in atlases}, DEFAULT_SHRINKAGE)
+            of_atlases = {name: edges[name] for name in atlases}
+            centred = (shared or SharedEdges()).of(of_atlases, rows, scans.name)
             found[key] = {variable.name: fit_head(centred, some, len(variable.labels), prior, site_relative)}
         except ValueError as error:
             problem = error
@@ -189,7 +207,7 @@ def _regions(extractor: FCFeatureExtractor) -> dict[str, Any]:
 
 def _by_key(module: nn.Module, config: LCMConfig) -> dict[str, Any]:
     """Parts of a module by atlas or set of atlases; a single one is that of the model's one atlas."""
-    if isinstance(module, nn.ModuleDict):
+    if isinstance(module, nn.ModuleDict | LCMEdgeReadouts):
         return dict(module.items())
     return dict.fromkeys(config.atlas_regions, module)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .closed_form import Array, Edges, Fit, LinearScore, Target, concordance, fit_ridge
+from .closed_form import Array, Edges, Fit, LinearScore, Target, agreement, fit_ridge
 from .closed_form_gate import fit_with_sites
 from .closed_form_sites import Sites
 
@@ -85,7 +85,7 @@ def _applies(prior: Prior, target: Target) -> bool:
 def _agreement(target: Target, values: Array) -> float:
     """2 AUC - 1, or correlation, of values with the target; 0 where it is not defined."""
     if target.is_class:
-        return concordance(values[target.values > 0][:, None] - values[target.values < 0])
+        return agreement(values[target.values > 0], values[target.values < 0])
     if values.std() == 0 or target.values.std() == 0:
         return 0.0
     return float(np.corrcoef(target.values, values)[0, 1])

@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 
+
+MOST_LAYERS = 1000
 BEI_KINDS = ("categorical", "continuous")
 SEPARATOR = "+"  # between the atlases of a read-out that needs several
 UNNAMED = "atlas"  # of a model whose one atlas has no name
@@ -21,6 +24,21 @@ def is_json(value: Any) -> bool:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_memory(layers: int, dtype: Any) -> None:
+    """Raise `ValueError` for more layers than can be built in seconds, and for what is no type of weights."""
+    if layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}, got {layers}.")
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point type of torch, such as 'float32', got {dtype!r}.")
+
+
+def check_names(setting: str, names: Any) -> None:
+    """Raise `ValueError` for anything but a list of names, or none."""
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{setting} must be a list of names, got {names!r}.")
 
 
 def check_variables(variables: list) -> None:

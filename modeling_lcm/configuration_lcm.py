@@ -15,6 +15,8 @@ from .config_checks_lcm import (
     check_choice,
     check_class_weights,
     check_closed_form,
+    check_memory,
+    check_names,
     check_task,
     check_variables,
     is_json,
@@ -369,6 +371,8 @@ class LCMConfig(PreTrainedConfig):
         for name in ("num_regions", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_memory(self.num_hidden_layers, self.dtype)
+        check_names("architectures", self.architectures)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

@@ -29,13 +29,16 @@ class LCMDecoderLayer(GradientCheckpointingLayer):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, query_embeds: Tensor, memory: Tensor, memory_mask: Tensor | None = None
+    ) -> Tensor:
         """Let the tokens see each other, then the regions.
 
         Args:
             hidden_states (`Tensor` of shape `(batch, tokens, d)`): the tokens' states.
             query_embeds (`Tensor` of shape `(tokens, d)`): the tokens' embeddings.
             memory (`Tensor` of shape `(batch, regions, d)`): from the stem.
+            memory_mask (`Tensor` of shape `(batch, regions)`, *optional*): False for padding.
 
         Returns:
             The states after this layer, `(batch, tokens, d)`.
@@ -45,7 +48,7 @@ class LCMDecoderLayer(GradientCheckpointingLayer):
         positioned = states + query_embeds
         attended, _ = self.self_attn(positioned, positioned, hidden_states)
         states = self.self_attn_layer_norm(states + self.dropout(attended))
-        attended, _ = self.cross_attn(states + query_embeds, memory, memory)
+        attended, _ = self.cross_attn(states + query_embeds, memory, memory, memory_mask)
         states = self.cross_attn_layer_norm(states + self.dropout(attended))
         expanded = self.fc2(self.activation_dropout(self.activation(self.fc1(states))))
         return self.final_layer_norm(states + self.dropout(expanded))

@@ -24,14 +24,36 @@ def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
                 "torch.onnx.export, or use a model with edge_readout=False."
             )
         return logarithm_by_products(mixed, shrinkage / 2)
-    values, vectors = torch.linalg.eigh(mixed)
+    if _prefers_products(mixed):
+        return logarithm_without_eigenvalues(mixed, shrinkage / 2)
+    return logarithm_by_eigenvalues(mixed, shrinkage / 2)
+
+
+def logarithm_by_eigenvalues(matrices: Tensor, least: float) -> Tensor:
+    """Logarithm of symmetric matrices `(batch, regions, regions)`, whose smaller eigenvalues count as `least`."""
+    values, vectors = torch.linalg.eigh(matrices)
     # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
-    return (vectors * values.clamp_min(shrinkage / 2).log()[:, None]) @ vectors.transpose(1, 2)
+    return (vectors * values.clamp_min(least).log()[:, None]) @ vectors.transpose(1, 2)
+
+
+def logarithm_without_eigenvalues(matrices: Tensor, least: float) -> Tensor:
+    """The same from products, but for the matrices that have a smaller eigenvalue: many times as fast on a GPU."""
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    is_indefinite = torch.linalg.cholesky_ex(matrices - least * identity).info != 0
+    logarithms = logarithm_by_products(matrices, least)
+    if is_indefinite.any():
+        logarithms[is_indefinite] = logarithm_by_eigenvalues(matrices[is_indefinite], least)
+    return logarithms
+
+
+def _prefers_products(matrices: Tensor) -> bool:
+    """Eigenvalues of many small matrices are what a GPU is slow at; only they have a gradient, or one graph."""
+    return matrices.device.type == "cuda" and not (matrices.requires_grad or torch.compiler.is_compiling())
 
 
 def matrix_logarithms(connectivity: Tensor, shrinkages: Sequence[float]) -> Tensor:
     """The logarithm after each of several shrinkages, `(batch, shrinkages, regions, regions)`."""
-    if len(shrinkages) == 1 or torch.onnx.is_in_onnx_export():
+    if len(shrinkages) == 1 or torch.onnx.is_in_onnx_export() or _prefers_products(connectivity):
         return torch.stack([matrix_logarithm(connectivity, share) for share in shrinkages], 1)
     values, vectors = torch.linalg.eigh(connectivity)  # shrinkage changes the eigenvalues alone
     shares = values.new_tensor(shrinkages)[:, None]
@@ -49,7 +71,8 @@ class LCMEdgeFeatures(nn.Module):
     With several shrinkages, the edges after each of them stand side by side.
 
     The mean over subjects is learnt from the training batches and saved with the weights; all processes of a
-    distributed run agree on it. Gradients with respect to connectivity need matrices whose eigenvalues differ.
+    distributed run agree on it. Of several atlases each has its own, and a batch in which few scans have an atlas
+    moves its mean less. Gradients with respect to connectivity need matrices whose eigenvalues differ.
 
     Attributes:
         mean (`Tensor` of shape `(edges,)`): running mean of the logarithms' upper triangles.
@@ -72,23 +95,30 @@ class LCMEdgeFeatures(nn.Module):
         self.register_buffer("mean", torch.zeros(len(self.shrinkages) * pairs))
         self.register_buffer("batches", torch.tensor(0))
 
-    def forward(self, connectivity: Tensor) -> Tensor:
-        """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double)."""
+    def forward(self, connectivity: Tensor, scans: int | None = None) -> Tensor:
+        """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double).
+
+        Args:
+            connectivity (`Tensor` of shape `(batch, regions, regions)`): of the scans that have this atlas.
+            scans (`int`, *optional*): how many there are with those that lack it.
+        """
         with torch.autocast(connectivity.device.type, enabled=False):
             connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
             rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
             # (batch, shrinkages, edges of one) -> side by side
             edges = matrix_logarithms(connectivity, self.shrinkages)[:, :, rows, columns].flatten(1)
             if self.training:
-                self._observe(edges.detach())
+                self._observe(edges.detach(), len(edges) if scans is None else scans)
             return edges - self.mean.to(edges.dtype)
 
     @torch.no_grad()
-    def _observe(self, edges: Tensor) -> None:
-        total = torch.cat([edges.sum(0), edges.new_tensor([len(edges)])])
+    def _observe(self, edges: Tensor, scans: int) -> None:
+        total = torch.cat([edges.sum(0), edges.new_tensor([len(edges), scans])])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        self.batches += 1
-        # The plain mean of the first batches, then an exponential one.
-        weight = (1 / self.batches).clamp_min(self.momentum).to(self.mean.dtype)
-        self.mean.lerp_((total[:-1] / total[-1]).to(self.mean.dtype), weight)
+        count, of = total[-2:]
+        has_some = count > 0
+        self.batches += has_some
+        # The plain mean of the first batches, then an exponential one over as many scans as with a single atlas.
+        weight = torch.maximum(1 / self.batches.clamp_min(1), self.momentum * (count / of).float()) * has_some
+        self.mean.lerp_((total[:-2] / count.clamp_min(1)).to(self.mean.dtype), weight.to(self.mean.dtype))

@@ -206,11 +206,12 @@ class _ClosedFormEstimator(BaseEstimator):
         extractor, known = self.processor_.feature_extractor, self.processor_.limits
         if known is None:
             raise ValueError("The limits are not known: fit saw fewer than 10 subjects.")
-        found = known.for_scans(_extract(extractor, self._by_atlas(X, extractor)))
-        if found is None:
+        found = known.check_each(_extract(extractor, self._by_atlas(X, extractor)), age)
+        checks = [check for check in found if check is not None]
+        if len(checks) < len(found):
             atlases = " or ".join(known.facts.get("atlases", [known.facts.get("atlas")]))
-            raise ValueError(f"Limits compare scans of {atlases}: give every scan in this atlas.")
-        return found[0].check(found[1], age)
+            raise ValueError(f"Limits compare scans of {atlases}: give every scan in one of these.")
+        return checks
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Save the fitted model with its processor as an ordinary checkpoint, for `from_pretrained` and pipelines."""

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-# Multiplications that folded cross-attention has to save to make up for its additional small operations; on a CPU as
-# measured, on an accelerator what it computes during the launch of those operations.
-LEAST_SAVING = {"cpu": 4e6, "cuda": 1e9}
+# Multiplications that folded cross-attention has to save to make up for its additional small operations, as measured
+# in float32 (docs/gpu.md).
+LEAST_SAVING = {"cpu": 4e6, "cuda": 5e10}
 # For so many multiplications, products head by head, written side by side, beat a batched one and its transposed copy.
 LEAST_SIDE_BY_SIDE = 8e8
 GROUP_BYTES = 2**24  # of a wide tensor on a CPU; larger ones leave its cache, and get fresh memory each time
@@ -66,12 +66,14 @@ def once(states: Tensor) -> Tensor:
     return states[:1, :1] if is_one_row(states) else states
 
 
-def fast_attention(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None] | None:
+def fast_attention(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None] | None:
     """Attention by a short cut, where one is exact and pays; an implementation of the user's own is never passed by.
 
     Args:
         attention (`LCMAttention`): its projections, settings and mode.
-        query, key, value (`Tensor`): as for its `forward`.
+        query, key, value, mask (`Tensor`): as for its `forward`.
 
     Returns:
         What its `forward` returns, or None where only plain attention will do.
@@ -82,7 +84,7 @@ def fast_attention(attention: Any, query: Tensor, key: Tensor, value: Tensor) ->
         if attended is not None:
             return attended, None
     if key is value and implementation in ("eager", "sdpa") and _folds(attention, query, key):
-        return _read_folded(attention, query, key, keep_weights=implementation == "eager")
+        return _read_folded(attention, query, key, mask, keep_weights=implementation == "eager")
     return None
 
 
@@ -119,6 +121,8 @@ def _folds(attention: Any, query: Tensor, memory: Tensor) -> bool:
 
 def folding_pays(query: Tensor, memory: Tensor, head_dim: int) -> bool:
     """Whether [`_read_folded`] is faster than projecting the memory: clearly fewer multiplications, and many."""
+    if memory.device.type != "cpu" and memory.dtype in (torch.bfloat16, torch.float16):
+        return False  # there products are cheap, and what is read and written counts
     tokens, (batch, length, width) = query.shape[1], memory.shape
     projected = length * width
     folded = tokens * (width + (width // head_dim - 1) * length)
@@ -129,7 +133,9 @@ def folding_pays(query: Tensor, memory: Tensor, head_dim: int) -> bool:
     return torch.compiler.is_compiling() or 2 * batch * width * (projected - folded) >= least
 
 
-def _read_folded(attention: Any, query: Tensor, memory: Tensor, keep_weights: bool) -> tuple[Tensor, Tensor | None]:
+def _read_folded(
+    attention: Any, query: Tensor, memory: Tensor, mask: Tensor | None, keep_weights: bool
+) -> tuple[Tensor, Tensor | None]:
     """Cross-attention without projecting the memory: the same result, with the products in another order.
 
     Per head, scores are (q W_k) M^T, since the key bias cancels in the softmax; the value projection is applied to
@@ -141,7 +147,7 @@ def _read_folded(attention: Any, query: Tensor, memory: Tensor, keep_weights: bo
     dropout = attention.dropout if attention.training else 0.0
     if isinstance(k_proj, HeadProducts):
         keep = _draw_kept(queries, memory, dropout)
-        context, weights = _weighted_memory(k_proj(queries.flatten(0, 1)), memory, queries.shape[1], keep)
+        context, weights = _weighted_memory(k_proj(queries.flatten(0, 1)), memory, queries.shape[1], keep, mask)
         output = v_proj(context).unflatten(0, (memory.shape[0], -1))
     else:
         key_weight, value_weight = (
@@ -152,9 +158,9 @@ def _read_folded(attention: Any, query: Tensor, memory: Tensor, keep_weights: bo
         bias = (v_proj.bias + 0 * k_proj.bias).view(-1, head_dim)
         arguments = (queries, memory, key_weight, value_weight, bias)
         if not keep_weights and _can_recompute(queries, memory):
-            return o_proj(FoldedAttention.apply(*arguments, dropout).flatten(2)), None
+            return o_proj(FoldedAttention.apply(*arguments, dropout, mask).flatten(2)), None
         keep = _draw_kept(queries, memory, dropout)
-        output, weights = _folded_attention(*arguments, keep)
+        output, weights = _folded_attention(*arguments, keep, mask)
     if not keep_weights:
         return o_proj(output.flatten(2)), None
     weights = weights if keep is None else weights * keep
@@ -212,18 +218,27 @@ def _by_row(states: Tensor, heads: int) -> Tensor:
     return states.unflatten(1, (-1, heads)).flatten(0, 1)
 
 
-def _weighted_memory(folded: Tensor, memory: Tensor, tokens: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+def _weighted_memory(
+    folded: Tensor, memory: Tensor, tokens: int, keep: Tensor | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sums of memory rows `(B * P, H, d)` by folded queries `(B * P or P, H, d)`, and weights `(B, P * H, N)`.
 
-    The weights are those before dropout.
+    The weights are those before dropout; 0 where `mask` `(B, N)` is False.
     """
-    weights = (_by_subject(folded, tokens) @ memory.transpose(1, 2)).softmax(-1)
+    scores = _by_subject(folded, tokens) @ memory.transpose(1, 2)
+    weights = (scores if mask is None else scores.masked_fill(~mask[:, None], -torch.inf)).softmax(-1)
     kept = weights if keep is None else weights * keep
     return _by_row(kept @ memory, folded.shape[1]), weights
 
 
 def _folded_attention(
-    queries: Tensor, memory: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor, keep: Tensor | None
+    queries: Tensor,
+    memory: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    bias: Tensor,
+    keep: Tensor | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Folded cross-attention of scaled queries `(B or 1, P, H, head_dim)` over memory `(B, N, d)`.
 
@@ -231,8 +246,8 @@ def _folded_attention(
     the result `(B, P, H, head_dim)` and the weights before dropout `(B, P * H, N)`.
     """
     tokens, outputs, weights = queries.shape[1], [], []
-    for asked, read, kept in _groups(queries, memory, keep):
-        context, part = _weighted_memory(_head_products(asked.flatten(0, 1), key_weight), read, tokens, kept)
+    for asked, read, kept, there in _groups(queries, memory, keep, mask):
+        context, part = _weighted_memory(_head_products(asked.flatten(0, 1), key_weight), read, tokens, kept, there)
         outputs.append(_head_products(context, value_weight.transpose(1, 2)).unflatten(0, (-1, tokens)))
         weights.append(part)
     output, weight = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (outputs, weights))
@@ -265,19 +280,20 @@ class FoldedAttention(torch.autograd.Function):
         value_weight: Tensor,
         bias: Tensor,
         dropout: float,
+        mask: Tensor | None = None,
     ) -> Tensor:
         keep = _draw_kept(queries, memory, dropout)
-        output, weights = _folded_attention(queries, memory, key_weight, value_weight, bias, keep)
-        mask = None if keep is None else keep.bool()  # a quarter of its memory
-        ctx.save_for_backward(queries, memory, key_weight, value_weight, bias, weights, mask)
+        output, weights = _folded_attention(queries, memory, key_weight, value_weight, bias, keep, mask)
+        kept = None if keep is None else keep.bool()  # a quarter of its memory
+        ctx.save_for_backward(queries, memory, key_weight, value_weight, bias, weights, kept)
         ctx.dropout = dropout
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        queries, memory, key_weight, value_weight, bias, weights, mask = saved = ctx.saved_tensors
-        keep = None if mask is None else mask * (1 / (1 - ctx.dropout))
+        queries, memory, key_weight, value_weight, bias, weights, drawn = saved = ctx.saved_tensors
+        keep = None if drawn is None else drawn * (1 / (1 - ctx.dropout))
         tokens, heads = queries.shape[1:3]
         needed = zip(saved[:5], ctx.needs_input_grad, strict=False)
         grads = [part.new_zeros(part.shape) if is_needed else None for part, is_needed in needed]
@@ -307,7 +323,7 @@ class FoldedAttention(torch.autograd.Function):
                 grad_key.baddbmm_(rows.permute(1, 2, 0), grad_folded.transpose(0, 1))
             if into_queries is not None:
                 into_queries.copy_(_head_products(grad_folded, key_weight.transpose(1, 2)).unflatten(0, (-1, tokens)))
-        return *grads, None
+        return *grads, None, None
 
 
 def fast_stem(proj: nn.Linear, norm: nn.BatchNorm1d, connectivity: Tensor, negative_slope: float) -> Tensor | None:

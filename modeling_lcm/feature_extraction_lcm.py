@@ -362,6 +362,9 @@ class FCFeatureExtractor(FeatureExtractionMixin):
 
 def _agreed_region_count(counts: dict[str, int | None]) -> int | None:
     known = {source: count for source, count in counts.items() if count is not None}
+    for source, count in known.items():
+        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{source} is {count!r}: a number of regions is needed.")
     if len(set(known.values())) > 1:
         said = ", ".join(f"{source} says {count}" for source, count in known.items())
         raise ValueError(f"The number of regions is contradictory: {said}. Correct or leave out one of them.")

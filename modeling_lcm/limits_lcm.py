@@ -3,13 +3,14 @@
 Three measures, each compared with what it is for training scans whose subject is left out: the distance of the scan's
 log FC from the training mean (a root mean square of deviations), how its FC agrees with the training mean edge by edge
 (another order of regions, another atlas and noise do not), and its mean FC (which follows the preprocessing: without
-the global signal it is 0). None of them knows the label. The statistics are saved beside the processor.
+the global signal it is 0). None of them knows the label. Of a variable that only some of the training scans have, as
+diagnoses in a pool of cohorts, ages and mean FC of these are kept, too. The statistics are saved beside the processor.
 """
 
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ FLOOR = 0.05  # of the mean variance, in an edge's variance
 SHRINKAGE = 0.1
 COVERAGE = 0.9  # of sets and intervals
 STEPS = 101  # quantiles that are kept of each measure
+PART = 0.95  # of the training scans: a variable that fewer have has limits of its own
 REFERENCE = ("log_mean", "log_deviation", "fc_mean")
 MEASURES = ("distance", "profile", "mean_fc")
 
@@ -50,6 +52,7 @@ class ScanCheck:
             order.
         mean_fc (`float`): mean correlation of all pairs of regions.
         reasons (`tuple[str, ...]`): a sentence for every limit that is passed.
+        of_variables (`dict[str, str]`): by variable that was learnt from unlike scans alone, a sentence that says so.
     """
 
     distance: float
@@ -57,6 +60,7 @@ class ScanCheck:
     profile: float
     mean_fc: float
     reasons: tuple[str, ...]
+    of_variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def out_of_distribution(self) -> bool:
@@ -72,7 +76,8 @@ class TrainingLimits:
             `distance`, `profile` and `mean_fc` `(101,)` over training scans with their subject left out.
         facts (`dict`): `scans`, `subjects`, `atlas`, `age` (the range of the training subjects' ages, or None) and
             `errors`: per variable and label (or "") what predictions of left-out subjects are off by, nine times of
-            ten at most.
+            ten at most. `ranges`, where variables were learnt from a part of the scans: of each its `scans`, `age`,
+            `mean_fc` and `cohorts`.
     """
 
     def __init__(self, arrays: dict[str, Array], facts: dict[str, Any]) -> None:
@@ -80,15 +85,12 @@ class TrainingLimits:
         self.facts = facts
 
     @classmethod
-    def of(
-        cls, connectivity: ArrayLike, subjects: Sequence[Hashable], age: ArrayLike | None = None
-    ) -> "TrainingLimits | None":
+    def of(cls, connectivity: ArrayLike, subjects: Sequence[Hashable]) -> "TrainingLimits | None":
         """Statistics of scans.
 
         Args:
             connectivity: FC as the model gets it, `(scans, regions, regions)`; see [`most_scans`].
             subjects: subject of every scan; its scans are left out together.
-            age: age of every subject in years, NaN where it is not known.
 
         Returns:
             None with fewer than 10 subjects.
@@ -106,10 +108,7 @@ class TrainingLimits:
         quantiles = np.quantile(np.concatenate(measured, axis=1), np.linspace(0, 1, STEPS), axis=1)
         arrays = dict(zip(REFERENCE, _reference(total, len(groups)), strict=True))
         arrays |= dict(zip(MEASURES, quantiles.T, strict=True))
-        known = np.asarray(age, dtype=np.float64) if age is not None else np.array([])
-        known = known[np.isfinite(known)]
-        span = [float(known.min()), float(known.max())] if len(known) else None
-        return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": span, "errors": {}})
+        return cls(arrays, {"scans": len(groups), "subjects": int(groups.max()) + 1, "age": None, "errors": {}})
 
     @classmethod
     def several(cls, by_atlas: "Mapping[str, TrainingLimits | None]") -> "TrainingLimits | None":
@@ -131,17 +130,29 @@ class TrainingLimits:
         arrays = {name.removeprefix(start): each for name, each in self.arrays.items() if name.startswith(start)}
         return TrainingLimits(arrays, facts[atlas] | {"atlas": atlas})
 
-    def for_scans(self, connectivity: Any) -> "tuple[TrainingLimits, Any] | None":
-        """Statistics of an atlas that all of some scans have, and their matrices; None where there is none.
+    def check_each(self, connectivity: Any, age: ArrayLike | None = None) -> list[ScanCheck | None]:
+        """Compare scans with the training scans in every atlas that they have.
 
         Args:
-            connectivity: `(scans, regions, regions)`, or a dictionary of these by atlas.
+            connectivity: `(scans, regions, regions)`, or a dictionary of these by atlas, NaN for scans without one.
+            age: age of every subject in years, NaN where it is not known.
+
+        Returns:
+            None for a scan in none of them. Of several atlases the sentences, and the measures of the one in which the
+            scan lies furthest out.
         """
-        for limits in map(self.of_atlas, self.facts.get("atlases", [None])):
-            part = None if limits is None else limits.part_of(connectivity)
-            if limits is not None and part is not None and not bool((part[:, 0, 0] != part[:, 0, 0]).any()):  # NaN
-                return limits, part
-        return None
+        given = connectivity if isinstance(connectivity, Mapping) else {None: connectivity}
+        found: list[dict[str, ScanCheck]] = [{} for _ in range(max(map(len, given.values())))]
+        ages = np.full(len(found), np.nan) if age is None else np.asarray(age, dtype=np.float64)
+        for atlas in self.facts.get("atlases", [None]):
+            limits: Any = self.of_atlas(atlas)
+            part = limits.part_of(given if atlas is None else {atlas: given.get(atlas)})
+            if part is not None:
+                there = np.flatnonzero(~np.isnan(np.asarray(part)[:, 0, 0]))
+                checks = limits.check(np.asarray(part)[there], ages[there])
+                for row, check in zip(there.tolist(), checks, strict=True):
+                    found[row][atlas] = check
+        return [_together(of_scan) if of_scan else None for of_scan in found]
 
     def part_of(self, connectivity: Any) -> Any:
         """The matrices that can be compared: those of the atlas that the statistics are of; None without it.
@@ -179,6 +190,10 @@ class TrainingLimits:
             for (distance, profile, mean_fc), years in zip(measured, ages, strict=True)
         ]
 
+    def learn_ages(self, age: ArrayLike) -> None:
+        """Learn the range of the training subjects' ages, in years; NaN where one is not known."""
+        self.facts["age"] = _span(age)
+
     def learn_errors(self, variable: str, truth: Sequence[Any], predicted: Sequence[Any]) -> None:
         """Learn how far predictions are off, from training subjects whose predictions come from a fit without them.
 
@@ -194,6 +209,24 @@ class TrainingLimits:
             label = str(true) if isinstance(guess, dict) else ""
             scores.setdefault(label, []).append(1 - guess[label] if label else abs(float(guess) - float(true)))
         self.facts["errors"][variable] = {label: _conformal(np.array(found)) for label, found in scores.items()}
+
+    def learn_range(
+        self, variable: str, connectivity: ArrayLike, age: ArrayLike | None = None, cohorts: Sequence[str] = ()
+    ) -> None:
+        """Learn what the scans are like that a variable is learnt from, where these are a part of the training scans.
+
+        Args:
+            variable: what is learnt.
+            connectivity: FC of these scans as the model gets it, `(scans, regions, regions)`.
+            age: age of their subjects in years, NaN where it is not known.
+            cohorts: names of their cohorts.
+        """
+        matrices = np.asarray(connectivity)
+        rows, columns = np.triu_indices(matrices.shape[-1], 1)
+        mean_fc = np.array([matrix[rows, columns].mean() for matrix in matrices])
+        low, _, high = _ends(np.quantile(mean_fc, np.linspace(0, 1, STEPS)))
+        found = {"scans": len(matrices), "age": _span(age), "mean_fc": [low, high], "cohorts": sorted(cohorts)}
+        self.facts.setdefault("ranges", {})[variable] = found
 
     def uncertainty(self, variable: str, predicted: Any) -> list[str] | tuple[float, float] | None:
         """What the truth is nine times of ten.
@@ -240,12 +273,24 @@ class TrainingLimits:
             reasons.append(f"Age {age:g} lies outside the training subjects' {span[0]:g} to {span[1]:g} years.")
         quantiles = self.arrays["distance"]
         beyond = float(1 - np.interp(distance, quantiles, np.linspace(0, 1, STEPS)))
-        return ScanCheck(distance, beyond, profile, mean_fc, tuple(reasons))
+        said = {name: self._unlike(name, mean_fc, age) for name in self.facts.get("ranges", {})}
+        of_variables = {name: sentence for name, sentence in said.items() if sentence}
+        return ScanCheck(distance, beyond, profile, mean_fc, tuple(reasons), of_variables)
+
+    def _unlike(self, variable: str, mean_fc: float, age: float) -> str:
+        """A sentence if a scan is unlike those that a variable was learnt from; else nothing."""
+        known = self.facts["ranges"][variable]
+        (low, high), span = known["mean_fc"], known["age"]
+        outside = [] if low <= mean_fc <= high else [f"mean FC {mean_fc:.2f} (there {low:.2f} to {high:.2f})"]
+        if span is not None and not np.isnan(age) and not span[0] <= age <= span[1]:
+            outside.append(f"age {age:g} (there {span[0]:g} to {span[1]:g})")
+        if not outside:
+            return ""
+        cohorts = f" of {', '.join(known['cohorts'])}" if known["cohorts"] else ""
+        return f"{variable} was learnt from {known['scans']} scans{cohorts}, unlike this one: {', '.join(outside)}."
 
     def _limits(self, name: str) -> tuple[float, float, float]:
-        """Lower limit, median and upper limit of a measure."""
-        low, middle, high = np.interp([TAIL, 0.5, 1 - TAIL], np.linspace(0, 1, STEPS), self.arrays[name])
-        return low - MARGIN * (middle - low), middle, high + MARGIN * (high - middle)
+        return _ends(self.arrays[name])
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write `training_limits.safetensors`; statistics of edges in half precision."""
@@ -290,6 +335,35 @@ class TrainingLimits:
 def most_scans(num_regions: int) -> int:
     """How many scans the statistics are made from at most: 300 of AAL's 116 regions, 100 of a thousand."""
     return max(100, CELLS // (num_regions * (num_regions - 1) // 2))
+
+
+def _ends(quantiles: Array) -> tuple[float, float, float]:
+    """Lower limit, median and upper limit, of the quantiles of a measure `(101,)`."""
+    low, middle, high = (float(each) for each in np.interp([TAIL, 0.5, 1 - TAIL], np.linspace(0, 1, STEPS), quantiles))
+    return low - MARGIN * (middle - low), middle, high + MARGIN * (high - middle)
+
+
+def _span(ages: ArrayLike | None) -> list[float] | None:
+    """Lowest and highest of those that are known; None without any."""
+    known = np.asarray([] if ages is None else ages, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return [float(known.min()), float(known.max())] if len(known) else None
+
+
+def _together(checks: Mapping[str, ScanCheck]) -> ScanCheck:
+    """Of one scan in several atlases."""
+    worst = max(checks.values(), key=lambda check: (check.out_of_distribution, -check.beyond))
+    by_reason: dict[str, list[str]] = {}
+    for atlas, check in checks.items():
+        for reason in check.reasons:
+            by_reason.setdefault(reason, []).append(atlas)
+    # What every atlas says alike, as an age, is about the subject.
+    reasons = tuple(
+        reason if len(atlases) == len(checks) else f"{', '.join(atlases)}: {reason}"
+        for reason, atlases in by_reason.items()
+    )
+    of_variables = {name: said for check in checks.values() for name, said in check.of_variables.items()}
+    return replace(worst, reasons=reasons, of_variables=of_variables)
 
 
 def _conformal(scores: Array) -> float | None:

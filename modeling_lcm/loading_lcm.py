@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import cached_file
 
 
+MANY = 4  # tensors that an error names
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Parts that had another name in folders of earlier versions, as patterns of their tensors' names.
 RENAMED = {r"^edge_score\.": "bei_edge_readout.", r"^task_edge_score\.": "task_edge_readout."}
@@ -86,7 +87,7 @@ def check_loaded(
         Modules of the head that start anew.
 
     Raises:
-        ValueError: Tensors are missing, left over or (unless they may) of another shape; each is named.
+        ValueError: Tensors are missing, left over or (unless they may) of another shape; the first ones are named.
     """
     wanted = saved = set(head_modules(model))
     if saved_as is not type(model):
@@ -96,20 +97,28 @@ def check_loaded(
     if missing or extra or info["error_msgs"]:
         raise ValueError(
             f"These weights do not fit {type(model).__name__} (saved as {saved_as.__name__}): "
-            f"missing {sorted(missing)}, not in the model {sorted(extra)}. {' '.join(info['error_msgs'])}".rstrip()
+            f"missing {_some(missing)}, not in the model {_some(extra)}. {' '.join(info['error_msgs'])}".rstrip()
         )
     shapes = [
         f"{name} is {tuple(saved_shape)} in the file and {tuple(shape)} in the model"
         for name, saved_shape, shape in sorted(info["mismatched_keys"])
     ]
     if shapes and not may_differ:
+        more = f"; and {len(shapes) - MANY} more" if len(shapes) > MANY else ""
         raise ValueError(
-            f"These weights do not fit {type(model).__name__}: {'; '.join(shapes)}. Load them with the configuration "
-            "that they were saved with, or pass ignore_mismatched_sizes=True to start these tensors anew."
+            f"These weights do not fit {type(model).__name__}: {'; '.join(shapes[:MANY])}{more}. Load "
+            "them with the configuration that they were saved with, or pass ignore_mismatched_sizes=True to start "
+            "these tensors anew."
         )
     return sorted(
         {key.split(".")[0] for key in info["missing_keys"]} | {entry[0] for entry in info["mismatched_keys"]}
     )
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+    return f"{sorted(names)[:MANY]}{more}"
 
 
 def check_saveable(model: PreTrainedModel, built: dict[str, Any], state_dict: dict[str, Any] | None) -> None:
@@ -159,6 +168,36 @@ def without_load_report() -> Iterator[None]:
         yield
     finally:
         theirs.removeFilter(is_other)
+
+
+@contextmanager
+def foreign_errors_named(sentence: str) -> Iterator[None]:
+    """Turn what other libraries raise into one sentence; errors of this package, which are sentences, pass.
+
+    Args:
+        sentence: What it means here, without a full stop; the reason is put behind it.
+
+    Raises:
+        ValueError: Another library raised something.
+    """
+    try:
+        yield
+    except ImportError:  # says what to install
+        raise
+    except Exception as error:  # each library has its own
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        raiser = last.tb_frame.f_globals.get("__name__", "") if last is not None else ""
+        if isinstance(error, (ValueError, OSError)) and raiser.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        raise ValueError(f"{sentence} ({short_reason(error)}).") from error
+
+
+def short_reason(error: Exception) -> str:
+    """The beginning of what an error says, in one line of printable characters."""
+    text = "".join(letter for letter in " ".join(str(error).split()) if letter.isprintable())
+    return text[:200] or type(error).__name__
 
 
 def hub_arguments(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Matrix logarithm with nothing but products, for runtimes such as ONNX's that know no eigenvalues."""
+"""Matrix logarithm with nothing but products: for runtimes such as ONNX's that know no eigenvalues, and for GPUs."""
 
 import torch
 from torch import Tensor

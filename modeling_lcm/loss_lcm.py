@@ -310,7 +310,7 @@ class LayerChoice(nn.Module):
             layout (`TargetLayout`): which tokens belong to which target.
         """
         losses, _ = layerwise_losses(_full_precision(layer_logits), labels, layout)
-        totals = losses.sum(0).T  # (targets, layers)
+        totals = losses.sum(0).T.contiguous()  # (targets, layers); NCCL takes nothing else
         counts = labelled(labels).sum(0).to(totals.dtype)[:, None]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(totals)

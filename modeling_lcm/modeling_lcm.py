@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapter_checks_lcm import check_adapters
-from .atlas_batches_lcm import by_atlas
+from .atlas_batches_lcm import atlases_present, by_atlas, side_by_side
 from .attention_lcm import LCMAttention
 from .configuration_lcm import LCMConfig
 from .decoder_lcm import LCMDecoderLayer
@@ -71,16 +71,19 @@ class LCMModel(LCMPreTrainedModel):
         # As a batch of one, because that is what hooks on input embeddings expect (NEFTune).
         return self.bei_embeddings(torch.arange(self.config.num_bei_tokens, device=device)[None])[0]
 
-    def _memory(self, connectivity: dict[str, Tensor]) -> Tensor:
-        """Memory vectors of the regions of all atlases that these scans have, `(batch, regions, hidden_size)`."""
+    def _memory(self, connectivity: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Memory vectors of the regions of each scan's atlases, `(batch, regions, hidden_size)`.
+
+        And a mask `(batch, regions)`, False for padding, where the scans have different atlases. Each stem is called
+        once, with the scans that have its atlas, even if there are none: several processes wait for each other there.
+        """
         if not isinstance(self.stem, nn.ModuleDict):
-            return self.stem(next(iter(connectivity.values())))
-        if any(part[:, 0, 0].isnan().any() for part in connectivity.values()):
-            raise ValueError(
-                "Some scans of this batch lack an atlas (NaN): give scans with the same atlases together, or use a "
-                "model with a head, which does so itself."
-            )
-        return torch.cat([self.stem[name](part) for name, part in connectivity.items()], 1)
+            return self.stem(next(iter(connectivity.values()))), None
+        present = atlases_present(connectivity)
+        if present is None:
+            return torch.cat([self.stem[name](part) for name, part in connectivity.items()], 1), None
+        columns = zip(connectivity.items(), present.T, strict=True)
+        return side_by_side([self.stem[name](part[here]) for (name, part), here in columns], present)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -103,17 +106,21 @@ class LCMModel(LCMPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
-            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`, or scans of one batch
-                have different atlases.
+            ValueError: connectivity has another shape than `(batch, num_regions, num_regions)`, or attentions are
+                asked for of scans that have different atlases, whose regions are not the same.
         """
         check_adapters(self)
-        memory = self._memory(by_atlas(self.config, connectivity))
+        memory, mask = self._memory(by_atlas(self.config, connectivity))
+        if mask is not None and kwargs.get("output_attentions", self.config.output_attentions):
+            raise ValueError(
+                "The scans have different atlases: give those with the same together to see which regions are read."
+            )
         if query_embeds is None:
             query_embeds = self.bei_queries(memory.device)
         states = memory.new_zeros(1).expand(memory.shape[0], *query_embeds.shape)
         layer_states = []
         for layer in self.layers:
-            states = layer(states, query_embeds, memory)
+            states = layer(states, query_embeds, memory, mask)
             layer_states.append(states)
         if score is not None:
             layer_logits = torch.stack([_read(state, self.norm, score) for state in layer_states], dim=1)

@@ -207,12 +207,15 @@ class ConnectomeClassificationPipeline(Pipeline):
         """What goes beside every answer about a scan."""
         # A processor of an earlier version has no such attribute.
         limits = getattr(self.processor, "limits", None)
-        found = None if limits is None else limits.for_scans(model_outputs["connectivity"])
-        if found is None:  # of another atlas, or absent
+        scan = model_outputs["connectivity"]
+        by_atlas = scan if isinstance(scan, dict) else {"": scan}
+        on_cpu = {name: part.float().cpu().numpy() for name, part in by_atlas.items()}
+        check = None if limits is None else limits.check_each(on_cpu, model_outputs["age"].cpu())[0]
+        if check is None:  # of another atlas, or absent
             return {"out_of_distribution": None, "limits": NOT_KNOWN}
-        known, matrices = found
-        check = known.check(matrices.float().cpu(), model_outputs["age"].cpu())[0]
-        return {"out_of_distribution": check.out_of_distribution, "limits": " ".join(check.reasons)}
+        of_task = check.of_variables.get(self.processor.tokenizer.task)
+        reasons = [*check.reasons, *([of_task] if of_task else [])]
+        return {"out_of_distribution": bool(reasons), "limits": " ".join(reasons)}
 
     def _uncertainty(self, predicted: Any) -> Any:
         limits, task = getattr(self.processor, "limits", None), self.processor.tokenizer.task

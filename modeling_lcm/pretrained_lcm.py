@@ -17,6 +17,7 @@ from .configuration_lcm import LCMConfig
 from .edges_lcm import LCMEdgeFeatures
 from .loading_lcm import BUILT_IN, RENAMED, check_loaded, check_saveable, hub_arguments, new_names, without_load_report
 from .loss_lcm import UNSEEN, LayerChoice
+from .readouts_lcm import LCMEdgeReadouts
 
 
 logger = logging.get_logger("transformers.models.lcm")  # so that Transformers' verbosity rules it
@@ -80,6 +81,9 @@ class LCMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LCMEdgeFeatures):
             init.zeros_(module.mean)
             init.zeros_(module.batches)
+        elif isinstance(module, LCMEdgeReadouts):
+            for weights in module.parameters(recurse=False):
+                init.zeros_(weights)
         elif isinstance(module, LayerChoice):
             init.constant_(module.running_loss, UNSEEN)
             init.constant_(module.best_layer, module.running_loss.shape[1] - 1)

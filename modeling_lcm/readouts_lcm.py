@@ -98,48 +98,105 @@ def make_edge_readout(config: LCMConfig, names: Iterable[str | None]) -> nn.Modu
 
     Plain Linears, which adapters know how to change; no name may end in `score`, by which PEFT finds read-outs.
     """
-    slices, names = config.token_slices, list(names)
-    made = {}
-    for key, of_key in readout_rows(config, names).items():
-        read = names if len(config.atlas_regions) == 1 else of_key
-        tokens = sum(slices[name].stop - slices[name].start for name in read)
-        readout: Any = nn.Linear(config.num_edges(key.split(SEPARATOR)), tokens, bias=config.edge_bias)
-        readout.starts_at_zero = True  # untrained, it changes nothing
-        made[key] = readout
-    return next(iter(made.values())) if len(config.atlas_regions) == 1 else nn.ModuleDict(made)
-
-
-def read_edges(config: LCMConfig, readout: Any, edges: Mapping[str, Tensor], names: Iterable[str | None]) -> Tensor:
-    """Edge read-out of some variables' tokens, `(batch, tokens)`; 0 where they cannot be read from these atlases.
-
-    Args:
-        config (`LCMConfig`): the model's.
-        readout (`nn.Module`): made by [`make_edge_readout`] for the same variables.
-        edges (`Mapping[str, Tensor]`): centred edges `(batch, edges)` of the atlases that these scans have.
-        names (`Iterable[str]`): the variables.
-    """
-    if len(config.atlas_regions) == 1:
-        return readout(next(iter(edges.values())).to(readout.weight.dtype))
     names = list(names)
-    logits: dict[str | None, list[Tensor]] = {name: [] for name in names}
-    rows, used = readout_rows(config, names), {name: sources(config, name, edges) for name in names}
-    for key in dict.fromkeys(key for keys in used.values() for key in keys):
-        together = torch.cat([edges[atlas] for atlas in key.split(SEPARATOR)], -1)
-        parts = readout[key](together.to(readout[key].weight.dtype)).split(_sizes(config, rows[key]), -1)
-        for name, part in zip(rows[key], parts, strict=True):
-            if key in used[name]:
-                logits[name].append(part)
-    some = next(iter(edges.values()))
-    empty = [some.new_zeros(len(some), size) for size in _sizes(config, names)]
-    found = [
-        torch.stack(logits[name]).mean(0) if logits[name] else none for name, none in zip(names, empty, strict=True)
-    ]
-    return torch.cat(found, -1)
+    if len(config.atlas_regions) > 1:
+        return LCMEdgeReadouts(config, names)
+    return _linear(config, next(iter(config.atlas_regions)), sum(_sizes(config, names)))
+
+
+def _linear(config: LCMConfig, key: str, tokens: int) -> nn.Linear:
+    readout: Any = nn.Linear(config.num_edges(key.split(SEPARATOR)), tokens, bias=config.edge_bias)
+    readout.starts_at_zero = True  # untrained, it changes nothing
+    return readout
 
 
 def _sizes(config: LCMConfig, names: Iterable[str | None]) -> list[int]:
     slices = config.token_slices
     return [slices[name].stop - slices[name].start for name in names]
+
+
+class LCMEdgeReadouts(nn.Module):
+    """Edge read-outs of several atlases, and how much each of a scan's atlases counts.
+
+    A variable that was fitted in closed form is read from the largest set of atlases that a scan has. Every other one
+    is read from each of the scan's atlases, and the weighted mean of the logits counts. The weights are learnt for
+    every token, start equal, and sum to 1 over the atlases that a scan has, so that a logit keeps its scale whichever
+    these are.
+
+    Attributes:
+        atlas_weights (`nn.Parameter` of shape `(atlases, tokens)`): logarithms of the weights, up to a constant; not
+            there where every variable was fitted in closed form.
+    """
+
+    def __init__(self, config: LCMConfig, names: Sequence[str | None]) -> None:
+        super().__init__()
+        self._rows = readout_rows(config, names)
+        self._atlases = list(config.atlas_regions)
+        tokens = [name for name, size in zip(names, _sizes(config, names), strict=True) for _ in range(size)]
+        self._tokens = {
+            key: [place for place, name in enumerate(tokens) if name in of] for key, of in self._rows.items()
+        }
+        self._closed = [is_closed(config, name) for name in tokens]
+        for key, places in self._tokens.items():
+            self.add_module(key, _linear(config, key, len(places)))
+        if not all(self._closed):
+            self.atlas_weights = nn.Parameter(torch.zeros(len(self._atlases), len(tokens)))
+
+    def __getitem__(self, key: str) -> Any:
+        """The read-out of a set of atlases."""
+        return self._modules[key]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The read-outs by their sets of atlases."""
+        return [(key, self[key]) for key in self._rows]
+
+    def forward(self, edges: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of all tokens, and which of them cannot be read.
+
+        Args:
+            edges (`Mapping[str, Tensor]`): centred edges of every atlas given, in the model's order, `(scans that have
+                it, edges)`.
+            present (`Tensor` of shape `(batch, atlases given)`): which scans these are.
+
+        Returns:
+            Logits `(batch, tokens)`, 0 where there is nothing to read; and a mask `(batch, tokens)` of what was fitted
+            in closed form, but not on the atlases that a scan has.
+        """
+        here, some = dict(zip(edges, present.T, strict=True)), next(iter(edges.values()))
+        closed = torch.tensor(self._closed, device=some.device)
+        unread = closed.repeat(len(present), 1)
+        shares = self._shares(edges, present).to(some.dtype)
+        total = some.new_zeros(unread.shape)
+        dtype = total.dtype
+        # Sets of most atlases first: what is read from them is not read again from fewer.
+        for key in sorted(self._rows, key=lambda key: -key.count(SEPARATOR)):
+            atlases = key.split(SEPARATOR)
+            if not here.keys() >= set(atlases):
+                continue
+            scans = torch.stack([here[atlas] for atlas in atlases]).all(0)
+            dtype = self[key].weight.dtype
+            together = torch.cat([edges[atlas][scans[here[atlas]]] for atlas in atlases], -1)
+            logits = self[key](together.to(dtype)).to(total.dtype)
+            rows, tokens = scans.nonzero(), torch.tensor(self._tokens[key], device=some.device)
+            spread = torch.zeros_like(total).index_put((rows, tokens), logits)  # 0 for other scans and tokens
+            # A set of several atlases reads nothing but what was fitted on it.
+            share = shares[[*here].index(key)] if key in here else torch.zeros_like(total)
+            total = total + torch.where(closed, unread.to(total.dtype), share) * spread
+            read = torch.zeros_like(closed).index_fill(0, tokens, True)
+            unread = unread & ~(scans[:, None] & read)
+        return total.to(dtype), unread
+
+    def _shares(self, given: Iterable[str], present: Tensor) -> Tensor:
+        """What each atlas counts for every scan's tokens `(atlases given, batch, tokens)`; 0 where a scan lacks it."""
+        if all(self._closed):
+            return present.T[..., None].expand(-1, -1, len(self._closed))
+        weights = self.atlas_weights[[self._atlases.index(name) for name in given]]
+        return weights[:, None].masked_fill(~present.T[..., None], -torch.inf).softmax(0)
+
+
+def edge_readouts(readout: nn.Module) -> dict[str, Any]:
+    """The Linears of what [`make_edge_readout`] made by their sets of atlases; "" is that of a model of one atlas."""
+    return dict(readout.items()) if isinstance(readout, LCMEdgeReadouts) else {"": readout}
 
 
 def token_mask(config: LCMConfig, chosen: Callable[[str | None], bool], logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ mean is drawn towards the training mean, at which site logits are 0, as if it ha
 Shapes: scans n, tokens P.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,23 +60,28 @@ def make_site_readout(config: LCMConfig) -> nn.Module | None:
     return nn.ModuleDict(made) if made else None
 
 
-def read_sites(config: LCMConfig, readout: Any, edges: dict[str, Tensor]) -> Tensor:
-    """Site logits `(n, P)` of scans that have the same atlases; 0 for tokens without site weights.
+def read_sites(config: LCMConfig, readout: Any, edges: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    """Site logits `(n, P)` of scans; 0 for tokens without site weights.
 
     Args:
         config (`LCMConfig`): the model's.
         readout (`nn.Module`): made by [`make_site_readout`].
-        edges (`dict[str, Tensor]`): centred edges `(n, edges)` of the atlases that these scans have.
+        edges (`Mapping[str, Tensor]`): centred edges of every atlas given, `(scans that have it, edges)`.
+        present (`Tensor` of shape `(n, atlases given)`): which scans these are.
     """
-    some = next(iter(edges.values()))
-    tokens = max(part.stop for part in config.token_slices.values())
-    logits = some.new_zeros(len(some), tokens)
-    for name, key in _keys(config, edges).items():
-        names = with_site_weights(config, key)
-        start = sum(_size(config, each) for each in names[: names.index(name)])
-        weight = readout[key].weight[start : start + _size(config, name)]
-        together = torch.cat([edges[atlas] for atlas in key.split(SEPARATOR)], -1)
-        logits[:, config.token_slices[name]] = nn.functional.linear(together.to(weight.dtype), weight).to(logits.dtype)
+    here, some = dict(zip(edges, present.T, strict=True)), next(iter(edges.values()))
+    logits = some.new_zeros(len(present), max(part.stop for part in config.token_slices.values()))
+    kinds, kind = present.unique(dim=0, return_inverse=True)
+    for number, has in enumerate(kinds.tolist()):  # scans with the same atlases are read alike
+        scans = kind == number
+        keys = _keys(config, [atlas for atlas, is_there in zip(edges, has, strict=True) if is_there])
+        for name, key in keys.items():
+            names = with_site_weights(config, key)
+            start = sum(_size(config, each) for each in names[: names.index(name)])
+            weight = readout[key].weight[start : start + _size(config, name)]
+            together = torch.cat([edges[atlas][scans[here[atlas]]] for atlas in key.split(SEPARATOR)], -1)
+            read = nn.functional.linear(together.to(weight.dtype), weight)
+            logits[scans, config.token_slices[name]] = read.to(logits.dtype)
     return logits
 
 

@@ -1,12 +1,14 @@
 """The studies behind docs/results.md: `python -m training.studies --studies lemon` runs one and rewrites its table.
 
 A file in `training/configs/studies/` is a family of studies: settings of `pretrain`, `finetune` and `evaluate`, and in
-`variants` what each study has of its own, by name. What a study found is kept in `docs/results/NAME.json`; the tables
-of docs/results.md are made of these, between `<!-- NAME -->` marks.
+`variants` what each study has of its own, by name; two lists of these are crossed. What a study found is kept in
+`docs/results/NAME.json`; the tables of docs/results.md are made of these, between `<!-- NAME -->` marks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,27 @@ def studies() -> dict[str, dict[str, Any]]:
     for path in sorted(FAMILIES.glob("*.yaml")):
         family = load_yaml(path)
         variants = family.pop("variants", {path.stem: {}})
+        if isinstance(variants, list):
+            variants = _crossed(path.stem, variants)
         for name, own in variants.items():
-            stages = {stage: family.get(stage, {}) | own.get(stage, {}) for stage in [*family, *own]}
+            stages = _over(family, own)
             stages["evaluate"] = {"output": str(OUTPUT / name)} | stages["evaluate"]
             found[name] = stages
+    return found
+
+
+def _over(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by stage, with others over them."""
+    return {stage: settings.get(stage, {}) | own.get(stage, {}) for stage in [*settings, *own]}
+
+
+def _crossed(family: str, factors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every combination of one variant of each factor: `FAMILY_FIRST_SECOND`, with both titles."""
+    found = {}
+    for chosen in product(*(factor.items() for factor in factors)):
+        together = reduce(_over, (own for _, own in chosen))
+        title = ", ".join(own["evaluate"]["title"] for _, own in chosen)
+        found["_".join([family, *(name for name, _ in chosen)])] = _over(together, {"evaluate": {"title": title}})
     return found
 
 

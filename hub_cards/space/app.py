@@ -181,9 +181,10 @@ class Reader:
         if check.out_of_distribution:
             outside = "**This scan lies outside the training scans: no prediction is shown.** "
             return True, outside + " ".join(check.reasons)
+        unlike = "".join(f" **{said}**" for said in check.of_variables.values())
         return False, (
             f"This scan resembles the training scans: {check.beyond:.0%} of them lie further from their mean. "
-            "Predictions are about groups, and often wrong about one subject."
+            f"Predictions are about groups, and often wrong about one subject.{unlike}"
         )
 
     def _quality(self, array: FileArray, atlas: str, matrix: np.ndarray) -> list[tuple[str, str]]:

@@ -1,11 +1,14 @@
 """Run the campaign: `python -m tests.campaign --minutes 30`; prints figures, and ends with 1 if anything went wrong.
 
-What could not be run in the time is named. Figures of the last campaign are in docs/reliability.md.
+`--record FILE` keeps the figures, and goes on from them when it is run again at the same commit with the same seed.
+Figures of the last campaign are in docs/reliability.md.
 """
 
 import argparse
 import json
 import os
+import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +21,6 @@ from tests.hub_cards.hub_server import running_hub
 
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, FLIPS, DISKS, EXAMPLES = 25, 200, 10, 10_000
 # What every command would import anew.
 PRELOADED = (
     "accelerate",
@@ -32,6 +34,8 @@ PRELOADED = (
     "training.trainer.pretraining",
 )
 PARTS = ("pickles", "flips", "disks", "kills", "odd files")
+MEMORY = Path("/dev/shm")  # killed processes lose nothing that they have written, wherever it lies
+LARGEST = 16 * 2**30  # bytes of address space; a file that asks for more than there is must not take the machine along
 
 
 def main() -> None:
@@ -40,9 +44,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--stages", nargs="*", help="stages that are killed, such as prepare or evaluate_with_workers")
+    parser.add_argument("--kinds", nargs="*", help="kinds of odd files, such as recipes")
+    parser.add_argument("--kills", type=int, default=25, help="of each stage")
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--disks", type=int, default=10)
+    parser.add_argument("--files", type=int, default=10_000, help="odd files of each kind")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--record", type=Path, help="JSON file of figures, to go on from")
+    parser.add_argument("--folder", type=Path, default=MEMORY if MEMORY.is_dir() else None, help="for scratch")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary).resolve()
         with running_hub(folder / "hub", {"token": "me"}) as server:
             # Before anything of Hugging Face is imported, which reads these once.
@@ -50,18 +61,17 @@ def main() -> None:
                 "HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": "token",
                 "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-                "XDG_CACHE_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false",
+                "XDG_CACHE_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false", "TMPDIR": str(folder),
             }  # fmt: skip
             found = _campaign(folder, arguments)
     print(json.dumps(found, indent=2))
-    sys.exit(int(any(_problems(part) for part in found.values())))
+    sys.exit(int(_problems(found)))
 
 
 def _problems(part: Any) -> bool:
-    return (
-        any(_problems(each) for each in part)
-        if isinstance(part, list)
-        else bool(isinstance(part, dict) and (part.get("problems") or part.get("silent")))
+    """Whether anything went wrong, at any depth."""
+    return isinstance(part, dict) and bool(
+        part.get("problems") or part.get("silent") or any(map(_problems, part.values()))
     )
 
 
@@ -75,33 +85,90 @@ def _campaign(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     end = started + 60 * arguments.minutes
     from .plan import Campaign
 
+    found = _begun(arguments)
     campaign = Campaign(folder, arguments.seed)
-    found: dict[str, Any] = {"seed": arguments.seed, "commit": _commit()}
-    if "pickles" in arguments.parts:
-        found["malicious pickles"] = campaign.pickles()
-    if "flips" in arguments.parts:
-        found["flipped bits"] = campaign.flips(FLIPS)
-    if "disks" in arguments.parts:
-        found["full disks"] = campaign.disks(DISKS)
+    for part, try_it in (
+        ("pickles", campaign.pickles),
+        ("flips", lambda: campaign.flips(arguments.flips)),
+        ("disks", lambda: campaign.disks(arguments.disks)),
+    ):
+        if part in arguments.parts and part not in found:
+            found[part] = try_it()
+            _keep(found, arguments)
     if "kills" in arguments.parts:
-        found["kills"] = campaign.kills(KILLS, started + 0.7 * (end - started), arguments.stages)
+        _kill(campaign, found, arguments, end - (0.4 * (end - started) if "odd files" in arguments.parts else 0))
     if "odd files" in arguments.parts:
-        found["odd files"] = _odd_files(max(60.0, end - time.monotonic()))
-    found["minutes"] = round((time.monotonic() - started) / 60, 1)
+        _odd_files(campaign, found, arguments, end)
+    found["minutes"] = round(found.get("minutes", 0) + (time.monotonic() - started) / 60, 1)
+    _keep(found, arguments)
     return found
 
 
-def _odd_files(seconds: float) -> dict[str, Any]:
-    """The tests of randomly changed files, with other examples than every day's, as many as there is time for."""
-    examples = min(EXAMPLES, int(seconds * 4))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=default",
-               f"--timeout={int(seconds)}", "tests/training/test_odd_files.py"]  # fmt: skip
-    environment = {**os.environ, "LCM_EXAMPLES": str(examples)}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"examples a kind": examples, "problems": [f"not finished in {seconds:.0f} s"]}
-    return {"examples a kind": examples, "problems": [] if done.returncode == 0 else done.stdout[-3000:].splitlines()}
+def _kill(campaign: Any, found: dict[str, Any], arguments: argparse.Namespace, deadline: float) -> None:
+    """Kill loops of all stages, each with its share of the time."""
+    from .kills import kill_loop
+
+    wanted = [
+        each for each in campaign.stages() if not arguments.stages or each.name.replace(" ", "_") in arguments.stages
+    ]
+    for number, stage in enumerate(wanted):
+        share = (deadline - time.monotonic()) / (len(wanted) - number)
+        before = found.setdefault("kills", {}).get(stage.name, {})
+        done = before.get("kills", 0)
+        if done >= arguments.kills:
+            continue
+        place = campaign.folder / stage.name.replace(" ", "_")
+        seed = f"{arguments.seed} {stage.name} {done}"
+        now = kill_loop(stage, place, arguments.kills - done, time.monotonic() + share, seed)
+        found["kills"][stage.name] = _sum(before, now)
+        _keep(found, arguments)
+
+
+def _odd_files(campaign: Any, found: dict[str, Any], arguments: argparse.Namespace, deadline: float) -> None:
+    """Odd files of all kinds, a few of each by turns."""
+    import logging
+
+    from .odd_files import read_odd_files
+
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (LARGEST, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    kinds = campaign.odd_files().kinds
+    counts = found.setdefault("odd files", {})
+    for name in kinds:
+        if not arguments.kinds or name in arguments.kinds:
+            counts.setdefault(name, {"files": 0, "problems": []})
+    while time.monotonic() < deadline and any(entry["files"] < arguments.files for entry in counts.values()):
+        for name, entry in counts.items():
+            numbers = range(entry["files"], min(arguments.files, entry["files"] + 100))
+            counts[name] = _sum(entry, read_odd_files(name, kinds[name], arguments.seed, numbers))
+        _keep(found, arguments)
+
+
+def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Figures of two parts of a campaign together: counts and lists."""
+    return {name: before[name] + value if name in before else value for name, value in now.items()}
+
+
+def _begun(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures to go on from, or none."""
+    identity = {
+        "seed": arguments.seed, "commit": _commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }  # fmt: skip
+    if arguments.record is not None and arguments.record.is_file():
+        found = json.loads(arguments.record.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in ("seed", "commit")} == {
+            "seed": arguments.seed,
+            "commit": identity["commit"],
+        }:
+            return found
+        raise SystemExit(f"{arguments.record} is of another commit or seed: give another file.")
+    return identity
+
+
+def _keep(found: dict[str, Any], arguments: argparse.Namespace) -> None:
+    if arguments.record is not None:
+        arguments.record.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def _commit() -> str:

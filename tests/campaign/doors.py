@@ -15,6 +15,7 @@ import yaml
 
 
 SCANS, REGIONS, VOLUMES = 60, 12, 80
+COMMON = {"epochs": 4, "batch_size": 8, "checkpoint_every": 1, "checkpoint_every_steps": 2, "progress": False}
 FACTS = {
     "kind": "model", "license": "apache-2.0", "title": "A model of random numbers", "summary": "Made by a test.",
     "cohorts": [{"name": "Synthetic", "people": "none", "labels": "invented", "access": "none", "licence": "none"}],
@@ -59,8 +60,8 @@ class Door:
                 sys.stderr.flush()
                 os._exit(code)
 
-    def wait(self, seconds: float, then: int = signal.SIGKILL) -> int:
-        """Exit code, negative for a signal; what is not over by then gets one."""
+    def wait(self, seconds: float, alone: bool = False) -> int:
+        """Exit code, negative for a signal; what is not over by then is killed, with its workers or alone."""
         end = time.monotonic() + seconds
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -69,10 +70,20 @@ class Door:
                 return self.code
             if time.monotonic() > end:
                 with suppress(ProcessLookupError):
-                    os.killpg(self.pid, then)
+                    (os.kill if alone else os.killpg)(self.pid, signal.SIGKILL)
                 end = time.monotonic() + 60
-                then = signal.SIGKILL
             time.sleep(0.003)
+
+    def outlived(self, seconds: float) -> bool:
+        """Whether workers of an ended command still live after so long; they are then killed."""
+        end = time.monotonic() + seconds
+        with suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                os.killpg(self.pid, 0)
+                time.sleep(0.05)
+            os.killpg(self.pid, signal.SIGKILL)
+            return True
+        return False
 
     @property
     def text(self) -> str:
@@ -117,13 +128,10 @@ def write_yaml(path: Path, **content: Any) -> Path:
 def pretraining(folder: Path, **more: Any) -> Path:
     """Settings of a pretraining of seconds."""
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    common = {"epochs": 6, "batch_size": 8, "checkpoint_every": 1, "checkpoint_every_steps": 2, "progress": False}
-    return write_yaml(
-        folder / "pretrain.yaml", size="nano", categorical=["sex"], continuous=[], **small, **(common | more)
-    )
+    name = more.pop("name", "pretrain.yaml")
+    return write_yaml(folder / name, size="nano", categorical=["sex"], continuous=[], **small, **(COMMON | more))
 
 
 def finetuning(folder: Path, **more: Any) -> Path:
     """Settings of a fine-tuning of seconds."""
-    common = {"epochs": 6, "batch_size": 8, "checkpoint_every": 1, "checkpoint_every_steps": 2, "progress": False}
-    return write_yaml(folder / "finetune.yaml", task="dx", **(common | more))
+    return write_yaml(folder / more.pop("name", "finetune.yaml"), task="dx", **(COMMON | more))

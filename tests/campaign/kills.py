@@ -13,6 +13,9 @@ from typing import Any
 from .doors import Door, run
 
 
+LIFE_AFTER = 10  # seconds that workers may take to notice that their parent is gone
+
+
 @dataclass(frozen=True)
 class Stage:
     """A command, how it goes on after a kill, and what of its output must come out the same.
@@ -32,15 +35,18 @@ class Stage:
     again: tuple[str, ...] = ()
 
 
-def kill_loop(stage: Stage, folder: Path, kills: int, deadline: float, seed: int) -> dict[str, Any]:
+def kill_loop(stage: Stage, folder: Path, kills: int, deadline: float, seed: str) -> dict[str, Any]:
     """Kill a stage, let it finish, and compare.
+
+    Every second kill hits the command alone, as the system's does when memory runs out: the next run meets what its
+    workers are still doing.
 
     Args:
         stage (`Stage`): what.
         folder (`Path`): new folder for everything.
         kills (`int`): kills wanted; a run that is over before its kill is done over from the start.
         deadline (`float`): no more kills after this time (monotonic).
-        seed (`int`): of the moments.
+        seed (`str`): of the moments.
     """
     folder.mkdir()
     choose = random.Random(seed)
@@ -49,28 +55,34 @@ def kill_loop(stage: Stage, folder: Path, kills: int, deadline: float, seed: int
     run(stage.module, *stage.arguments(whole), log=log)
     length = time.monotonic() - started
     wanted, done, finished, problems = digest(whole, stage.same), 0, 0, []
-    while done < kills and time.monotonic() < deadline:
+    doors: list[Door] = []
+    while done < kills and time.monotonic() < deadline and len(problems) <= 3:
         log.unlink(missing_ok=True)
         door = Door(stage.module, *_arguments(stage, killed), log=log)
-        code = door.wait(choose.uniform(0, length))
+        code = door.wait(choose.uniform(0, length), alone=done % 2 == 1)
+        doors.append(door)
         if code == -signal.SIGKILL:
             done += 1
             continue
-        problems += [] if is_done(door) else [f"ended with {code}: {door.text[-200:]}"]
-        problems += compare(killed, stage, wanted)
+        problems += _compared(door, killed, stage, wanted)
         finished += 1
         shutil.rmtree(killed, ignore_errors=True)
-        if len(problems) > 3:
-            break
     log.unlink(missing_ok=True)
     door = Door(stage.module, *_arguments(stage, killed), log=log)
     door.wait(300)
-    if not is_done(door):
-        problems.append(f"does not finish: {door.text[-300:]}")
-    problems += compare(killed, stage, wanted)
-    leftovers = [path.name for path in folder.rglob(".*") if path.name.endswith((".partial", ".old"))]
+    problems += _compared(door, killed, stage, wanted)
+    problems += [f"workers of {door.pid} outlived it" for door in doors if door.outlived(LIFE_AFTER)]
+    leftovers = [path.name for path in folder.rglob(".*") if path.name.endswith((".partial", ".old", ".lock"))]
     problems += [f"left behind: {name}" for name in leftovers]
-    return {"stage": stage.name, "kills": done, "runs that finished": finished + 1, "problems": problems}
+    return {"kills": done, "runs that finished": finished + 1, "problems": problems}
+
+
+def _compared(door: Door, output: Path, stage: Stage, wanted: dict[str, str]) -> list[str]:
+    """What is wrong about a run that was left alone."""
+    if not is_done(door):
+        return [f"does not finish ({door.code}): {door.text[-300:]}"]
+    found = digest(output, stage.same)
+    return [f"{name} differs" for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
 
 
 def is_done(door: Door) -> bool:
@@ -79,14 +91,8 @@ def is_done(door: Door) -> bool:
 
 
 def _arguments(stage: Stage, output: Path) -> list[Any]:
-    begun = output.is_dir() and any(output.iterdir())
+    begun = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     return [*stage.arguments(output), *(stage.again if begun else ())]
-
-
-def compare(output: Path, stage: Stage, wanted: dict[str, str]) -> list[str]:
-    """Files that differ from an undisturbed run's."""
-    found = digest(output, stage.same)
-    return [f"{name} differs" for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
 
 
 def digest(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:

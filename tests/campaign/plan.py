@@ -1,8 +1,6 @@
 """What the campaign does to which commands."""
 
 import shutil
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,8 @@ from training.trainer.checkpoints import load_model, load_processor, read_record
 
 from .damage import flip_bits, full_disks, load_pickles
 from .doors import FACTS, finetuning, make_cohort, pretraining, run, write_yaml
-from .kills import Stage, kill_loop
-
-
-RUN = next((Path(__file__).resolve().parents[1] / "fixtures" / "official_small").glob("none_*"))
+from .kills import Stage
+from .odd_files import RUN, OddFiles
 
 
 class Campaign:
@@ -34,6 +30,8 @@ class Campaign:
         self.data, self.start, self.tuned = (folder / name for name in ("data", "start", "tuned"))
         run("training.prepare", *self.preparing, "--output", self.data, log=log)
         self.pretraining, self.finetuning = pretraining(folder), finetuning(folder)
+        short = {"epochs": 2, "checkpoint_every": 0, "checkpoint_every_steps": 0}
+        self.short = pretraining(folder, name="short.yaml", **short), finetuning(folder, name="tune.yaml", **short)
         run("training.pretrain", *self._pretrain(self.start), log=log)
         run("training.finetune", *self._finetune(self.tuned), "--lora_rank", 2, log=log)
         self.table = folder / "table.tsv"
@@ -51,8 +49,8 @@ class Campaign:
         return ["--config", self.finetuning, "--checkpoint", checkpoint, "--data", self.data, "--output", output]
 
     def _evaluate(self, output: Path, workers: int = 1) -> list[Any]:
-        common = ["--data", self.data, "--pretrain", self.pretraining, "--n_folds", 3]
-        quick = ["--finetune", self.finetuning, "--resamples", 0, "--baselines", "majority", "--workers", workers]
+        common = ["--data", self.data, "--pretrain", self.short[0], "--finetune", self.short[1], "--n_folds", 3]
+        quick = ["--resamples", 0, "--baselines", "majority", "--workers", workers]
         return [*common, *quick, "--output", output]
 
     def pickles(self) -> dict[str, Any]:
@@ -102,14 +100,14 @@ class Campaign:
         }
         return full_disks(doors, self.folder / "disks", runs)
 
-    def kills(self, kills: int, deadline: float, names: list[str] | None = None) -> list[dict[str, Any]]:
-        """Kill loops of all stages, each with its share of the time."""
+    def stages(self) -> list[Stage]:
+        """What is killed."""
         card = write_yaml(self.folder / "card.yaml", **FACTS)
         weights = ("checkpoint/model*.safetensors", "checkpoint/config.json")
         resume = ("--resume", "true")
         uploading = [self.start / "checkpoint", "--card", card, "--no-dry-run"]
         tables = ("predictions*.tsv",)
-        stages = [
+        return [
             Stage("prepare", "training.prepare", self._prepare, ("*.arrow", "fc_definition.json")),
             Stage("pretrain", "training.pretrain", self._pretrain, weights, resume),
             Stage("finetune", "training.finetune", self._finetune, weights, resume),
@@ -118,11 +116,8 @@ class Campaign:
             Stage("convert", "conversion.convert_official", lambda out: [RUN, "--output", out], ("*.safetensors",)),
             Stage("publish", "hub_cards.publish", lambda out: [*uploading, "--repo-id", f"me/{out.name}"], ()),
         ]
-        stages = [stage for stage in stages if not names or stage.name.replace(" ", "_") in names]
-        found = []
-        for number, stage in enumerate(stages):
-            share = (deadline - time.monotonic()) / (len(stages) - number)
-            place = self.folder / stage.name.replace(" ", "_")
-            found.append(kill_loop(stage, place, kills, time.monotonic() + share, self.seed + number))
-            print(found[-1], file=sys.stderr, flush=True)
-        return found
+
+    def odd_files(self) -> OddFiles:
+        """Kinds of files that are changed at random."""
+        adapter = self.tuned / "checkpoint" / "adapter"
+        return OddFiles(self.start / "checkpoint", adapter, self.data, self.folder / "odd")

@@ -61,7 +61,9 @@ def save_model(folder: Path, tokenizer: BEITokenizer, limits: bool = True, **set
     processor = LCMProcessor(FCFeatureExtractor(atlas="aal-116"), tokenizer)
     if limits:
         matrices = np.stack([np.corrcoef(scan.T) for scan in make_scans()])
-        processor.limits = TrainingLimits.of(matrices, range(len(matrices)), np.linspace(20, 60, len(matrices)))
+        processor.limits = TrainingLimits.of(matrices, range(len(matrices)))
+        assert processor.limits is not None
+        processor.limits.learn_ages(np.linspace(20, 60, len(matrices)))
         processor.limits.learn_errors("age", [30.0] * 20, [30.0 + number for number in range(20)])
     processor.save_pretrained(folder)
     return folder

@@ -39,7 +39,9 @@ class TestRidge:
         values = make_edges(40)
         edges, numbers = Edges({"one": values["one"].copy()}, 0), planted(values)
         target = Target.make(numbers, False, range(40))
-        dual, intercept, _ = WeightedRidge(edges.kernel(channel), target).solve(target.values, penalty)
+        dual, intercept = (
+            WeightedRidge(edges.kernel(channel), target.case_weights).shrunk(penalty).solve(target.values)
+        )
         score = LinearScore(edges.weights({channel: dual}), intercept, edges.means)
         # The kernel has mean diagonal 1: the penalty on the edges themselves is its mean diagonal times as large.
         centred = values["one"][:, channel.shrinkage] - edges.means["one"][channel.shrinkage]
@@ -56,16 +58,13 @@ class TestRidge:
         numbers = planted(values)
         subjects = [number // 2 for number in range(24)]  # two scans each
         target = Target.make(numbers > 0 if is_class else numbers, is_class, subjects)
-        dual, _, inverse = WeightedRidge(kernel, target).solve(target.values, 0.3)
-        left_out = _left_out(target, target.values, dual, inverse)
         weights = target.case_weights
+        shrunk = WeightedRidge(kernel, weights).shrunk(0.3)
+        left_out = _left_out(target, target.values, shrunk.solve(target.values)[0], shrunk)
         for subject in (0, 5, 11):
             kept = target.groups != target.groups[2 * subject]
-            rest = WeightedRidge.__new__(WeightedRidge)
-            root = np.sqrt(weights[kept])
-            rest.values, vectors = np.linalg.eigh(root[:, None] * kernel[np.ix_(kept, kept)] * root)
-            rest.vectors = vectors * root[:, None]
-            dual, intercept, _ = rest.solve(target.values[kept], 0.3)
+            rest = WeightedRidge(kernel[np.ix_(kept, kept)], weights[kept])
+            dual, intercept = rest.shrunk(0.3).solve(target.values[kept])
             expected = kernel[np.ix_(~kept, kept)] @ dual + intercept
             np.testing.assert_allclose(left_out[~kept], expected, atol=1e-8)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
 from modeling_lcm.adapters_lcm import expected_new_weights
-from modeling_lcm.edges_lcm import LCMEdgeFeatures
+from modeling_lcm.edges_lcm import LCMEdgeFeatures, logarithm_by_eigenvalues, logarithm_without_eigenvalues
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def test_features_are_scipys_logarithm(config: LCMConfig) -> None:
 def test_features_of_matrices_without_full_rank_are_finite(config: LCMConfig, matrix: Tensor) -> None:
     """Shrinkage gives every correlation matrix a logarithm."""
     assert LCMEdgeFeatures(config).eval()(matrix[None]).isfinite().all()
+
+
+def test_logarithm_on_a_gpu_is_that_on_a_cpu() -> None:
+    """Products, as a GPU takes them, give the eigenvalues' logarithm, also of matrices that are no correlations."""
+    rotation = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    spectra = torch.linspace(0.2, 4, 12, dtype=torch.float64).repeat(4, 1)
+    spectra[1:, 0] = torch.tensor([0.099, 0.0, -3.0])  # 0.1 is the least that counts
+    matrices = rotation @ torch.diag_embed(spectra) @ rotation.T
+    found = logarithm_without_eigenvalues(matrices, 0.1)
+    torch.testing.assert_close(found, logarithm_by_eigenvalues(matrices, 0.1), atol=1e-9, rtol=0)
 
 
 def test_running_mean_learns_in_training_only(config: LCMConfig) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,16 @@ class TestEquivalence:
         head_dim = LCMAttention(make_config(hidden_size=64)).head_dim
         query, memory = torch.empty(batch, tokens, 64), torch.empty(batch, 200, 64)
         assert fast_paths_lcm.folding_pays(query, memory, head_dim) == folded
+
+    @pytest.mark.parametrize(
+        ("batch", "dtype", "folded"),
+        [(8, torch.float32, False), (128, torch.float32, True), (128, torch.bfloat16, False)],
+        ids=["small", "float32", "half"],
+    )
+    def test_folding_on_an_accelerator(self, batch: int, dtype: torch.dtype, folded: bool) -> None:
+        kind: dict[str, Any] = {"device": "meta", "dtype": dtype}
+        query, memory = torch.empty(batch, 6, 2048, **kind), torch.empty(batch, 116, 2048, **kind)
+        assert fast_paths_lcm.folding_pays(query, memory, head_dim=256) == folded
 
     @pytest.mark.parametrize("obstacle", ["nothing", "hook", "own attention"])
     def test_folding_steps_aside(

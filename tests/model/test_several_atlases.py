@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
+from modeling_lcm import (
+    LCMConfig,
+    LCMForMultitaskPretraining,
+    LCMForSequenceClassification,
+    LCMModel,
+    atlas_batches_lcm,
+    fast_paths_lcm,
+    reading_lcm,
+)
+from modeling_lcm.edges_lcm import matrix_logarithm
 from tests.conftest import NUM_REGIONS, randomise
 
 
@@ -71,8 +80,98 @@ def test_regions_of_all_atlases_are_the_memory(several: LCMConfig, scans: dict[s
     model.set_attn_implementation("eager")
     whole = {name: part[:1] for name, part in scans.items()}
     assert model(whole, output_attentions=True).cross_attentions[0].shape[-1] == NUM_REGIONS + 15
-    with pytest.raises(ValueError, match="lack an atlas"):
-        model(scans)
+    alone = torch.cat([model(one(scans, row)).last_hidden_state for row in range(4)])
+    torch.testing.assert_close(model(scans).last_hidden_state, alone)
+    with pytest.raises(ValueError, match="have different atlases"):
+        model(scans, output_attentions=True)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_gradients_of_scans_with_different_atlases(
+    several: LCMConfig, scans: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, folded: bool, implementation: str
+) -> None:
+    monkeypatch.setattr(fast_paths_lcm, "folding_pays", lambda *_: folded)
+    model = make(several).double().eval()
+    model.set_attn_implementation(implementation)
+    scans = {name: part.double() for name, part in scans.items()}
+    found = []
+    for parts in ([scans], [one(scans, row) for row in range(4)]):
+        model.zero_grad()
+        sum(model(part).layer_logits.pow(2).sum() for part in parts).backward()
+        found.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+
+
+def test_statistics_of_an_atlas_are_those_of_the_scans_that_have_it(
+    several: LCMConfig, scans: dict[str, Tensor]
+) -> None:
+    model = make(several).double().train()
+    for atlas in ATLASES:
+        there = scans[atlas][[row for row in range(4) if not scans[atlas][row].isnan().any()]].double()
+        stem, features = model.model.stem[atlas], model.edge_features[atlas]
+        rows = stem.proj(there).flatten(0, 1)
+        variance = 0.9 * stem.norm.running_var + 0.1 * rows.var(0)
+        model({name: part.double() for name, part in scans.items()})
+        torch.testing.assert_close(stem.norm.running_var, variance)
+        edges = there.new_tensor([])
+        for shrinkage in several.shrinkages:
+            logarithms = matrix_logarithm(there, shrinkage)
+            edges = torch.cat([edges, logarithms[:, *torch.triu_indices(*there.shape[1:], 1)].mean(0)])
+        torch.testing.assert_close(features.mean, edges)
+        model = make(several).double().train()
+
+
+def test_a_batch_without_an_atlas_leaves_its_statistics_and_weights(
+    several: LCMConfig, scans: dict[str, Tensor], labels: Tensor
+) -> None:
+    model = make(several).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scans["large"] = torch.full_like(scans["large"], torch.nan)
+    scans["small"][1] = scans["small"][0]
+    model(scans, labels=labels).loss.backward()
+    for name, tensor in model.state_dict().items():
+        if "large" in name and "num_batches_tracked" not in name:
+            assert torch.equal(tensor, before[name]), name
+    unused = [weight.grad for name, weight in model.named_parameters() if "large" in name]
+    # Zero, not None: several processes, of which another may have the atlas, add their gradients up.
+    assert all(gradient is not None and not gradient.any() for gradient in unused)
+
+
+def test_few_scans_of_an_atlas_move_its_mean_less(
+    several: LCMConfig, make_connectivity: Callable[..., Tensor]
+) -> None:
+    features = LCMForMultitaskPretraining(several).edge_features["small"].train()
+    features.batches.fill_(1000)
+    scan = make_connectivity()[:1]
+    features(scan, scans=20)
+    few = features.mean.clone()
+    features.mean.zero_()
+    features(scan)
+    torch.testing.assert_close(features.mean, 20 * few)
+
+
+def test_what_each_atlas_counts(several: LCMConfig, scans: dict[str, Tensor]) -> None:
+    new = LCMForMultitaskPretraining(several).bei_edge_readout.atlas_weights
+    assert new.shape == (2, several.num_bei_tokens) and not new.any()
+    model = make(several)
+    weights = model.bei_edge_readout.atlas_weights.data.zero_()
+
+    def of_edges(given: dict[str, Tensor]) -> Tensor:
+        return reading_lcm.edge_logits(model, given, atlas_batches_lcm.atlases_present(given))[0]
+
+    given = {name: scans[name] for name in sorted(ATLASES)}
+    alone = {name: of_edges({name: part[:1]}) for name, part in given.items()}
+    torch.testing.assert_close(of_edges(given)[:1], sum(alone.values()) / 2)  # at first, alike
+    torch.nn.init.normal_(weights)
+    share = weights.softmax(0)
+    expected = sum(share[number] * alone[name] for number, name in enumerate(sorted(ATLASES)))
+    torch.testing.assert_close(of_edges(given)[:1], expected)
+    # A scan in one atlas keeps the scale of its logits.
+    torch.testing.assert_close(of_edges({"small": scans["small"][:1]}), alone["small"])
+    model.train()(scans).logits.sum().backward()
+    assert model.bei_edge_readout.atlas_weights.grad.abs().sum() > 0
 
 
 def test_what_was_fitted_in_closed_form_is_read_from_its_edges_alone(

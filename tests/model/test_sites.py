@@ -11,7 +11,15 @@ from sklearn.metrics import roc_auc_score
 from transformers import pipeline
 
 from modeling_lcm import LCMClassifier, LCMForSequenceClassification, LCMProcessor, LCMRegressor, site_means
-from modeling_lcm.closed_form import Channel, Edges, LinearScore, Target, WeightedRidge, _left_out_of_sites, fit_ridge
+from modeling_lcm.closed_form import (
+    Channel,
+    Edges,
+    LinearScore,
+    Target,
+    WeightedRidge,
+    fit_ridge,
+    left_out_beside_sites,
+)
 from modeling_lcm.closed_form_gate import fit_with_sites
 from modeling_lcm.closed_form_heads import Scans, fit_head
 from modeling_lcm.closed_form_sites import Relative, Sites, means_of_sites, site_name
@@ -106,9 +114,9 @@ class TestFit:
         known = Sites.make(sites)
         is_second = labels if is_class else None
         fitted, products = Relative.make(known, gate, groups, is_second).kernels(kernel)
-        ridge = WeightedRidge(fitted, target)
-        dual, _, _ = ridge.solve(target.values, 0.3)
-        left_out = _left_out_of_sites(ridge, target, target.values, dual, products)
+        weights = target.case_weights
+        shrunk = WeightedRidge(fitted, weights).shrunk(0.3)
+        left_out = left_out_beside_sites(target, target.values, products, shrunk)
         plain, expected = known.plain_means(), np.zeros(scans)
         for subject in range(scans // 2):
             kept = groups != subject
@@ -116,8 +124,8 @@ class TestFit:
             means = rest.balanced_means(labels[kept]) if is_class else rest.plain_means()
             inner = kernel[np.ix_(kept, kept)]
             beside = inner - inner @ means.T
-            again = WeightedRidge((1 - gate) * inner + gate * (beside - means @ beside), target_of(target, kept))
-            found, intercept, _ = again.solve(target.values[kept], 0.3)
+            again = WeightedRidge((1 - gate) * inner + gate * (beside - means @ beside), weights[kept])
+            found, intercept = again.shrunk(0.3).solve(target.values[kept])
             outer = kernel[np.ix_(~kept, kept)] - plain[~kept] @ kernel[:, kept]
             outer = (1 - gate) * kernel[np.ix_(~kept, kept)] + gate * (outer - outer @ means.T)
             expected[~kept] = outer @ found + intercept
@@ -225,15 +233,6 @@ def test_scores_beside_sites_are_written_around_any_mean() -> None:
     np.testing.assert_allclose(moved(values) - moved.of_site(values).mean(), expected)
     doubled = score.combined(3.0, moved, -1.0)
     np.testing.assert_allclose(doubled(values) - doubled.of_site(values).mean(), 2 * expected)
-
-
-def target_of(target: Target, kept: NDArray[np.bool_]) -> Target:
-    """Some scans of a target, with the weights that they have among all."""
-
-    class Part(Target):
-        case_weights = target.case_weights[kept]
-
-    return Part(target.values[kept], target.is_class, target.groups[kept])
 
 
 def with_site_effects(matrices: NDArray, sites: NDArray[np.int64], seed: int) -> NDArray:

@@ -134,6 +134,21 @@ def test_killed_between_two_renames_the_previous_folder_comes_back(tmp_path: Pat
     assert (tmp_path / "out" / "a").read_text() == "a"
 
 
+def test_folder_in_which_a_killed_run_wrote_nothing_whole_is_new(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".arguments.json.0123abcd.partial").write_text("{")
+    with claim(tmp_path / "out") as output:
+        assert not list(output.iterdir())
+
+
+def test_folder_that_was_being_replaced_is_no_new_one(tmp_path: Path) -> None:
+    (tmp_path / ".out.0123abcd.old").mkdir()
+    (tmp_path / ".out.0123abcd.old" / "a").write_text("a")
+    with pytest.raises(FileExistsError, match="never overwritten"), claim(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "a").read_text() == "a"
+
+
 # --- SIGTERM ---
 
 SLOW = """

@@ -71,6 +71,20 @@ def test_plan_says_what_fits() -> None:
     assert any("fsdp2.yaml on 2 GPUs" in line for line in shared)
 
 
+def test_plan_of_several_atlases() -> None:
+    lines = plan(PlanArguments(size="nano", atlases=["aal-116", "schaefer-200"], memory=8))
+    assert "116 + 200 regions" in lines[0]
+    both, one, other = (footprint(Setup("nano", "pretrain", **kind)) for kind in (
+        {"atlases": (116, 200)}, {"regions": 116}, {"regions": 200}))  # fmt: skip
+    shared = 4 * sum(p.numel() for name, p in _make(Setup("nano", "pretrain"), None).named_parameters()
+                     if not name.startswith(("model.stem", "bei_edge_readout")))  # fmt: skip
+    weights = 4 * 2 * 31  # what each atlas counts for each token
+    assert both.gradients == one.gradients + other.gradients - shared + weights
+    assert both.activations > max(one.activations, other.activations)
+    with pytest.raises(ValueError, match="nowhere-9"):
+        plan(PlanArguments(atlases=["nowhere-9"], memory=8))
+
+
 @pytest.mark.parametrize("text", ["24GB", "x24GB", "0x24GB", "1x24TB", "two"])
 def test_gpus_in_another_form(text: str) -> None:
     with pytest.raises(ValueError, match=f'gpus must look like 1x24GB or 8x80GB, got "{text}"'):

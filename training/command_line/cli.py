@@ -6,6 +6,7 @@ settings that imports what it needs itself.
 
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ from .settings import (
 )
 
 
+LONGEST_WORD = 300  # characters; paths are shorter
+
 __all__ = [
     "command",
     "did_you_mean",
@@ -33,6 +36,7 @@ __all__ = [
     "load_yaml",
     "parse_arguments",
     "require_choices",
+    "sentence_of",
     "setting",
 ]
 
@@ -80,16 +84,21 @@ def ending_in_words() -> Iterator[None]:
         is_known = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
         if not is_known and type(error).__name__ != "SafetensorError":
             raise
-        print(f"error: {in_users_words(_sentence(error))}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _sentence(error: Exception) -> str:
-    """What an error says, and for a library that an installation of the core alone lacks, how to get it."""
+def sentence_of(error: Exception) -> str:
+    """What a command says of an error, without control characters and endless words that a file may have brought in.
+
+    For a library that an installation of the core alone lacks, how to get it.
+    """
     name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    if name is None or name.partition(".")[0] == PACKAGE:
-        return str(error)
-    return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
+    if name is not None and name.partition(".")[0] != PACKAGE:
+        return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:100]}...", str(error))
+    shown = (letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    return in_users_words("".join(shown))
 
 
 class Terminated(KeyboardInterrupt):

@@ -14,6 +14,7 @@ import torch
 
 from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
+from modeling_lcm.loading_lcm import foreign_errors_named
 
 from ..storage.manifest import is_inside, require_intact
 from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
@@ -54,6 +55,11 @@ class AtlasScans:
     def id(self) -> str:
         """The atlas's id."""
         return str(self.feature_extractor.atlas)
+
+    @classmethod
+    def absent(cls, feature_extractor: FCFeatureExtractor, scans: int) -> "AtlasScans":
+        """Scans of which none has this atlas."""
+        return cls(feature_extractor, np.full((scans, count_edges(feature_extractor)), np.nan, np.float16))
 
     def select(self, scans: np.ndarray) -> "AtlasScans":
         """Some scans, by position or mask; nothing is read."""
@@ -255,22 +261,22 @@ class Cohort:
             raise ValueError(f"There is no phenotype {name!r} in the data; it has {', '.join(self.phenotypes())}.")
 
 
-def join_scans(cohorts: Sequence[Cohort]) -> tuple[StoredTriangles | np.ndarray, StoredSeries | None]:
+def join_scans(parts: Sequence[Cohort | AtlasScans]) -> tuple[StoredTriangles | np.ndarray, StoredSeries | None]:
     """Triangles and time series of several cohorts behind each other, for `Cohort`; what is on the disk stays there.
 
     Time series are there if one cohort has them; scans of the others then have none.
 
     Args:
-        cohorts (`Sequence[Cohort]`): cohorts of one atlas each, the same one.
+        parts (`Sequence[Cohort | AtlasScans]`): each cohort's scans, all in the same atlas.
     """
-    stored = [cohort.triangles for cohort in cohorts if isinstance(cohort.triangles, StoredTriangles)]
-    if len(stored) == len(cohorts):
+    stored = [part.triangles for part in parts if isinstance(part.triangles, StoredTriangles)]
+    if len(stored) == len(parts):
         triangles: StoredTriangles | np.ndarray = stored[0].followed_by(stored[1:])
     else:
-        triangles = np.concatenate([cohort.triangles for cohort in cohorts])
-    if not any(cohort.has_time_series for cohort in cohorts):
+        triangles = np.concatenate([part.triangles[:] for part in parts])
+    if all(part.series is None for part in parts):
         return triangles, None
-    series = [StoredSeries.absent(len(cohort)) if cohort.series is None else cohort.series for cohort in cohorts]
+    series = [StoredSeries.absent(len(part.triangles)) if part.series is None else part.series for part in parts]
     return triangles, series[0].followed_by(series[1:])
 
 
@@ -291,22 +297,21 @@ def load_cohort(folder: str | Path) -> Cohort:
     """
     folder = require_dataset(folder)
     require_intact(folder, unread=("parquet/", "quality.html"))
-    try:
+    with foreign_errors_named(f"The data set {folder} is damaged, make it again"):
         _refuse_files_outside(folder)
         data = datasets.load_from_disk(str(folder))
         extractor = FCFeatureExtractor.from_json_file(folder / FC_DEFINITION)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"The data set {folder} is damaged ({error}): make it again.") from error
+        further, positive = _further_atlases(folder), _declared_positive(folder)
     missing = [name for name in ("subject_id", "session", "connectivity") if name not in data.column_names]
     if missing:
         raise ValueError(
             f"The data set {folder} lacks the columns {', '.join(missing)}; make it with training.prepare."
         )
     first = _in_atlas(data, extractor, "", folder)
-    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in _further_atlases(folder))
+    others = tuple(_in_atlas(data, other, f"_{other.atlas}", folder) for other in further)
     signals = {f"{name}{suffix}" for name in SIGNAL_COLUMNS for suffix in ("", *(f"_{part.id}" for part in others))}
     table = data.select_columns([name for name in data.column_names if name not in signals]).to_pandas()
-    return Cohort(table, first.triangles, extractor, first.series, _declared_positive(folder), others)
+    return Cohort(table, first.triangles, extractor, first.series, positive, others)
 
 
 def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str, folder: str | Path) -> AtlasScans:
@@ -315,6 +320,8 @@ def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str
     Raises:
         ValueError: the column is not there, or has another number of edges than the FC definition.
     """
+    if extractor.num_regions is None:
+        raise ValueError(f"The data set {folder} is damaged, make it again (an FC definition has no num_regions).")
     column, edges = f"connectivity{suffix}", count_edges(extractor)
     stored = data.features[column].length if column in data.column_names else 0
     if stored != edges:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from modeling_lcm import FCFeatureExtractor, LCMProcessor
 
-from .cohort import Cohort, join_scans, load_cohort
+from .cohort import AtlasScans, Cohort, join_scans, load_cohort
 from .dataset_folder import COHORTS_FILE
 from .identity import first_of_each, other_names, same_subject, scan_names
 
@@ -88,7 +88,7 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
     Raises:
         ValueError: a cohort with other regions or another FC definition, or a column of numbers here and text there.
     """
-    cohorts = [tested, *(in_atlas_of(tested.feature_extractor, load_cohort(other)) for other in others)]
+    cohorts = [tested, *(_in_atlases_like(tested, load_cohort(other), other) for other in others)]
     links: list[tuple[int, str]] = []
     tables: list[pd.DataFrame] = []
     shown: list[str] = []
@@ -104,8 +104,32 @@ def pool(tested: Cohort, folder: str, others: Sequence[str]) -> tuple[Cohort, li
         tables.append(cohort.table.assign(recorded_subject_id=recorded))
     joined = first_of_each(shown, same_subject(links, len(shown)))
     table = pd.concat(tables, ignore_index=True).assign(subject_id=joined)
-    triangles, series = join_scans(cohorts)
-    return replace(tested, table=table, triangles=triangles, series=series), [len(cohort) for cohort in cohorts]
+    main, *further = (_joined(part, cohorts, bool(tested.others)) for part in tested.by_atlas)
+    whole = replace(tested, table=table, triangles=main.triangles, series=main.series, others=tuple(further))
+    return whole, [len(cohort) for cohort in cohorts]
+
+
+def _joined(part: AtlasScans, cohorts: Sequence[Cohort], by_id: bool) -> AtlasScans:
+    """The scans of all cohorts in one atlas; of a single one, its name is no difference."""
+    each = []
+    for cohort in cohorts:
+        known = {own.id: own for own in cohort.by_atlas} if by_id else {part.id: cohort.by_atlas[0]}
+        each.append(known.get(part.id) or AtlasScans.absent(part.feature_extractor, len(cohort)))
+    triangles, series = join_scans(each)
+    return AtlasScans(part.feature_extractor, triangles, series)
+
+
+def _in_atlases_like(tested: Cohort, other: Cohort, path: str) -> Cohort:
+    """The scans of another cohort in those atlases that the tested one has."""
+    if not tested.others:
+        return in_atlas_of(tested.feature_extractor, other)
+    shared = [name for name in other.atlases if name in tested.atlases]
+    if not shared:
+        raise ValueError(
+            f"{path} has the atlases {', '.join(other.atlases)}, and the tested data {', '.join(tested.atlases)}: it "
+            "cannot join their training. Prepare it with one of these."
+        )
+    return other.with_atlases(shared)
 
 
 def _cohort_name(folder: str) -> str:
@@ -117,11 +141,13 @@ def _cohort_name(folder: str) -> str:
 
 
 def _check_fits(tested: Cohort, folder: str, other: Cohort, path: str) -> None:
-    for name, (here, there) in tested.feature_extractor.differences(other.feature_extractor).items():
-        raise ValueError(
-            f"{path} cannot join the training on {folder}: {name} is {there!r} there and {here!r} here. Prepare both "
-            "alike."
-        )
+    pairs = [(each, other.atlases[name]) for name, each in tested.atlases.items() if name in other.atlases]
+    for mine, theirs in pairs if tested.others else [(tested.feature_extractor, other.feature_extractor)]:
+        for name, (here, there) in mine.differences(theirs).items():
+            raise ValueError(
+                f"{path} cannot join the training on {folder}: {name} is {there!r} there and {here!r} here. Prepare "
+                "both alike."
+            )
     for name in set(tested.phenotypes()) & set(other.phenotypes()):
         columns = [cohort.table[name] for cohort in (tested, other)]
         kinds = {pd.api.types.is_numeric_dtype(column) for column in columns if column.notna().any()}

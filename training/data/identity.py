@@ -122,6 +122,34 @@ def hash_names(names: Iterable[str]) -> dict[str, Any]:
     return {"salt": salt, "ids": BARE, "hashes": sorted({_hash(name, salt) for name in names})}
 
 
+def require_subjects(record: dict[str, Any], where: str) -> None:
+    """Check what a checkpoint's record says of its training subjects, which may come from anywhere.
+
+    Args:
+        record (`dict`): content of `training_record.json`.
+        where (`str`): what it is called in an error.
+
+    Raises:
+        ValueError: it cannot be compared with anything.
+    """
+    named, hashed, cohorts = (
+        record.get(name, kind())
+        for name, kind in (("training_subjects", list), ("training_subject_hashes", list), ("cohorts", dict))
+    )
+    right = isinstance(named, list) and isinstance(hashed, list) and isinstance(cohorts, dict)
+    if not (right and all(isinstance(each, str) for each in named) and all(map(_is_hashed, hashed))):
+        raise ValueError(f"{where} is damaged: it does not say in a known form which subjects were trained on.")
+
+
+def _is_hashed(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("hashes"), list):
+        return False
+    try:
+        return bool(bytes.fromhex(entry["salt"])) and all(isinstance(each, str) for each in entry["hashes"])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def seen_subjects(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
     """Subject ids of a table that a checkpoint's record says were trained on, under any of their names and spellings.
 

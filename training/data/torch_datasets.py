@@ -15,9 +15,15 @@ class ConnectomeDataset(torch.utils.data.Dataset):
     """Labelled scans as batches of FC matrices and label tensors; the loader fetches a whole batch at once.
 
     Args:
-        cohort (`Cohort`): the scans.
+        cohort (`Cohort`): the scans, in one atlas or several.
         labels (`dict[str, Tensor]`): label tensors whose first axis is these scans, as the BEI tokenizer makes them.
+
+    Attributes:
+        by_atlas (`bool`): whether a cohort in one atlas, too, gives its matrices as a dictionary by atlas, as models
+            of several atlases take them. The trainer sets it.
     """
+
+    by_atlas = False
 
     def __init__(self, cohort: Cohort, labels: dict[str, Tensor]) -> None:
         self.cohort = cohort
@@ -37,15 +43,27 @@ class ConnectomeDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Called before every epoch; whole scans are the same in all of them."""
 
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
-        """One batch: `connectivity` `(batch, regions, regions)`, the labels, and the `positions` it is made of."""
-        index = torch.tensor(positions)
-        batch = {name: values[index] for name, values in self.labels.items()}
-        return {"connectivity": torch.from_numpy(self.cohort.connectivity(positions)), "positions": index, **batch}
+    def __getitems__(self, positions: list[int]) -> dict[str, Any]:
+        """One batch: `connectivity`, the labels, and the `positions` it is made of.
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        `connectivity` is `(batch, regions, regions)`, or a dictionary by atlas with NaN for scans that lack one.
+        """
+        index = torch.tensor(positions)
+        matrices = {part.id: torch.from_numpy(part.matrices(positions)) for part in self.cohort.by_atlas}
+        self._cut(matrices, positions)
+        connectivity = matrices if self.by_atlas or self.cohort.others else next(iter(matrices.values()))
+        batch = {name: values[index] for name, values in self.labels.items()}
+        return {"connectivity": connectivity, "positions": index, **batch}
+
+    def _cut(self, matrices: dict[str, Tensor], positions: list[int]) -> None:
+        """Put FC of parts of the scans into the matrices of a batch, in place; whole scans stay as they are."""
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
         """One scan, without a batch axis."""
-        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+        batch = self.__getitems__([position])
+        scan = batch.pop("connectivity")
+        first = {name: part[0] for name, part in scan.items()} if isinstance(scan, dict) else scan[0]
+        return {"connectivity": first, **{name: values[0] for name, values in batch.items()}}
 
 
 LEAST_VOLUMES = 10  # a shorter window's correlations are noise
@@ -56,7 +74,8 @@ class WindowDataset(ConnectomeDataset):
 
     Where a window begins and how long it is follows from seed, epoch and scan alone: not from the batch, the number of
     processes, or what was drawn before, so that a resumed run sees the same windows. Scans of one window length are
-    correlated in one product. A scan without a stored time series, or shorter than the window, is used whole.
+    correlated in one product. A scan without a stored time series, or shorter than the window, is used whole. In
+    several atlases a scan's windows are the same part of the scan.
 
     Args:
         cohort (`Cohort`): the scans, with time series.
@@ -65,43 +84,54 @@ class WindowDataset(ConnectomeDataset):
         fraction (`float`): with random lengths, the shortest window as a part of the scan; at least 10 volumes.
         seed (`int`): seed of the windows.
 
+    Attributes:
+        lengths, window_starts, window_lengths (`np.ndarray` of shape `(scans,)`): volumes of the scans, and first
+            volume and length of this epoch's windows; of several atlases, those of the first one with time series.
+
     Raises:
         ValueError: none of the scans has a time series.
     """
 
     def __init__(self, cohort: Cohort, labels: dict[str, Tensor], volumes: int, fraction: float, seed: int) -> None:
         super().__init__(cohort, labels)
-        lengths = np.asarray(cohort.volumes())
-        if not lengths.any():
+        series = {part.id: part.series for part in cohort.by_atlas if part.series is not None}
+        self._volumes = {atlas: np.asarray(each.volumes()) for atlas, each in series.items()}
+        if not any(volumes.any() for volumes in self._volumes.values()):
             raise ValueError(
                 "Windows need the scans' time series, which these data do not have: make them again with "
                 "training.prepare --keep_time_series true, or set window_volumes and window_fraction to 0."
             )
-        self.lengths, self.volumes, self.fraction, self.seed = lengths, volumes, fraction, seed
+        self.lengths = next(iter(self._volumes.values()))
+        self.volumes, self.fraction, self.seed = volumes, fraction, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the windows of an epoch: first volume and length of every scan's."""
         size, place = np.random.default_rng([self.seed, epoch]).random((2, len(self)))
+        self._windows = {atlas: self._draw(volumes, size, place) for atlas, volumes in self._volumes.items()}
+        self.window_starts, self.window_lengths = next(iter(self._windows.values()))
+
+    def _draw(self, lengths: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First volume and length of the windows of scans of some lengths, from where in their ranges these lie."""
         wanted = np.full(len(self), self.volumes)
         if not self.volumes:
-            shortest = np.maximum(LEAST_VOLUMES, np.ceil(self.fraction * self.lengths))
-            wanted = (shortest + size * (self.lengths + 1 - shortest).clip(0)).astype(int)
-        self.window_lengths = np.minimum(wanted, self.lengths)
-        self.window_starts = (place * (self.lengths - self.window_lengths + 1)).astype(int)
+            shortest = np.maximum(LEAST_VOLUMES, np.ceil(self.fraction * lengths))
+            wanted = (shortest + size * (lengths + 1 - shortest).clip(0)).astype(int)
+        windows = np.minimum(wanted, lengths)
+        return (place * (lengths - windows + 1)).astype(int), windows
 
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
-        """One batch, as of whole scans, with `connectivity` of this epoch's windows."""
-        batch = super().__getitems__(positions)
-        series = self.cohort.time_series(np.asarray(positions))
-        cut: dict[int, np.ndarray] = {}
-        for place, (position, scan) in enumerate(zip(positions, series, strict=True)):
-            start, length = self.window_starts[position], self.window_lengths[position]
-            if scan is not None and length < len(scan):
-                cut[place] = scan[start : start + length].astype(np.float32)
-        if cut:
-            extractor: Any = self.cohort.feature_extractor
-            matrices, _ = correlate_scans(list(cut.values()), extractor.estimator)
-            matrices = to_fisher_z(matrices) if extractor.fisher_z else matrices
-            batch["connectivity"][list(cut)] = torch.from_numpy(matrices)
-        return batch
+    def _cut(self, matrices: dict[str, Tensor], positions: list[int]) -> None:
+        for part in self.cohort.by_atlas:
+            if part.series is None:
+                continue
+            starts, lengths = (each[positions] for each in self._windows[part.id])
+            cut: dict[int, np.ndarray] = {}
+            for place, scan in enumerate(part.series[np.asarray(positions)]):
+                if scan is not None and lengths[place] < len(scan):
+                    cut[place] = scan[starts[place] : starts[place] + lengths[place]].astype(np.float32)
+            if not cut:
+                continue
+            extractor: Any = part.feature_extractor
+            found, _ = correlate_scans(list(cut.values()), extractor.estimator)
+            found = to_fisher_z(found) if extractor.fisher_z else found
+            matrices[part.id][list(cut)] = torch.from_numpy(found)

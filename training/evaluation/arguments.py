@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..command_line.settings import parse_arguments, require_choices, setting
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
@@ -19,10 +19,10 @@ class EvaluateArguments:
     output: str = setting(
         "", "Folder for metrics, predictions, splits and checkpoints.", example="runs/evaluation", required=True
     )
-    finetune: str = setting(
-        "",
-        "YAML file for training.finetune; data, output and checkpoint are set per fold. Without it the pretrained "
-        "variables themselves are predicted and scored. This or pretrain is needed.",
+    finetune: list[str] = setting(
+        [],
+        "YAML file for training.finetune, or several with a task each; data, output and checkpoint are set per fold. "
+        "Without it the pretrained variables themselves are predicted and scored. This or pretrain is needed.",
         group="what is trained and scored",
         example="finetune.yaml",
     )
@@ -110,13 +110,16 @@ class EvaluateArguments:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         require_choices(self)
+        files: Any = self.finetune
+        if isinstance(files, str):  # a single file, given by name in Python
+            self.finetune = [files] if files else []
         if self.shard is not None:
             self.share()
         fixed = "splits (a split file)" if self.splits is not None else f"split {self.split!r}"
         if self.repeats > 1 and (self.splits is not None or self.split != "kfold"):
             raise ValueError(f"repeats draws new folds each time, which {fixed} cannot: use ensemble for more seeds.")
         if self.finetune and self.tasks:
-            raise ValueError("tasks chooses pretrained variables to score; with finetune its task is scored.")
+            raise ValueError("tasks chooses pretrained variables to score; with finetune its tasks are scored.")
         if self.train_data and self.pretrain is None:
             raise ValueError("train_data joins the pretraining of every fold: give its settings with --pretrain.")
         if "scratch" in self.baselines and not self.finetune:
@@ -134,21 +137,24 @@ class EvaluateArguments:
         return int(found[1]) - 1, int(found[2])
 
 
-def read_stages(arguments: EvaluateArguments) -> tuple[FinetuneArguments | None, PretrainArguments | None]:
-    """Settings of both stages, from the files that an evaluation names.
+def read_stages(arguments: EvaluateArguments) -> tuple[tuple[FinetuneArguments, ...], PretrainArguments | None]:
+    """Settings of every fine-tuning and of the pretraining, from the files that an evaluation names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: neither stage has settings, or some that are refused.
+        ValueError: neither stage has settings, or some that are refused, or two fine-tunings have one task.
     """
     if not arguments.finetune and arguments.pretrain is None:
         raise ValueError(
             "There is nothing to train: add --finetune FILE.yaml (a downstream task) or --pretrain FILE.yaml (the "
             "pretrained variables are scored), or both."
         )
-    tuning = pretraining = None
-    if arguments.finetune:
-        tuning = parse_arguments(FinetuneArguments, ["--config", arguments.finetune])
+    tunings = tuple(parse_arguments(FinetuneArguments, ["--config", path]) for path in arguments.finetune)
+    tasks = [tuning.task for tuning in tunings]
+    twice = next((task for task in tasks if tasks.count(task) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two files of finetune have the task {twice!r}: evaluate one after the other.")
+    pretraining = None
     if arguments.pretrain is not None:
         pretraining = parse_arguments(PretrainArguments, ["--config", arguments.pretrain])
-    return tuning, pretraining
+    return tunings, pretraining

@@ -24,7 +24,7 @@ from .baselines import (
 )
 from .confounds import confound_baseline
 from .design import Recipe
-from .features import FeatureKind, StoredLogFC, features
+from .features import StoredLogFC, features
 from .tasks import Task
 
 
@@ -67,7 +67,7 @@ def baseline_predictions(
     for name, (baseline, fitted) in fits.items():
         options = {"hidden": recipe.arguments.mlp_hidden} if name == FITTED["mlp"][0] else {}
         predictions[name] = baseline.in_span(
-            edges.span(baseline.edges, fitted, test),
+            edges.span(baseline, fitted, test),
             task.truth(fitted),
             task.kind,
             recipe.seed,
@@ -95,11 +95,13 @@ class FoldEdges:
         self.stored = stored
         self._spans: dict[tuple[object, ...], Span] = {}
 
-    def span(self, kind: FeatureKind, training: Cohort, test: Cohort) -> Span:
-        """Features of training scans, and of test scans in their span."""
-        key = (kind.name, *(np.asarray(cohort.table.index).tobytes() for cohort in (training, test)))
+    def span(self, baseline: Baseline, training: Cohort, test: Cohort) -> Span:
+        """What a model sees of training scans, and of test scans in their span."""
+        kind, is_linear = baseline.edges, baseline.is_linear
+        key = (kind.name, is_linear, *(np.asarray(cohort.table.index).tobytes() for cohort in (training, test)))
         if key not in self._spans:
-            self._spans[key] = Span.of(*(features(kind, cohort, self.stored) for cohort in (training, test)))
+            edges, others = (features(kind, cohort, self.stored) for cohort in (training, test))
+            self._spans[key] = Span.of(edges, others, is_linear)
         return self._spans[key]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -82,7 +83,7 @@ def confound_baseline(
         (OneHotEncoder(handle_unknown="ignore", sparse_output=False), classes),  # a site may be new in the test fold
     )
     truth = checked_labels(labels, kind, None)
-    with threadpool_limits(1):
+    with threadpool_limits(1), config_context(skip_parameter_validation=True):
         features = encoder.fit_transform(_columns(training, numbers, classes))
         if kind == "regression":
             chosen = choose_penalty(Ridge(), {"alpha": ALPHA_GRID}, features, truth, kind, seed, groups)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from modeling_lcm import BEIVariable
+from modeling_lcm.closed_form_model import SHRINKAGES
 
 from ..data.duplicates import near_identical
 from ..data.folds import Folds
@@ -28,7 +29,7 @@ from ..storage.manifest import seal
 from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds
-from .features import stored_log_fc
+from .features import SHRINKAGE, stored_log_fc
 from .report import write_reports
 from .running import Place, fold_places, require_external_values, run_places
 from .summary import prediction_tables, summary
@@ -168,12 +169,17 @@ def _do(run: _Run, places: Sequence[Place]) -> None:
 
 @contextmanager
 def _with_log_fc(design: Design) -> Iterator[Design]:
-    """The design with the log FC that its baselines need, if harmonisation does not make it another one per fold."""
+    """The design with the log FC that its fits need, if harmonisation does not make it another one per fold."""
     arguments = design.recipe.arguments
-    if arguments.harmonise is not None or not {"linear_log", "linear_best"} & set(arguments.baselines):
+    wanted = set()
+    if {"linear_log", "linear_best"} & set(arguments.baselines):
+        wanted.add(SHRINKAGE)
+    if any(tuning.head == "ridge" for tuning in design.recipe.tunings):
+        wanted |= set(SHRINKAGES)
+    if arguments.harmonise is not None or not wanted:
         yield design
         return
-    with stored_log_fc(design.cohort, arguments.data) as stored:
+    with stored_log_fc(design.cohort, arguments.data, sorted(wanted)) as stored:
         yield replace(design, log_fc=stored)
 
 
@@ -182,7 +188,7 @@ def _label_lines(design: Design) -> list[str]:
     variables = [
         BEIVariable(task.name, "categorical", list(task.labels)) for task in design.recipe.tasks if task.labels
     ]
-    setting = "--positive LABEL" if design.recipe.tuning is not None else "--positive VARIABLE=LABEL"
+    setting = "--positive LABEL" if design.recipe.is_one_tuning else "--positive VARIABLE=LABEL"
     return label_lines(variables, design.tested.table, setting)
 
 
@@ -201,12 +207,11 @@ def _remarks(design: Design) -> dict[str, list[str]]:
             known.table, task.name, task.truth(known), task.is_classification, pretrained
         )
         remarks[task.name] += twins
-    if design.recipe.tuning is not None and pretraining is None and design.recipe.tuning.checkpoint:
-        table = design.cohort.table[design.part != JOINS]
-        seen = refuse_seen_subjects(
-            design.recipe.tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects
-        )
-        remarks[design.recipe.tasks[0].name] += [seen] if seen else []
+    for tuning in design.recipe.tunings if pretraining is None else ():
+        if tuning.checkpoint:
+            table = design.cohort.table[design.part != JOINS]
+            seen = refuse_seen_subjects(tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects)
+            remarks[tuning.task] += [seen] if seen else []
     return remarks
 
 
@@ -228,14 +233,17 @@ def _settings(design: Design) -> dict[str, Any]:
     """What folds must have in common to stand in one table: settings and data."""
     free = {"output", "resume", "title", "keep_checkpoints", "resamples", "allow_seen_subjects"}
     free |= {"workers", "threads", "shard"}
+    recipe = design.recipe
     settings = {
-        **{name: value for name, value in asdict(design.recipe.arguments).items() if name not in free},
-        "pretraining": None if design.recipe.pretraining is None else asdict(design.recipe.pretraining),
-        "fine-tuning": None if design.recipe.tuning is None else asdict(design.recipe.tuning),
+        **{name: value for name, value in asdict(recipe.arguments).items() if name not in free},
+        "finetune": ", ".join(recipe.arguments.finetune),
+        **recipe.stages(),
         "data (content)": design.cohort.checksum(),
     }
-    if design.recipe.tuning is not None and design.recipe.pretraining is None and design.recipe.tuning.checkpoint:
-        settings["checkpoint (content)"] = _checkpoint_content(design.recipe.tuning.checkpoint)
+    checkpoints = {tuning.checkpoint for tuning in recipe.tunings if tuning.checkpoint and recipe.pretraining is None}
+    contents = {path: _checkpoint_content(path) for path in sorted(checkpoints)}
+    if contents:
+        settings["checkpoint (content)"] = contents if len(contents) > 1 else contents.popitem()[1]
     return settings
 
 

@@ -1,9 +1,9 @@
 """What an evaluation does: its settings, the variables that are predicted, and the folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -33,14 +33,34 @@ class Recipe:
     Args:
         tasks (`tuple[Task, ...]`): what is predicted.
         pretraining (`PretrainArguments`, *optional*): stage one of every fold.
-        tuning (`FinetuneArguments`, *optional*): stage two; without it the pretrained variables are scored.
+        tunings (`tuple[FinetuneArguments, ...]`): stage two, one per task; without any, the pretrained variables are
+            scored.
         arguments (`EvaluateArguments`): all other settings.
     """
 
     tasks: tuple[Task, ...]
     pretraining: PretrainArguments | None
-    tuning: FinetuneArguments | None
+    tunings: tuple[FinetuneArguments, ...]
     arguments: EvaluateArguments
+
+    @property
+    def is_one_tuning(self) -> bool:
+        """Whether there is a single task with a fine-tuning of its own, whose files need no name."""
+        return len(self.tunings) == 1
+
+    def tuning_of(self, task: Task) -> FinetuneArguments | None:
+        """The fine-tuning of a task."""
+        return next((tuning for tuning in self.tunings if tuning.task == task.name), None)
+
+    def stages(self) -> dict[str, Any]:
+        """Settings of both stages, as files keep them; those of several fine-tunings by task."""
+        found = {"pretraining": None if self.pretraining is None else asdict(self.pretraining), "fine-tuning": None}
+        if len(self.tunings) > 1:
+            del found["fine-tuning"]
+        return found | {
+            "fine-tuning" if self.is_one_tuning else f"fine-tuning, {tuning.task}": asdict(tuning)
+            for tuning in self.tunings
+        }
 
     @property
     def seed(self) -> int:
@@ -50,7 +70,7 @@ class Recipe:
     @property
     def last_stage(self) -> PretrainArguments | FinetuneArguments:
         """The stage whose model is scored; [`make_design`] sees to it that there is one."""
-        return cast(PretrainArguments | FinetuneArguments, self.tuning or self.pretraining)
+        return cast(PretrainArguments | FinetuneArguments, self.tunings[0] if self.tunings else self.pretraining)
 
 
 class Parts(NamedTuple):
@@ -190,22 +210,24 @@ def make_design(arguments: EvaluateArguments) -> Design:
     Raises:
         ValueError: neither stage has settings, or the data do not fit them.
     """
-    tuning, pretraining = read_stages(arguments)
+    tunings, pretraining = read_stages(arguments)
     if PartialState().num_processes > 1:
         raise ValueError("training.evaluate runs in one process: start it with python, not accelerate launch.")
     cohort = load_cohort(arguments.data)
     if pretraining is not None:
-        cohort = cohort.with_atlas(pretraining.atlas)
-    elif tuning is not None and (tuning.checkpoint or tuning.head != "ridge"):  # which needs none
-        cohort = for_checkpoint(load_processor(tuning.checkpoint), cohort)
+        cohort = cohort if pretraining.atlas is None else cohort.with_atlas(pretraining.atlas)
+    else:
+        needed = [tuning.checkpoint for tuning in tunings if tuning.checkpoint or tuning.head != "ridge"]
+        for checkpoint in dict.fromkeys(needed):  # the ridge head needs none
+            cohort = for_checkpoint(load_processor(checkpoint), cohort)
     if arguments.harmonise is not None:
         cohort.require_column(arguments.harmonise)
     if arguments.splits is not None:
         cohort = Folds.load(arguments.splits).join(cohort)
     if arguments.same_person is not None:
         cohort = join_subjects(cohort, arguments.same_person)
-    tuning, pretraining = _with_positive(arguments.positive, tuning, pretraining)
-    recipe = Recipe(_tasks(cohort, arguments, tuning, pretraining), pretraining, tuning, arguments)
+    tunings, pretraining = _with_positive(arguments.positive, tunings, pretraining)
+    recipe = Recipe(_tasks(cohort, arguments, tunings, pretraining), pretraining, tunings, arguments)
     parts = {TESTED: len(cohort)}
     if arguments.train_data or arguments.external:
         cohort, sizes = pool(cohort, arguments.data, [*arguments.train_data, *arguments.external])
@@ -217,14 +239,12 @@ def make_design(arguments: EvaluateArguments) -> Design:
 def _tasks(
     cohort: Cohort,
     arguments: EvaluateArguments,
-    tuning: FinetuneArguments | None,
+    tunings: Sequence[FinetuneArguments],
     pretraining: PretrainArguments | None,
 ) -> tuple[Task, ...]:
-    """What is predicted: the downstream task, or the pretrained variables."""
-    tasks: tuple[Task, ...] = ()
-    if tuning is not None:
-        tasks = (make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)),)
-    elif pretraining is not None:
+    """What is predicted: the downstream tasks, or the pretrained variables."""
+    tasks = tuple(make_task(cohort, tuning, _pretrained_variable(cohort, tuning, pretraining)) for tuning in tunings)
+    if not tasks and pretraining is not None:
         tasks = pretrained_tasks(cohort, pretraining, arguments.tasks)
     if "confounds" not in arguments.baselines:
         return tasks
@@ -233,19 +253,27 @@ def _tasks(
 
 
 def _with_positive(
-    entries: Sequence[str], tuning: FinetuneArguments | None, pretraining: PretrainArguments | None
-) -> tuple[FinetuneArguments | None, PretrainArguments | None]:
-    """The files' settings with the positive labels of the command line: a bare label is the task's."""
+    entries: Sequence[str], tunings: Sequence[FinetuneArguments], pretraining: PretrainArguments | None
+) -> tuple[tuple[FinetuneArguments, ...], PretrainArguments | None]:
+    """The files' settings with the positive labels of the command line: a bare label is that of the only task."""
+    by_task = {tuning.task: tuning for tuning in tunings}
     for entry in entries:
         name, sign, label = entry.partition("=")
-        if tuning is not None and (not sign or name == tuning.task):
-            tuning = replace(tuning, positive=label if sign else entry)
+        task = name if sign else next(iter(by_task), None) if len(by_task) == 1 else None
+        if task in by_task:
+            by_task[task] = replace(by_task[task], positive=label if sign else entry)
         elif pretraining is not None:
             others = [other for other in pretraining.positive if other.partition("=")[0] != name]
             pretraining = replace(pretraining, positive=[*others, entry])
-        elif tuning is not None:
-            raise ValueError(f"positive is {entry!r}, but the task is {tuning.task!r}: give one of its labels.")
-    return tuning, pretraining
+        elif len(by_task) > 1:
+            raise ValueError(
+                f"positive is {entry!r}, and the tasks are {', '.join(by_task)}: give VARIABLE=LABEL of one of them."
+            )
+        elif by_task:
+            raise ValueError(
+                f"positive is {entry!r}, but the task is {next(iter(by_task))!r}: give one of its labels."
+            )
+    return tuple(by_task.values()), pretraining
 
 
 def _pretrained_variable(

@@ -4,18 +4,16 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from modeling_lcm import LCMConfig
-from modeling_lcm.edges_lcm import matrix_logarithm
+from modeling_lcm.closed_form_model import DEFAULT_SHRINKAGE, SHRINKAGES, log_edges
 
 from ..data.cohort import Cohort
 from ..storage.files import scratch_folder
@@ -23,7 +21,8 @@ from ..storage.files import scratch_folder
 
 # Fisher z is infinite at |r| = 1; float16 storage rounds correlations above 0.9998 up to 1.
 MAX_CORRELATION = 0.999
-SHRINKAGE = LCMConfig.edge_shrinkage
+MAX_FISHER_Z = np.arctanh(MAX_CORRELATION)
+SHRINKAGE = SHRINKAGES[DEFAULT_SHRINKAGE]  # that of the model's edge read-out
 SCANS_AT_ONCE = 256
 CACHE = "cache"  # folder inside a data set
 
@@ -66,18 +65,9 @@ def fisher_z(edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.arctanh(edges.clip(-MAX_CORRELATION, MAX_CORRELATION))
 
 
-def log_triangles(connectivity: ArrayLike) -> NDArray[np.float32]:
-    """Edges of the matrix logarithm of connectivity, which the model's edge read-out sees, too.
-
-    Args:
-        connectivity: Pearson correlations `(subjects, regions, regions)`.
-
-    Returns:
-        Array `(subjects, edges)`; hyperbolic tangents, since Fisher z is taken of all edges alike and undoes them.
-    """
-    matrices = torch.as_tensor(np.asarray(connectivity), dtype=torch.float32)
-    logarithms = np.tanh(matrix_logarithm(matrices, SHRINKAGE).numpy())
-    return logarithms[:, *np.triu_indices(matrices.shape[-1], k=1)]
+def log_features(edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Log FC `(scans, edges)` as features, within the range that Fisher z of FC has; NaN stays NaN."""
+    return np.clip(edges, -MAX_FISHER_Z, MAX_FISHER_Z, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -94,23 +84,33 @@ class FeatureKind:
 
 
 RAW_FC = FeatureKind("FC", vectorise)
-LOG_FC = FeatureKind("log FC", lambda connectivity: fisher_z(log_triangles(connectivity)))
+LOG_FC = FeatureKind(
+    "log FC", lambda connectivity: log_features(log_edges(np.asarray(connectivity))[:, DEFAULT_SHRINKAGE])
+)
 
 
 @dataclass(frozen=True)
 class StoredLogFC:
-    """Log FC of all scans of a design in a file that every process maps into its memory.
+    """Log FC of all scans of a design in files that every process maps into its memory.
 
     Args:
-        path (`Path`): `.npy` of shape `(scans, edges)`, float32, as [`log_triangles`] gives it; NaN where a scan lacks
-            an atlas.
+        paths (`dict[float, Path]`): `.npy` of shape `(scans, edges)` per shrinkage, float32, all atlases side by side;
+            NaN where a scan lacks an atlas.
+        columns (`dict[str, slice]`): the edges of every atlas.
     """
 
-    path: Path
+    paths: dict[float, Path]
+    columns: dict[str, slice]
 
-    def __getitem__(self, scans: np.ndarray) -> NDArray[np.float32]:
-        """Edges `(scans, edges)` of some scans, by number."""
-        return np.load(self.path, mmap_mode="r")[scans]
+    def edges(self, scans: np.ndarray, shrinkage: float = SHRINKAGE) -> NDArray[np.float32]:
+        """Edges `(scans, edges)` of some scans, by number, of all atlases side by side."""
+        return np.load(self.paths[shrinkage], mmap_mode="r")[scans]
+
+    def by_atlas(self, cohort: Cohort, shrinkages: Sequence[float]) -> dict[str, NDArray[np.float32]]:
+        """Edges `(scans, shrinkages, edges)` of some scans of the design, for every atlas of theirs."""
+        maps = [np.load(self.paths[share], mmap_mode="r") for share in shrinkages]
+        scans = cohort.table.index.to_numpy()
+        return {name: np.stack([each[scans, self.columns[name]] for each in maps], 1) for name in cohort.atlases}
 
 
 def features(kind: FeatureKind, cohort: Cohort, stored: StoredLogFC | None) -> NDArray[np.float64]:
@@ -121,13 +121,12 @@ def features(kind: FeatureKind, cohort: Cohort, stored: StoredLogFC | None) -> N
         cohort (`Cohort`): its table's index numbers the scans of the design.
         stored (`StoredLogFC`, *optional*): log FC of the design; none where FC differs from fold to fold.
     """
-    if kind == RAW_FC:
-        # No matrices are made of the triangles only to be taken apart again.
-        edges = np.concatenate([part.triangles[:] for part in cohort.by_atlas], axis=1)
-    elif stored is not None:
-        edges = stored[cohort.table.index.to_numpy()]
-    else:
-        edges = _log_edges(cohort, slice(None))
+    if kind == LOG_FC and stored is not None:
+        return log_features(stored.edges(cohort.table.index.to_numpy()))
+    if kind == LOG_FC:
+        return log_features(_log_edges(cohort, slice(None))[:, DEFAULT_SHRINKAGE])
+    # No matrices are made of the triangles only to be taken apart again.
+    edges = np.concatenate([part.triangles[:] for part in cohort.by_atlas], axis=1)
     absent = np.isnan(edges)
     if not (cohort.others and absent.any()):
         return fisher_z(edges)
@@ -135,68 +134,77 @@ def features(kind: FeatureKind, cohort: Cohort, stored: StoredLogFC | None) -> N
 
 
 def _log_edges(cohort: Cohort, scans: slice) -> NDArray[np.float32]:
-    """Log FC of some scans `(scans, edges)`, all atlases side by side; NaN where a scan lacks one."""
-    parts = []
-    for part in cohort.by_atlas:
-        matrices = part.matrices(scans)
-        there = ~np.isnan(matrices[:, 0, 0])
-        edges = np.full((len(matrices), matrices.shape[1] * (matrices.shape[1] - 1) // 2), np.nan, dtype=np.float32)
-        if there.any():
-            edges[there] = log_triangles(matrices[there])
-        parts.append(edges)
-    return np.concatenate(parts, axis=1)
+    """Log FC of some scans `(scans, shrinkages, edges)`, all atlases side by side; NaN where a scan lacks one.
+
+    Always after every shrinkage, from one decomposition: the same numbers, whichever of them are wanted.
+    """
+    return np.concatenate([log_edges(part.matrices(scans)) for part in cohort.by_atlas], axis=2)
 
 
 @contextmanager
-def stored_log_fc(cohort: Cohort, data: str | Path) -> Iterator[StoredLogFC]:
+def stored_log_fc(
+    cohort: Cohort, data: str | Path, shrinkages: Sequence[float] = (SHRINKAGE,)
+) -> Iterator[StoredLogFC]:
     """Log FC of all scans, computed now or by an earlier evaluation, for the duration of the `with`.
 
     It is kept in the folder `cache` of the data set, by the content of the FC and the shrinkage, so that other FC
-    never meets it; its own content is checked. Where nothing can be written, a temporary file serves.
+    never meets it; its own content is checked. Where nothing can be written, temporary files serve.
 
     Args:
         cohort (`Cohort`): the design's scans.
         data (`str` or `Path`): folder of the tested data set.
+        shrinkages (`Sequence[float]`): after which of the closed form's shrinkages the logarithm is wanted.
     """
-    digest = hashlib.sha256(f"{len(cohort)} scans, {list(cohort.atlases)}, {SHRINKAGE}".encode())
+    digest = hashlib.sha256(f"log FC, {len(cohort)} scans, {list(cohort.atlases)}".encode())
+    sizes = [part.triangles.shape[1] for part in cohort.by_atlas]
     for part in cohort.by_atlas:
         for start in range(0, len(cohort), SCANS_AT_ONCE):
             digest.update(np.ascontiguousarray(part.triangles[start : start + SCANS_AT_ONCE]).tobytes())
-    name = f"log_fc_{digest.hexdigest()[:20]}"
+    names = {share: f"log_fc_{digest.hexdigest()[:20]}_{share:g}" for share in shrinkages}
+    ends = np.cumsum(sizes).tolist()
+    columns = {name: slice(end - size, end) for name, size, end in zip(cohort.atlases, sizes, ends, strict=True)}
     folder = Path(data) / CACHE
-    path = next((path for path in sorted(folder.glob(f"{name}_*.npy")) if _is_whole(path)), None)
-    if path is not None:
-        yield StoredLogFC(path)
-        return
+    found = {
+        share: next(filter(_is_whole, sorted(folder.glob(f"{name}_*.npy"))), None) for share, name in names.items()
+    }
+    paths = {share: path for share, path in found.items() if path is not None}
+    missing = {share: name for share, name in names.items() if share not in paths}
     try:
-        folder.mkdir(exist_ok=True)
-        path = _write(cohort, folder, name)
+        if missing:
+            folder.mkdir(exist_ok=True)
+            paths |= _write(cohort, folder, missing)
     except OSError as error:
         print(
             f"Log FC is not kept for the next evaluation: {folder} cannot be written to ({error.strerror}).",
             file=sys.stderr,
         )
-    if path is not None:
-        yield StoredLogFC(path)
+    if len(paths) == len(names):
+        yield StoredLogFC(paths, columns)
         return
     with tempfile.TemporaryDirectory(prefix="log_fc.") as temporary:
-        yield StoredLogFC(_write(cohort, Path(temporary), name))
+        yield StoredLogFC(paths | _write(cohort, Path(temporary), missing), columns)
 
 
-def _write(cohort: Cohort, folder: Path, name: str) -> Path:
-    """Compute log FC and write it into a folder, whole or not at all; its checksum ends the file's name."""
+def _write(cohort: Cohort, folder: Path, names: Mapping[float, str]) -> dict[float, Path]:
+    """Compute log FC and write it into a folder, whole or not at all; its checksum ends a file's name."""
     edges = sum(part.triangles.shape[1] for part in cohort.by_atlas)
-    with scratch_folder(folder / name) as scratch:
-        temporary = scratch / "log_fc.npy"
-        values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(cohort), edges))
+    paths = {}
+    with scratch_folder(folder / next(iter(names.values()))) as scratch:
+        files = {share: scratch / f"{name}.npy" for share, name in names.items()}
+        shape = (len(cohort), edges)
+        values = [np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape) for path in files.values()]
         for start in range(0, len(cohort), SCANS_AT_ONCE):
             scans = slice(start, start + SCANS_AT_ONCE)
-            values[scans] = _log_edges(cohort, scans)
-        values.flush()
-        del values
-        path = folder / f"{name}_{_checksum(temporary)}.npy"
-        os.replace(temporary, path)
-    return path
+            found = _log_edges(cohort, scans)
+            for share, of_share in zip(names, values, strict=True):
+                of_share[scans] = found[:, SHRINKAGES.index(share)]
+        for each in values:
+            each.flush()
+        del values, each, of_share
+        for share, path in files.items():
+            paths[share] = folder / f"{names[share]}_{_checksum(path)}.npy"
+            os.replace(path, paths[share])
+    return paths
 
 
 def _checksum(path: Path) -> str:

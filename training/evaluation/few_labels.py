@@ -20,6 +20,7 @@ from ..trainer.open_heads import Pool
 
 
 METHODS = ("pretrained", "from scratch", "ridge on log FC", "tangent space")
+STYLES = ("-", "--", "-", ":")  # of these: equal scores stay visible
 MOST = 0.75  # of the labelled scans may be drawn, so that enough are left to be tested
 LEAST_PER_CLASS = 2
 
@@ -52,7 +53,7 @@ def run_job(pool: Pool, job: Mapping[str, Any], sizes: list[int], draws: int, se
     for variable in (each for each in pool.variables if each.name in job["variables"]):
         scans = pool.scans(variable).select(rows)
         learnt = np.flatnonzero(source & np.isfinite(scans.values))
-        head = fit_head(_edges(edges, learnt), scans.select(learnt), len(variable.labels))
+        head = fit_head(_edges(edges, learnt), scans.select(learnt), len(variable.labels)) if len(learnt) else None
         candidates = np.flatnonzero(tested & np.isfinite(scans.values))
         # The tested scans' mean, which no label enters, as the reference: also with few labels a good one.
         reference = _reference(edges[candidates, DEFAULT_SHRINKAGE], connectivity.shape[-1])
@@ -113,7 +114,7 @@ def _scores(
     scans: Scans,
     chosen: NDArray[np.int64],
     others: NDArray[np.int64],
-    head: Head,
+    head: Head | None,
 ) -> dict[str, float]:
     few, truth = scans.select(chosen), scans.values[others]
     tested = {"one": edges[others]}
@@ -216,8 +217,8 @@ def figure(summary: pd.DataFrame) -> Any:
     drawn = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
     axes = np.atleast_1d(drawn.subplots(lines, columns)).ravel()
     for axis, ((job, variable), part) in zip(axes, panels, strict=False):
-        for method in METHODS:
-            axis.plot(part["labels"], part[method], marker="o", label=method)
+        for method, style in zip(METHODS, STYLES, strict=True):
+            axis.plot(part["labels"], part[method], style, marker="o", markersize=4, label=method)
         axis.set(title=f"{job}: {variable}", xlabel="labels", ylabel="r" if variable == "age" else "AUC", xscale="log")
         axis.set_xticks(part["labels"], [str(count) for count in part["labels"]])
         axis.title.set_fontsize(9)

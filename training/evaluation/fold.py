@@ -1,7 +1,7 @@
 """One fold of an evaluation: train on its training subjects, predict its test subjects once, beside baselines."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +11,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm.closed_form_model import SHRINKAGES
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort
 from ..data.folds import few_labels
 from ..reporting.results import LCM, OPTIMISTIC, SCRATCH, SINGLE
-from ..storage.files import scratch_folder
+from ..storage.files import file_name, scratch_folder
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
+from ..trainer.closed_form import SharedFits
 from ..trainer.finetuning import finetune
 from ..trainer.prediction import predict_logits
 from ..trainer.pretraining import pretrain
@@ -64,18 +66,17 @@ def run_fold(recipe: Recipe, parts: Parts, folder: Path, fold: int = 0, repeat: 
 
 def train_member(recipe: Recipe, parts: Parts, folder: Path, repeat: int, number: int) -> Member:
     """Train one member of a fold's ensemble, and predict the test scans."""
-    labelled = few_labelled(recipe, parts.training, repeat)
     with _place(folder, number, recipe.arguments) as place:
-        return _train_member(recipe, parts, labelled, repeat * recipe.arguments.ensemble + number, place)
+        return _train_member(recipe, parts, repeat, number, place)
 
 
 def fit_baselines(recipe: Recipe, parts: Parts, repeat: int) -> dict[str, dict[str, np.ndarray]]:
     """Per task the predictions of the simple models for the test scans that have a value."""
-    labelled, edges = few_labelled(recipe, parts.training, repeat), FoldEdges(parts.log_fc)
-    predictions = {}
+    edges, predictions = FoldEdges(parts.log_fc), {}
     for task in recipe.tasks:
         tested = task.known(parts.test)
         if len(tested):
+            labelled = few_labelled(recipe, task, parts.training, repeat)
             predictions[task.name] = baseline_predictions(recipe, task, parts.training, tested, labelled, edges)
     return predictions
 
@@ -101,12 +102,12 @@ def join_fold(
     return {"fold": fold, "repeat": repeat, "histories": histories, "tasks": results}
 
 
-def few_labelled(recipe: Recipe, training: Cohort, repeat: int = 0) -> Cohort | None:
+def few_labelled(recipe: Recipe, task: Task, training: Cohort, repeat: int = 0) -> Cohort | None:
     """The labelled scans of a few-label fine-tuning, the same for every member and baseline; None: all."""
-    tuning = recipe.tuning
-    if tuning is None or tuning.labels_per_class is None or not recipe.tasks[0].is_classification:
+    tuning = recipe.tuning_of(task)
+    if tuning is None or tuning.labels_per_class is None or not task.is_classification:
         return None
-    labels = np.nan_to_num(recipe.tasks[0].values(training.table), nan=IGNORE_INDEX).astype(int)
+    labels = np.nan_to_num(task.values(training.table), nan=IGNORE_INDEX).astype(int)
     return training.select(few_labels(labels, tuning.labels_per_class, tuning.seed + repeat))
 
 
@@ -121,53 +122,77 @@ def _place(folder: Path, member: int, arguments: EvaluateArguments) -> Iterator[
         yield temporary
 
 
-def _train_member(recipe: Recipe, parts: Parts, labelled: Cohort | None, seed_shift: int, place: Path) -> Member:
-    """Train one model (and the one from random weights, if asked for), and predict the test scans."""
+def _train_member(recipe: Recipe, parts: Parts, repeat: int, number: int, place: Path) -> Member:
+    """Train one model per task (and those from random weights, if asked for), and predict the test scans."""
     member, keep = Member(), recipe.arguments.keep_checkpoints
-    pretraining, tuning = recipe.pretraining, recipe.tuning
+    pretraining, seed_shift = recipe.pretraining, repeat * recipe.arguments.ensemble + number
     if pretraining is not None:
         pretraining = replace(pretraining, seed=pretraining.seed + seed_shift)
-        watcher = EpochWatcher(recipe, parts.test) if recipe.arguments.optimistic and tuning is None else None
+        watcher = (
+            EpochWatcher(recipe.tasks, parts.test) if recipe.arguments.optimistic and not recipe.tunings else None
+        )
         model, processor, history = pretrain(parts.pretraining, pretraining, after_epoch=watcher)
         member.histories["pretraining"] = history
-        if keep or tuning is not None:
+        if keep or recipe.tunings:
             record = record_of(parts.pretraining, history)
             save_checkpoint(place / "pretrained", model, processor, pretraining, record)
-        if tuning is None:
+        if not recipe.tunings:
             logits = predict_logits(model, parts.test)["logits"]
             member.predictions[LCM] = predictions_of(logits, processor.tokenizer, recipe.tasks)
             member.best_epochs = watcher.best(processor.tokenizer) if watcher is not None else {}
             return member
-        tuning = replace(tuning, checkpoint=str(place / "pretrained"))
-    if tuning is None:
+    elif not recipe.tunings:
         raise ValueError("There is nothing to train: the recipe has neither pretraining nor fine-tuning.")
-    tuning = replace(tuning, seed=tuning.seed + seed_shift)
-    tuned, processor = _tune(recipe, parts, labelled, tuning, member, LCM)
-    if keep:
-        record = record_of(parts.training, member.histories["fine-tuning"], tuning.checkpoint or None)
-        save_checkpoint(place / "checkpoint", tuned, processor, tuning, record)
-    if "scratch" in recipe.arguments.baselines:
-        with tempfile.TemporaryDirectory() as start:
-            _tune(recipe, parts, labelled, scratch_start(tuning, Path(start)), member, SCRATCH)
+    shared = SharedFits(_kept_log_fc(parts), with_limits=keep)
+    for task, tuning in zip(recipe.tasks, recipe.tunings, strict=True):
+        labelled = few_labelled(recipe, task, parts.training, repeat)
+        tuning = replace(tuning, seed=tuning.seed + seed_shift)
+        if pretraining is not None:
+            tuning = replace(tuning, checkpoint=str(place / "pretrained"))
+        tuned, processor, history = _tune(recipe, task, parts, labelled, tuning, member, LCM, shared)
+        if keep:
+            name = "checkpoint" if recipe.is_one_tuning else f"checkpoint_{file_name(task.name)}"
+            save_checkpoint(
+                place / name, tuned, processor, tuning, record_of(parts.training, history, tuning.checkpoint or None)
+            )
+        if "scratch" in recipe.arguments.baselines:
+            with tempfile.TemporaryDirectory() as start:
+                _tune(recipe, task, parts, labelled, scratch_start(tuning, Path(start)), member, SCRATCH, shared)
     return member
 
 
+def _kept_log_fc(parts: Parts) -> Callable[[Cohort], dict[str, np.ndarray]] | None:
+    """What gives log FC of a fold's scans as the closed form needs it, where it was computed before."""
+    stored = parts.log_fc
+    if stored is None or not set(SHRINKAGES) <= set(stored.paths):
+        return None
+    return lambda cohort: stored.by_atlas(cohort, SHRINKAGES)
+
+
 def _tune(
-    recipe: Recipe, parts: Parts, labelled: Cohort | None, tuning: FinetuneArguments, member: Member, name: str
-) -> tuple[nn.Module, Any]:
+    recipe: Recipe,
+    task: Task,
+    parts: Parts,
+    labelled: Cohort | None,
+    tuning: FinetuneArguments,
+    member: Member,
+    name: str,
+    shared: SharedFits,
+) -> tuple[nn.Module, Any, list[dict[str, Any]]]:
     """Fine-tune; the predictions, the history and the best epoch go into `member` under the model's name."""
     training = parts.training
     if labelled is not None:
-        training = _with_labels_of(training, labelled, recipe.tasks[0].name)
+        training = _with_labels_of(training, labelled, task.name)
         tuning = replace(tuning, labels_per_class=None)
-    watcher = EpochWatcher(recipe, parts.test) if recipe.arguments.optimistic and name == LCM else None
-    model, processor, history = finetune(training, tuning, after_epoch=watcher, check_leakage=False)
-    member.histories["fine-tuning" if name == LCM else f"fine-tuning, {name}"] = history
+    watcher = EpochWatcher((task,), parts.test) if recipe.arguments.optimistic and name == LCM else None
+    model, processor, history = finetune(training, tuning, after_epoch=watcher, check_leakage=False, shared=shared)
+    stage = "fine-tuning" if name == LCM else f"fine-tuning, {name}"
+    member.histories[stage if recipe.is_one_tuning else f"{stage}, {task.name}"] = history
     logits = predict_logits(model, parts.test)["logits"]
-    member.predictions[name] = predictions_of(logits, processor.tokenizer, recipe.tasks)
+    member.predictions.setdefault(name, {}).update(predictions_of(logits, processor.tokenizer, (task,)))
     if watcher is not None:
-        member.best_epochs = watcher.best(processor.tokenizer)
-    return model, processor
+        member.best_epochs |= watcher.best(processor.tokenizer)
+    return model, processor, history
 
 
 def _with_labels_of(cohort: Cohort, labelled: Cohort, column: str) -> Cohort:
@@ -181,12 +206,12 @@ class EpochWatcher:
     """Predicts the test scans after every epoch: the field's usual protocol, optimistic and reported only as such.
 
     Args:
-        recipe (`Recipe`): tasks.
+        tasks (`Sequence[Task]`): what the trained model predicts.
         test (`Cohort`): test scans.
     """
 
-    def __init__(self, recipe: Recipe, test: Cohort) -> None:
-        self.recipe = recipe
+    def __init__(self, tasks: Sequence[Task], test: Cohort) -> None:
+        self.tasks = tasks
         self.test = test
         self.logits: list[Tensor] = []
 
@@ -197,7 +222,7 @@ class EpochWatcher:
     def best(self, tokenizer: BEITokenizer) -> dict[str, dict[str, float]]:
         """Per task all metrics at the epoch with the highest accuracy, or the lowest mean absolute error."""
         best = {}
-        for task in self.recipe.tasks:
+        for task in self.tasks:
             values = task.values(self.test.table)
             known = ~np.isnan(values)
             if known.any():

@@ -5,6 +5,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from ..command_line.cli import hide_bars_of_files
 
 
-WATCH_SECONDS = 2  # how often a worker looks whether its parent is still there
+WATCH_SECONDS = 0.5  # how often a worker looks whether its parent is still there
 
 
 @dataclass(frozen=True)
@@ -108,32 +109,51 @@ def _parallel(
 
     # No job waits inside the engine: those that were handed out are those that are being done.
     engine = joblib.Parallel(
-        n_jobs=workers, return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1, max_nbytes=None
-    )
+        n_jobs=workers, return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1, max_nbytes=None,
+        initializer=_end_with, initargs=(socket.gethostname(), os.getpid()),
+    )  # fmt: skip
     yield from engine(hand_out())
 
 
 def _work(number: int, job: Job, threads_each: int, parent: int) -> tuple[int, Any]:
     if os.getpid() != parent:
-        _end_with(parent)
         hide_bars_of_files()
     with threads(threads_each):
         return number, job.function(*job.arguments)
 
 
-def _end_with(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it does, even if it is killed."""
+def _end_with(host: str, parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it does, even if it is killed before this process gets any work."""
     with suppress(ValueError):  # in a thread, where a backend of another kind may be
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getppid() != parent or any(thread.name == "parent" for thread in threading.enumerate()):
-        return  # a worker on another machine, or one that watches already
+    if socket.gethostname() != host:
+        return  # a worker of a cluster, which has its own ways
+
+    lives = _is_child if os.getppid() == parent else _exists
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while lives(parent):
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _is_child(parent: int) -> bool:
+    return os.getppid() == parent
+
+
+def _exists(process: int) -> bool:
+    """Whether there is a process; asked where the parent died before this one began, or a server started this one."""
+    if os.name != "posix":  # signal 0 is no question elsewhere
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def affordable(workers: int, bytes_each: float) -> tuple[int, str | None]:

@@ -57,7 +57,7 @@ def write_reports(output: Path, design: Design, results: Results, folds: Sequenc
         found = results.tasks[task.name]
         details = task_details(design, task, found, folds)
         parts.append(_markdown(found, details.tables))
-        name = "report.html" if design.recipe.tuning else f"report_{file_name(task.name)}.html"
+        name = "report.html" if design.recipe.is_one_tuning else f"report_{file_name(task.name)}.html"
         write_report(
             output / name, found, details.figures, details.tables, results.settings, (), details.sections,
             details.curves,

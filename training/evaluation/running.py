@@ -146,8 +146,11 @@ def _in_parallel(
 def _without_bars(design: Design) -> dict[str, Any]:
     """Stages without progress bars, which would write over each other."""
     recipe = design.recipe
-    stages = {"pretraining": recipe.pretraining, "tuning": recipe.tuning}
-    return {name: replace(stage, progress=False) for name, stage in stages.items() if stage is not None}
+    pretraining = None if recipe.pretraining is None else replace(recipe.pretraining, progress=False)
+    return {
+        "pretraining": pretraining,
+        "tunings": tuple(replace(tuning, progress=False) for tuning in recipe.tunings),
+    }
 
 
 def _parts(design: Design, folds: Sequence[Folds], place: Place) -> Parts:
@@ -176,12 +179,10 @@ def _num_weights(design: Design) -> float:
 
     recipe = design.recipe
     if recipe.pretraining is not None:
-        config = LCMConfig.from_size(recipe.pretraining.size)
-    elif recipe.tuning is not None and recipe.tuning.checkpoint:
-        config = LCMConfig.from_pretrained(recipe.tuning.checkpoint)
+        configs = [LCMConfig.from_size(recipe.pretraining.size)]
     else:
-        return 0
-    return 12 * config.num_hidden_layers * config.hidden_size**2
+        configs = [LCMConfig.from_pretrained(tuning.checkpoint) for tuning in recipe.tunings if tuning.checkpoint]
+    return max((12 * config.num_hidden_layers * config.hidden_size**2 for config in configs), default=0)
 
 
 def _first_look(result: dict[str, Any]) -> str:

@@ -4,9 +4,6 @@ They are constructed here instead of being loaded by name, which would need the 
 """
 
 from collections.abc import Sequence
-from functools import cache
-from tempfile import TemporaryDirectory
-from typing import Literal
 
 import datasets
 import evaluate
@@ -65,14 +62,6 @@ class RegressionMetric(evaluate.Metric):
         return regression_metrics(references, predictions)
 
 
-@cache
-def _metric(kind: Literal["classification", "regression"]) -> evaluate.Metric:
-    """The metric of a kind of task. It keeps predictions in memory: Evaluate wants a folder, but leaves it empty."""
-    made = ClassificationMetric if kind == "classification" else RegressionMetric
-    with TemporaryDirectory() as folder:
-        return made(keep_in_memory=True, cache_dir=folder)
-
-
 def score(truth: np.ndarray, predictions: np.ndarray, label_names: Sequence[str] = ()) -> dict[str, float]:
     """Metrics of predictions.
 
@@ -81,8 +70,7 @@ def score(truth: np.ndarray, predictions: np.ndarray, label_names: Sequence[str]
         predictions (`np.ndarray` of shape `(scans, classes)` or `(scans,)`): probabilities or values.
         label_names (`Sequence[str]`): one per class; none for values.
     """
+    # Not through the metrics above, which write every prediction into a table of their own first.
     if label_names:
-        return _metric("classification").compute(
-            predictions=predictions, references=truth, label_names=list(label_names)
-        )
-    return _metric("regression").compute(predictions=predictions, references=truth)
+        return classification_metrics(truth, predictions, list(label_names))
+    return regression_metrics(truth, predictions)

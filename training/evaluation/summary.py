@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +40,25 @@ def summary(
         external (`dict`, *optional*): per external data set the result of every repeat.
         remarks (`dict`, *optional*): per task what its readers have to know.
     """
-    protocol = _protocol(design, folds)
     tasks = {}
     for task in design.recipe.tasks:
+        protocol = _protocol(design, task, folds)
         found = _task_summary(design, task, protocol, results)
         found.notes = list((remarks or {}).get(task.name, []))
         for name, outcomes in (external or {}).items():
             if any(task.name in outcome["tasks"] for outcome in outcomes):
                 found.external[name] = _task_summary(design, task, _external_protocol(protocol, name), outcomes)
         tasks[task.name] = found
-    settings = {
-        "pretraining": asdict(design.recipe.pretraining) if design.recipe.pretraining else None,
-        "fine-tuning": asdict(design.recipe.tuning) if design.recipe.tuning else None,
-    }
     tested = design.tested
     title = design.recipe.arguments.title
-    return Results(title, protocol, int(tested.subjects.nunique()), tasks, len(tested), settings)
+    return Results(
+        title,
+        _protocol(design, design.recipe.tasks[0], folds),
+        int(tested.subjects.nunique()),
+        tasks,
+        len(tested),
+        design.recipe.stages(),
+    )
 
 
 def prediction_tables(
@@ -65,7 +67,7 @@ def prediction_tables(
     """File name -> all test predictions of a task, one row per scan (and repeat)."""
     found = {}
     for task in design.recipe.tasks:
-        suffix = "" if design.recipe.tuning else f"_{file_name(task.name)}"
+        suffix = "" if design.recipe.is_one_tuning else f"_{file_name(task.name)}"
         for source, outcomes in {
             "": results,
             **{f"external_{name}_": each for name, each in external.items()},
@@ -128,7 +130,7 @@ def _task_summary(
     columns = [column for column in dict.fromkeys((arguments.site_column, "sex")) if column != task.name]
     groups = {column: _by_group(design, column, pooled, results, task) for column in columns}
     return TaskResults(
-        title=arguments.title if design.recipe.tuning else f"{arguments.title}: {task.name}",
+        title=arguments.title if design.recipe.is_one_tuning else f"{arguments.title}: {task.name}",
         protocol={"task": task.name, "labels": list(task.labels), **own, **protocol},
         n_subjects=int(tested.subjects.nunique()),
         n_scans=len(rows),
@@ -209,9 +211,9 @@ def _weighted_mean(groups: Sequence[Group]) -> Group:
     return Group(sum(group.n_subjects for group in groups), models)
 
 
-def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
-    """How the numbers came about, in words."""
-    arguments, stage, tuning = design.recipe.arguments, design.recipe.last_stage, design.recipe.tuning
+def _protocol(design: Design, task: Task, folds: Sequence[Folds]) -> dict[str, Any]:
+    """How the numbers of a task came about, in words."""
+    recipe, arguments, tuning = design.recipe, design.recipe.arguments, design.recipe.tuning_of(task)
     by = folds[0].stratified_by
     split = "by subject"
     if arguments.splits is not None:
@@ -224,10 +226,10 @@ def _protocol(design: Design, folds: Sequence[Folds]) -> dict[str, Any]:
         "folds": len(folds[0].test_subjects),
         "split": split,
         "split_checksum": folds[0].checksum if len(folds) == 1 else [each.checksum for each in folds],
-        "epoch": _epoch(stage),
+        "epoch": _epoch(tuning or recipe.last_stage),
         "pretraining": (
             "in every fold, on its training subjects only"
-            if tuning is None or design.recipe.pretraining is not None
+            if tuning is None or recipe.pretraining is not None
             else tuning.checkpoint or "none"
         ),
     }

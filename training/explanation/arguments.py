@@ -28,6 +28,9 @@ class ExplainArguments:
         "", "Folder for tables, pictures and the HTML page.", example="runs/explained", required=True
     )
     variables: list[str] = setting([], "Variables to explain; default: the task, or all pretrained ones.")
+    atlas: str | None = setting(
+        None, "Atlas whose regions are shown, where checkpoint and data have several in common.", example="aal-116"
+    )
     method: Literal["mean", "rollout", "best_layer"] = setting(
         "mean",
         'What is drawn: "mean" (over heads and layers), "rollout" (followed through the layers), or "best_layer" (the '

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.cohort import Cohort
+from ..trainer.prediction import for_model
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def attention_by_scan(
     model.eval()
     layers, rolled, logits = [], [], []
     for connectivity in cohort.batches(batch_size):
-        outputs = model(connectivity=connectivity.to(model.device), output_attentions=True)
+        outputs = model(connectivity=for_model(model, cohort, connectivity, model.device), output_attentions=True)
         cross = torch.stack([maps.float().mean(1) for maps in outputs.cross_attentions], dim=1)
         own = torch.stack([maps.float().mean(1) for maps in outputs.attentions], dim=1)
         layers.append(cross[:, :, tokens].cpu().numpy())

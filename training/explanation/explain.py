@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm import BEITokenizer, BEIVariable, LCMProcessor
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort, load_cohort
-from ..data.combine import for_checkpoint, in_atlas_of
+from ..data.combine import for_checkpoint
 from ..data.folds import Folds
 from ..storage.files import claim
 from ..trainer.checkpoints import load_model, load_processor
@@ -40,12 +40,12 @@ def _explain(arguments: ExplainArguments, output: Path) -> list[Explained]:
     cohort = load_cohort(arguments.data)
     models = _models(arguments, cohort)
     processor = load_processor(models[0][0])
-    cohort, tokenizer = in_atlas_of(processor.feature_extractor, cohort), processor.tokenizer
+    cohort, tokenizer = _in_one_atlas(processor, cohort, arguments.atlas), processor.tokenizer
     variables = _variables(arguments, tokenizer)
     parts: dict[str, list[dict[str, Any]]] = {variable.name: [] for variable in variables}
     reads_edges = False
     for checkpoint, shown in models:
-        model, own_tokenizer, shown = _load(checkpoint, shown)
+        model, own_tokenizer, shown = _load(checkpoint, shown, arguments.atlas)
         reads_edges |= model.config.edge_readout
         for variable in variables:
             parts[variable.name].append(_part(model, own_tokenizer, shown, variable.name, arguments))
@@ -86,10 +86,21 @@ def _variables(arguments: ExplainArguments, tokenizer: BEITokenizer) -> list[BEI
     return [known[name] for name in names]
 
 
-def _load(checkpoint: str, cohort: Cohort) -> tuple[PreTrainedModel, BEITokenizer, Cohort]:
+def _in_one_atlas(processor: LCMProcessor, cohort: Cohort, atlas: str | None) -> Cohort:
+    """The scans in the checkpoint's atlas; of several in common with the data, in the one that was named."""
+    shared = for_checkpoint(processor, cohort)
+    if atlas is None and shared.others:
+        raise ValueError(
+            f"Checkpoint and data have the atlases {', '.join(shared.atlases)} in common: name the one whose regions "
+            "are to be shown, with --atlas."
+        )
+    return shared if atlas is None else shared.with_atlas(atlas)
+
+
+def _load(checkpoint: str, cohort: Cohort, atlas: str | None) -> tuple[PreTrainedModel, BEITokenizer, Cohort]:
     """Model and tokenizer of a checkpoint, and the scans in its atlas."""
     processor = load_processor(checkpoint)
-    shown = for_checkpoint(processor, cohort)
+    shown = _in_one_atlas(processor, cohort, atlas)
     model = load_model(checkpoint, attn_implementation="eager")
     if model.config.closed_form:
         raise ValueError(

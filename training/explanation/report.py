@@ -181,7 +181,8 @@ def _connectivity_difference(entry: Explained, cohort: Cohort) -> np.ndarray:
     """Mean FC of the scans with the label minus that of the others, `(regions, regions)`."""
     means = []
     for wanted in (True, False):
-        scans = entry.scans[entry.has_label == wanted]
+        # Scans are numbered as in the data set, of which the cohort holds those in one atlas.
+        scans = cohort.table.index.get_indexer(entry.scans[entry.has_label == wanted])
         total = np.zeros((cohort.num_regions,) * 2)
         for start in range(0, len(scans), 256):
             total += cohort.connectivity(scans[start : start + 256]).sum(0)

@@ -69,7 +69,7 @@ def _demo(output: Path) -> Results:
         data=str(output / "dataset"),
         output=str(output / "folds"),
         pretrain=str(CONFIGS / "pretrain.yaml"),
-        finetune=str(CONFIGS / "finetune.yaml"),
+        finetune=[str(CONFIGS / "finetune.yaml")],
     )
     results = evaluate(evaluating)
     (found,) = results.tasks.values()

@@ -59,7 +59,7 @@ def evaluation_arguments(
     return EvaluateArguments(
         data=str(data),
         output=str(output / "evaluation"),
-        finetune=str(recipe),
+        finetune=[str(recipe)],
         n_folds=arguments.n_folds,
         repeats=arguments.repeats,
         baselines=list(arguments.baselines),

@@ -197,6 +197,11 @@ class MergeArguments:
         False,
         "Cohorts of several atlases: one data set per atlas, in OUTPUT/ATLAS, with one vocabulary and the same ids.",
     )
+    union: bool = setting(
+        False,
+        "Cohorts without an atlas in common, too, become one data set, for a model of several atlases; each scan then "
+        "has the atlases of its own cohort.",
+    )
     aliases: str | None = setting(None, "YAML file of labels that mean the same: {variable: {spelling: label}}.")
     prefix_sites: bool = setting(
         False, "Put the cohort before the names of sites and scanners: equal names are different ones."

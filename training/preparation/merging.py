@@ -1,7 +1,7 @@
 """Several prepared cohorts -> one data set."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,9 @@ from .parts import Part, join_atlases
 from .quality import Rules, Statistics, shift_against
 from .report import Pictures
 from .shards import CHUNK
+
+
+_OF_AN_ATLAS = ("atlas", "num_regions", "region_names")  # what is another one in another atlas
 
 
 def merge(arguments: MergeArguments) -> list[Path]:
@@ -73,7 +76,7 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
     for part in parts:
         groups.setdefault(file_name(str(part.extractor.atlas)) if arguments.by_atlas else "", []).append(part)
     for group in groups.values():
-        _check_fit(group)
+        _check_fit(group, arguments.union)
 
     def fill(folder: Path) -> None:
         for name, group in groups.items():
@@ -147,15 +150,21 @@ def _join_subjects(parts: list[Part]) -> None:
         start = here.stop
 
 
-def _check_fit(parts: list[Part]) -> None:
-    """FC of all parts must be of the same regions in the same order, computed the same way, and columns alike."""
+def _check_fit(parts: list[Part], union: bool) -> None:
+    """FC of all parts must be of the same regions in the same order, computed the same way, and columns alike.
+
+    In a union, regions must be the same where the atlas is.
+    """
     first = parts[0]
+    known = {atlas: (first.name, extractor) for atlas, extractor in first.cohort.atlases.items()}
     for part in parts[1:]:
-        mine, theirs = first.cohort.atlases, part.cohort.atlases
-        pairs = [(mine[atlas], theirs[atlas]) for atlas in mine if atlas in theirs]
+        shared = [(*known[atlas], each) for atlas, each in part.cohort.atlases.items() if atlas in known]
+        if not shared and union:
+            _require_same_fc(first.name, part.name, first.extractor, part.extractor, _OF_AN_ATLAS)
         # Without an atlas in common, the first ones say what differs.
-        for pair in pairs or [(first.extractor, part.extractor)]:
-            _require_same_fc(first.name, part.name, *pair)
+        for name, mine, theirs in shared or [(first.name, first.extractor, part.extractor)] * (not union):
+            _require_same_fc(name, part.name, mine, theirs)
+        known = {atlas: (part.name, each) for atlas, each in part.cohort.atlases.items()} | known
         for name in set(part.table.columns) & set(first.table.columns):
             kinds = [
                 pd.api.types.is_numeric_dtype(p.table[name]) for p in (first, part) if p.table[name].notna().any()
@@ -167,16 +176,21 @@ def _check_fit(parts: list[Part]) -> None:
                 )
 
 
-def _require_same_fc(first: str, second: str, mine: FCFeatureExtractor, theirs: FCFeatureExtractor) -> None:
+def _require_same_fc(
+    first: str, second: str, mine: FCFeatureExtractor, theirs: FCFeatureExtractor, may_differ: Sequence[str] = ()
+) -> None:
     for key, (here, there) in mine.differences(theirs).items():
+        if key in may_differ:
+            continue
         if key == "region_names":
             raise ValueError(
                 f"{first} and {second} have other region names, or another order of them (fingerprints {here} and "
                 f"{there}): prepare both with the same table of regions."
             )
+        ways_out = ", keep atlases apart with --by_atlas true, or put them side by side with --union true"
         raise ValueError(
             f"{first} and {second} do not fit together: {key} is {here!r} and {there!r}. Prepare both alike"
-            + (", or keep atlases apart with --by_atlas true." if key in ("atlas", "num_regions") else ".")
+            f"{ways_out if key in _OF_AN_ATLAS else ''}."
         )
 
 

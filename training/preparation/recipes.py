@@ -14,7 +14,7 @@ from .phenotypes import Column
 COHORTS = Path(__file__).parents[1] / "cohorts"
 _COLUMN_KEYS = ("column", "value", "missing", "range", "exclude", "factor")
 _VARIABLE_KEYS = tuple(item.name for item in fields(BEIVariable) if item.name not in ("name", "mean", "std"))
-_KEYS = ("title", "terms", "url", "citation", "download", "settings", "variables", "same_person", "keep_rows")
+_KEYS = ("name", "title", "terms", "url", "citation", "download", "settings", "variables", "same_person", "keep_rows")
 _REQUIRED = ("title", "terms", "settings", "variables")
 
 
@@ -23,7 +23,8 @@ class Recipe:
     """A cohort's description.
 
     Args:
-        name (`str`): id of the cohort, the file's name; becomes the column `dataset`.
+        name (`str`): id of the cohort, else the file's name; becomes the column `dataset`, by which other cohorts'
+            `same_person` and checkpoints' records know its subjects.
         title (`str`): full name.
         terms (`str`): terms of use, shown before anything is prepared.
         url (`str`): where to apply or download.
@@ -135,7 +136,7 @@ def _recipe(path: Path, content: dict[str, Any]) -> Recipe:
         )
     columns = tuple(_column(path, name, entry) for name, entry in content["variables"].items())
     return Recipe(
-        path.stem,
+        str(content.get("name", path.stem)),
         columns=columns,
         same_person={str(key): str(value) for key, value in (content.get("same_person") or {}).items()},
         keep_rows={key: [str(value) for value in values] for key, values in (content.get("keep_rows") or {}).items()},
@@ -168,5 +169,5 @@ def _column(path: Path, name: str, entry: Any) -> Column:
             exclude=tuple(map(str, entry.get("exclude") or ())),
             factor=float(entry.get("factor", 1)),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -14,6 +14,9 @@ from .recipes import Recipe
 from .sources.base import Source
 
 
+MANY_COLUMNS, LONG_NAME = 15, 40  # an error lists so many, of so many characters
+
+
 def check_table(raw: pd.DataFrame, arguments: PrepareArguments, recipe: Recipe) -> None:
     """Refuse a table whose scans cannot be told apart or that lacks a column.
 
@@ -122,7 +125,9 @@ def _wanted(arguments: PrepareArguments, raw: pd.DataFrame) -> dict[str, str]:
 def _require_columns(raw: pd.DataFrame, names: list[str], where: str) -> None:
     missing = sorted({name for name in names if name not in raw.columns})
     if missing:
+        listed = ", ".join(name[:LONG_NAME] for name in raw.columns[:MANY_COLUMNS])
+        more = f" and {len(raw.columns) - MANY_COLUMNS} more" if len(raw.columns) > MANY_COLUMNS else ""
         raise ValueError(
-            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, raw.columns))}."
-            f"{did_you_mean(missing[0], map(str, raw.columns))}"
+            f"{where} has no column {', '.join(map(repr, missing))}; it has {listed}{more}."
+            f"{did_you_mean(missing[0], raw.columns)}"
         )

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from .ablation import ABLATIONS, ablation_table
 from .results import (
     CONSTANT,
     LCM,
@@ -100,11 +101,18 @@ COMPARISONS = {
 }
 
 
-def tables(records: dict[str, Results]) -> dict[str, str]:
-    """Content by mark: of every study that is in no comparison, and of every comparison."""
+def compared_studies() -> set[str]:
+    """Names of the studies that stand in a table with others."""
     compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
+    return compared | {name for ablation in ABLATIONS.values() for name in ablation.studies}
+
+
+def tables(records: dict[str, Results]) -> dict[str, str]:
+    """Content by mark: of every study that is in no comparison, and of every comparison and ablation."""
+    compared = compared_studies()
     found = {name: study_tables(name, metrics) for name, metrics in records.items() if name not in compared}
-    return found | {name: comparison_table(comparison, records) for name, comparison in COMPARISONS.items()}
+    found |= {name: comparison_table(comparison, records) for name, comparison in COMPARISONS.items()}
+    return found | {name: ablation_table(ablation, records) for name, ablation in ABLATIONS.items()}
 
 
 def between_marks(text: str, name: str, content: str) -> str:
@@ -122,7 +130,7 @@ def between_marks(text: str, name: str, content: str) -> str:
 def summary_table(records: dict[str, Results]) -> str:
     """Markdown table of the headline metric of the studies with a linear baseline."""
     rows = ["| study | predicted | subjects | metric | LCM | linear on FC | linear on log FC |", "|" + " --- |" * 7]
-    compared = {name for comparison in COMPARISONS.values() for name in comparison.studies}
+    compared = compared_studies()
     for name, record in records.items():
         for task, results in record.tasks.items() if name not in compared else ():
             if "linear" not in results.models:

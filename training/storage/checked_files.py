@@ -23,6 +23,7 @@ from modeling_lcm.loading_lcm import check_place, file_of
 from .manifest import CARDS, CHECKSUMS, is_inside, read_checksums, require_intact
 
 
+MODEST = 10_000_000  # weights, for which there is memory anywhere
 PROCESSOR_CONFIG = "processor_config.json"
 # Settings that name a class, and the one of ours that they may name.
 OWN = {
@@ -51,10 +52,11 @@ def check_files(place: str) -> None:
         _require_intact_repository(place)
     for name in (*NAMING, *(f"processor/{name}" for name in NAMING)):
         _refuse_foreign_classes(place, name)
-    weight_files(place)
+    names = weight_files(place)
     if read_settings_file(place, "config.json"):
         with _damage_named(place, "the settings in config.json"):
-            LCMConfig.from_pretrained(place)
+            config = LCMConfig.from_pretrained(place)
+        _refuse_larger_than_weights(place, config, names)
     megatron = read_settings_file(place, ADAPTER_CONFIG).get("megatron_config")
     if megatron is not None:
         raise ValueError(f"{place}: {ADAPTER_CONFIG} asks for a module of its own (megatron_config); nothing was run.")
@@ -120,6 +122,21 @@ def weight_files(place: str) -> list[str]:
     if not all(isinstance(name, str) and is_inside(name) and "/" not in name for name in names):
         raise ValueError(f"{place}: {SAFE_WEIGHTS_INDEX_NAME} is damaged, or names files outside the folder.")
     return sorted(set(names))
+
+
+def _refuse_larger_than_weights(place: str, config: LCMConfig, names: list[str]) -> None:
+    """Raise `ValueError` where a configuration describes more than its files hold, before memory is taken for it."""
+    width, inner = config.hidden_size, config.intermediate_size
+    described = config.num_hidden_layers * (4 * width**2 + 2 * width * inner) + config.num_regions * width
+    if described < MODEST:
+        return
+    paths = [file_of(place, name) for name in names]
+    held = sum(Path(path).stat().st_size for path in paths if path is not None)  # bytes: at least as many as weights
+    if all(paths) and described > MODEST + 8 * held:  # packed weights have four bits
+        raise ValueError(
+            f"{place}: config.json describes a model of about {described:.1e} weights, and its files hold "
+            f"{held / 1e6:.0f} MB: one of them is of another checkpoint."
+        )
 
 
 @torch.no_grad()

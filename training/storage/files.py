@@ -44,6 +44,7 @@ def claim(path: str | Path, resume: bool = False) -> Iterator[Path]:
     with lock_of(target):
         require_new(target, resume)  # it may have been finished a moment ago
         remove_leftovers(target)
+        require_new(target, resume)  # a folder that was being replaced is back
         yield target
 
 
@@ -55,6 +56,8 @@ def target_of(path: Path) -> Path:
 def require_new(path: str | Path, resume: bool = False) -> Path:
     """The path of an output folder or file that does not exist yet, or is an empty folder.
 
+    What a killed run was writing is nothing.
+
     Raises:
         ValueError: no path was given.
         FileExistsError: something is there already and `resume` is false.
@@ -62,7 +65,7 @@ def require_new(path: str | Path, resume: bool = False) -> Path:
     if not str(path):
         raise ValueError("No output was given: add --output PATH.")
     path = Path(path)
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    occupied = any(not _HIDDEN.fullmatch(each.name) for each in path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not resume:
         raise FileExistsError(f"{path} already holds results, and they are never overwritten. Choose another output.")
     return path

@@ -68,6 +68,11 @@ class LoopArguments(DataArguments):
         "Mix pairs of scans, and their losses, by a share drawn from Beta(mixup, mixup); 0: never. 1 suits cohorts "
         "of hundreds, where it is the regulariser that helps most.",
     )
+    atlas_dropout: float = setting(
+        0.0,
+        "Probability of a training scan to lose each of its atlases, but never the last one: for models of several "
+        "atlases, which then do with one.",
+    )
     class_weights: Literal["none", "balanced"] = setting(
         "none",
         '"none", or "balanced": in every categorical variable each label has the same share in the loss, whatever its '
@@ -122,6 +127,7 @@ class LoopArguments(DataArguments):
         _require(self, "window_fraction", 0 <= self.window_fraction < 1, "must be 0, or lie between 0 and 1")
         if self.window_volumes and self.window_fraction:
             raise ValueError("Give window_volumes or window_fraction, not both.")
+        _require(self, "atlas_dropout", 0 <= self.atlas_dropout < 1, "must be 0, or lie between 0 and 1")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie between 0 and 1")
 
 
@@ -138,7 +144,7 @@ class PretrainArguments(LoopArguments):
         ["sex"], "Phenotype columns with labels to learn from.", group="what is learnt", example="sex diagnosis"
     )
     continuous: list[str] = setting(["age"], "Phenotype columns with numbers to learn from.")
-    atlas: str | None = setting(None, "Atlas to learn from, where the data have several.", example="aal-116")
+    atlas: str | None = setting(None, "Atlas to learn from alone. Default: all that the data have.", example="aal-116")
     vocabulary: str | None = setting(
         None, "Folder of a saved BEI tokenizer, instead of a vocabulary built from the training records."
     )
@@ -255,6 +261,9 @@ class PlanArguments:
     memory: float = setting(0.0, "Gigabytes of main memory; 0: this machine's.")
     batch_size: int = setting(8, "Scans per process and forward pass.")
     regions: int = setting(116, "Regions of the atlas.")
+    atlases: list[str] = setting(
+        [], "Instead of regions: the atlases of a model of several, by id.", example="aal-116 harvard-oxford-111"
+    )
     tokens: int = setting(31, "BEI tokens: one per label and per continuous variable.")
     lora_rank: int = setting(8, "Rank of the adapters.")
 

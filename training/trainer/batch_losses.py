@@ -1,7 +1,8 @@
 """Losses of batches: with noise, with mixup, and of the read-out as validation uses it."""
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +17,89 @@ LABELS = ("labels", "bei_targets")  # label tensors of a batch; the second only 
 
 
 def batch_loss(
-    model: nn.Module, head: LCMHead, batch: dict[str, Tensor], counts: Tensor, noise: float, mixup: float
+    model: nn.Module,
+    head: LCMHead,
+    batch: dict[str, Any],
+    counts: Tensor,
+    noise: float,
+    mixup: float,
+    atlas_dropout: float = 0.0,
 ) -> Tensor:
     """Training loss of one batch; with mixup, of pairs of its scans, weighing both scans' labels by their shares.
+
+    Of scans in several atlases, those with the same ones are mixed.
 
     Args:
         model (`nn.Module`): what is called, wrapped for several processes or not.
         head (`LCMHead`): the LCM head in it.
-        batch (`dict[str, Tensor]`): `connectivity` `(batch, regions, regions)` and label tensors.
+        batch (`dict[str, Any]`): `connectivity` `(batch, regions, regions)`, or a dictionary of these by atlas, and
+            label tensors.
         counts (`Tensor` of shape `(targets,)`): recorded labels in the whole optimisation step.
         noise (`float`): standard deviation of the symmetric noise that is added to FC; 0 for none.
         mixup (`float`): parameter of the Beta distribution of a scan's share; 0 for no mixup.
+        atlas_dropout (`float`): probability of a scan to lose an atlas; one always stays.
 
     Returns:
         A scalar.
     """
-    connectivity = with_noise(batch["connectivity"], noise)
+    given = batch["connectivity"]
+    scans = {name: with_noise(part, noise) for name, part in _parts(given).items()}
     labels = {name: batch[name] for name in LABELS if name in batch}
     if not mixup:
-        return model(connectivity=connectivity, **labels, target_counts=counts).loss
+        return model(connectivity=_like(given, scans, atlas_dropout), **labels, target_counts=counts).loss
     share = Beta(mixup, mixup).sample().item()
-    partner = torch.randperm(len(connectivity), device=connectivity.device)
-    outputs = model(connectivity=share * connectivity + (1 - share) * connectivity[partner])
+    partner = _partners(scans)
+    mixed = {name: share * part + (1 - share) * part[partner] for name, part in scans.items()}
+    outputs = model(connectivity=_like(given, mixed, atlas_dropout))
 
     def loss_of(targets: dict[str, Tensor]) -> Tensor:
         return cast(Tensor, head.compute_loss(outputs.layer_logits, **targets, target_counts=counts))
 
     return share * loss_of(labels) + (1 - share) * loss_of({name: values[partner] for name, values in labels.items()})
+
+
+def _parts(connectivity: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return connectivity if isinstance(connectivity, Mapping) else {"": connectivity}
+
+
+def _like(given: Tensor | Mapping[str, Tensor], scans: dict[str, Tensor], atlas_dropout: float) -> Any:
+    """Scans by atlas, some of which lose an atlas, in the form that they were given in."""
+    return without_atlases(scans, atlas_dropout) if isinstance(given, Mapping) else scans[""]
+
+
+def _present(scans: Mapping[str, Tensor]) -> Tensor:
+    """Which atlases every scan has, bool `(batch, atlases)`."""
+    return torch.stack([~part[:, 0, 0].isnan() for part in scans.values()], 1)
+
+
+def _partners(scans: Mapping[str, Tensor]) -> Tensor:
+    """For every scan another one to be mixed with, `(batch,)`: of those that have the same atlases."""
+    some = next(iter(scans.values()))
+    partner = torch.randperm(len(some), device=some.device)
+    if len(scans) == 1:
+        return partner
+    _, kind = _present(scans).unique(dim=0, return_inverse=True)
+    # Scans by kind, in their own order and in a random one.
+    found = torch.empty_like(partner)
+    found[kind.argsort(stable=True)] = partner[kind[partner].argsort(stable=True)]
+    return found
+
+
+def without_atlases(scans: dict[str, Tensor], probability: float) -> dict[str, Tensor]:
+    """Scans of which each has lost each of its atlases with a probability, but never its last one.
+
+    Args:
+        scans (`dict[str, Tensor]`): FC by atlas `(batch, regions, regions)`, NaN where a scan lacks the atlas.
+        probability (`float`): 0 for none.
+    """
+    if not probability or len(scans) == 1:
+        return scans
+    present = _present(scans)
+    draw = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+    # The atlas with the largest number stays in any case: as often one as another.
+    kept = (draw >= probability) | (draw == draw.amax(1, keepdim=True))
+    columns = zip(scans.items(), kept.T, strict=True)
+    return {name: part.masked_fill(~stays[:, None, None], torch.nan) for (name, part), stays in columns}
 
 
 def with_noise(connectivity: Tensor, std: float) -> Tensor:
@@ -59,7 +116,7 @@ def readout_loss(logits: Tensor, labels: Tensor, layout: TargetLayout) -> Tensor
     return multitask_loss(losses[:, 0], labels, layout)
 
 
-def target_counts(batch: dict[str, Tensor]) -> Tensor:
+def target_counts(batch: dict[str, Any]) -> Tensor:
     """Recorded labels per target: the task's (or all variables') first, then those of `bei_targets`."""
     columns = [batch[name].float().reshape(len(batch["positions"]), -1) for name in LABELS if name in batch]
     return torch.cat([labelled(column).sum(0) for column in columns])

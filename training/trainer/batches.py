@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..data.cohort import Cohort
 from ..data.torch_datasets import ConnectomeDataset, WindowDataset
 from .arguments import LoopArguments
 
@@ -68,6 +70,18 @@ def batch_shares(arguments: LoopArguments, processes: int) -> tuple[int, int]:
         )
     size = max(size for size in range(1, min(share, arguments.batch_size) + 1) if share % size == 0)
     return size, share // size
+
+
+def require_two_atlases(cohort: Cohort, arguments: LoopArguments) -> None:
+    """Raise `ValueError` for atlas dropout that would change nothing: no scan has an atlas to spare."""
+    if not arguments.atlas_dropout:
+        return
+    several = np.sum([part.are_there() for part in cohort.by_atlas], axis=0) > 1
+    if not several.any():
+        raise ValueError(
+            f"atlas_dropout is {arguments.atlas_dropout}, but no scan has two atlases (the data have "
+            f"{', '.join(cohort.atlases)}): set it to 0."
+        )
 
 
 def training_dataset(scans: ConnectomeDataset, arguments: LoopArguments) -> ConnectomeDataset:

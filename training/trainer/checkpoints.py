@@ -20,6 +20,7 @@ from modeling_lcm import (
 from modeling_lcm.adapter_loading_lcm import ADAPTER_CONFIG
 from modeling_lcm.loading_lcm import check_place
 
+from ..data.identity import require_subjects
 from ..storage.checked_files import check_files, load_own_processor, read_settings_file, refuse_broken_weights
 from ..storage.files import write_folder, write_json
 from ..storage.manifest import seal
@@ -62,12 +63,18 @@ def save_checkpoint(
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any]:
-    """The run's record beside a checkpoint, a folder or a Hub repository; empty where none is within reach."""
+    """The run's record beside a checkpoint, a folder or a Hub repository; empty where none is within reach.
+
+    Raises:
+        ValueError: it, or another file of the checkpoint, is damaged.
+    """
     try:
         check_files(str(checkpoint))
     except FileNotFoundError:
         return {}
-    return read_settings_file(str(checkpoint), RECORD)
+    record = read_settings_file(str(checkpoint), RECORD)
+    require_subjects(record, f"{checkpoint}: {RECORD}")
+    return record
 
 
 def load_processor(checkpoint: str) -> LCMProcessor:

@@ -1,15 +1,18 @@
 """Fine-tuning by the ridge head: a cohort's scans and labels for `modeling_lcm`'s closed form."""
 
+import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modeling_lcm import LCMForSequenceClassification, LCMProcessor
-from modeling_lcm.closed_form_fit import fit_task
+from modeling_lcm.closed_form_fit import fit_log_edges
 from modeling_lcm.closed_form_heads import Scans
+from modeling_lcm.closed_form_model import SharedEdges, log_edges
+from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
 from ..data.cohort import Cohort
@@ -18,10 +21,49 @@ from ..data.folds import few_labels
 from ..data.identity import seen_subjects
 from .arguments import FinetuneArguments
 from .checkpoints import load_model, load_processor, read_record
+from .limits import training_limits
 from .vocabulary import announce_labels, only_labels, task_variable, warn_of_leakage
 
 
 logger = logging.getLogger(__name__)
+
+
+class SharedFits:
+    """What closed-form fits of several tasks to the same scans have in common, computed once.
+
+    Args:
+        log_fc (`Callable`, *optional*): gives log FC of a cohort by atlas, `(scans, shrinkages, edges)`, where it is
+            kept somewhere.
+        with_limits (`bool`): whether checkpoints that are kept will need statistics of the training scans.
+    """
+
+    def __init__(
+        self, log_fc: Callable[[Cohort], dict[str, NDArray[np.float32]]] | None = None, with_limits: bool = True
+    ) -> None:
+        self.edges = SharedEdges()
+        self.with_limits = with_limits
+        self._log_fc = log_fc
+        self._limits: tuple[bytes, TrainingLimits | None] | None = None
+
+    def log_fc(self, cohort: Cohort) -> dict[str, NDArray[np.float32]]:
+        """Log FC of some scans, by atlas."""
+        if self._log_fc is not None:
+            return self._log_fc(cohort)
+        return {part.id: log_edges(part.matrices(slice(None))) for part in cohort.by_atlas}
+
+    def limits(self, cohort: Cohort) -> TrainingLimits | None:
+        """Statistics of some scans, see [`training_limits`]; None where nobody needs them."""
+        if not self.with_limits:
+            return None
+        scans = name_of(cohort)
+        if self._limits is None or self._limits[0] != scans:
+            self._limits = scans, training_limits(cohort)
+        return copy.deepcopy(self._limits[1])
+
+
+def name_of(cohort: Cohort) -> bytes:
+    """The same for the same scans of one data set, in the same atlases."""
+    return "/".join(cohort.atlases).encode() + np.asarray(cohort.table.index).tobytes()
 
 
 def fit_ridge(
@@ -29,6 +71,7 @@ def fit_ridge(
     arguments: FinetuneArguments,
     announce: Callable[[str], None] | None = None,
     check_leakage: bool = True,
+    shared: SharedFits | None = None,
 ) -> tuple[LCMForSequenceClassification, LCMProcessor]:
     """Fit a task in closed form, from every atlas of the cohort that the checkpoint has, or from all without one.
 
@@ -37,6 +80,7 @@ def fit_ridge(
         arguments (`FinetuneArguments`): settings; `checkpoint` may be empty.
         announce (`Callable`, *optional*): called with lines about labels, scores and prior.
         check_leakage (`bool`): warn of columns that tell the label.
+        shared (`SharedFits`, *optional*): of other tasks that are fitted to the same scans.
 
     Raises:
         ValueError: an unknown column, labels or atlases that the checkpoint does not have, or too few labels.
@@ -70,22 +114,26 @@ def fit_ridge(
         values[np.setdiff1d(np.arange(len(values)), chosen)] = np.nan
     cohort, values = cohort.select(np.isfinite(values)), values[np.isfinite(values)]
     sites = cohort.table["site"].tolist() if "site" in cohort.table else None
-    scans = Scans(values, cohort.subjects.tolist(), sites)
+    shared = shared or SharedFits()
+    scans = Scans(values, cohort.subjects.tolist(), sites, name_of(cohort))
     tokenizer = None if processor is None else processor.tokenizer
-    extractors, matrices = matrices_of(cohort, base)
-    fitted = fit_task(matrices, extractors, scans, variable, base, tokenizer, arguments.site_relative)
+    # A checkpoint of one atlas has an id of its own for it.
+    ids = {name: name for name in cohort.atlases}
+    if base is not None and len(base.config.atlas_regions) == 1:
+        (own_id,) = base.config.atlas_regions
+        ids = {next(iter(ids)): own_id}
+    extractors = {ids[name]: each for name, each in cohort.atlases.items() if name in ids}
+    fitted = fit_log_edges(
+        lambda: {ids[name]: each for name, each in shared.log_fc(cohort).items() if name in ids},
+        extractors,
+        scans,
+        variable,
+        base,
+        tokenizer,
+        shared.edges,
+        arguments.site_relative,
+    )
     if announce is not None:
         for line in fitted.lines():
             announce(line)
     return fitted.model, fitted.processor
-
-
-def matrices_of(cohort: Cohort, base: Any = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """FC definitions and FC of a cohort by atlas, by the ids of a checkpoint of one atlas where there is one."""
-    found = cohort.connectivity()
-    by_atlas = dict(found) if isinstance(found, Mapping) else {next(iter(cohort.atlases)): found}
-    extractors = dict(cohort.atlases)
-    if base is not None and len(base.config.atlas_regions) == 1:
-        (name,) = base.config.atlas_regions
-        return {name: next(iter(extractors.values()))}, {name: next(iter(by_atlas.values()))}
-    return extractors, by_atlas

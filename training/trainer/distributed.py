@@ -56,22 +56,24 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
             return super().forward(rows)
         values = rows.to(torch.promote_types(rows.dtype, torch.float32))
         totals = _total(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
-        count = totals[-1].detach()
+        # No rows in any process (scans without this atlas): nothing to learn, and nothing to divide by.
+        count = totals[-1].detach().clamp_min(1)
         mean = totals[:-1] / count
         centred = values - mean
         # Two passes: the mean of squares minus the square of the mean would lose digits.
         variance = _total(centred.square().sum(0)) / count
-        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1), totals[-1].detach() > 0)
         return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _follow(self, mean: Tensor, variance: Tensor, has_rows: Tensor) -> None:
         counted, means, variances = self.num_batches_tracked, self.running_mean, self.running_var
         if counted is None or means is None or variances is None or self.momentum is None:
             raise TypeError("Shared batch norm keeps running statistics with a momentum; this one keeps none.")
         counted.add_(1)
-        means.lerp_(mean.to(means.dtype), self.momentum)
-        variances.lerp_(variance.to(variances.dtype), self.momentum)
+        weight = self.momentum * has_rows.to(means.dtype)
+        means.lerp_(mean.to(means.dtype), weight)
+        variances.lerp_(variance.to(variances.dtype), weight)
 
 
 class _Total(torch.autograd.Function):

@@ -21,15 +21,16 @@ from modeling_lcm import (
 )
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.loading_lcm import without_weights
+from modeling_lcm.readouts_lcm import edge_readouts
 
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.torch_datasets import ConnectomeDataset
 from ..storage.checked_files import refuse_broken_weights
 from .arguments import FinetuneArguments
-from .batches import training_dataset
+from .batches import require_two_atlases, training_dataset
 from .checkpoints import load_processor
-from .closed_form import fit_ridge
+from .closed_form import SharedFits, fit_ridge
 from .limits import training_limits
 from .loop import Trainer
 from .lora import with_adapter
@@ -60,6 +61,7 @@ def finetune(
     after_epoch: Callable[[nn.Module], None] | None = None,
     check_leakage: bool = True,
     announce: Callable[[str], None] | None = None,
+    shared: SharedFits | None = None,
 ) -> tuple[LCMForSequenceClassification | PeftModel, LCMProcessor, list[dict[str, Any]]]:
     """Fine-tune a pretrained checkpoint for one downstream variable.
 
@@ -70,6 +72,7 @@ def finetune(
         after_epoch (`Callable`, *optional*): called with the model after every epoch; must not change it.
         check_leakage (`bool`): warn of columns that tell the label.
         announce (`Callable`, *optional*): called with a line about the labels, before training.
+        shared (`SharedFits`, *optional*): what the ridge head shares with other tasks of the same scans.
 
     Returns:
         The fine-tuned model (a `PeftModel` with LoRA), its processor with the task, and one record per epoch (none of
@@ -81,13 +84,15 @@ def finetune(
             checkpoint's.
     """
     if arguments.head == "ridge":
-        model, fitted = fit_ridge(cohort, arguments, announce, check_leakage)
+        shared = shared or SharedFits()
+        model, fitted = fit_ridge(cohort, arguments, announce, check_leakage, shared)
         known = [atlas for atlas in cohort.atlases if atlas in fitted.feature_extractor.by_atlas]
-        fitted.limits = training_limits(cohort.with_atlases(known) if known else cohort)
+        fitted.limits = shared.limits(cohort.with_atlases(known) if known else cohort)
         return model, fitted, []
     processor = load_processor(arguments.checkpoint)
     cohort.require_column(arguments.task)
     cohort = for_checkpoint(processor, cohort)
+    require_two_atlases(cohort, arguments)
     if not cohort.table[arguments.task].notna().any():
         raise ValueError(f"{arguments.task!r} is recorded for none of the training scans.")
     tokenizer = task_tokenizer(with_default_labels(processor.tokenizer, arguments), cohort, arguments)
@@ -105,7 +110,7 @@ def finetune(
         model.config.class_weights = task_class_weights(model.config, training.labels)
     if arguments.new_tokens == "related" and model.config.num_task_tokens:
         start_from_related_tokens(model, scans.select(kept))
-    freeze(model, arguments.frozen_layers, arguments.trainable == "tokens")
+    freeze(model, arguments.frozen_layers, arguments.trainable == "tokens", cohort.atlases)
     trainable = with_adapter(model, arguments) if arguments.adapter != "none" else model
     held_out = scans.select(validation) if len(validation) else None
     trainer = Trainer(trainable, training_dataset(training, arguments), held_out, arguments, folder)
@@ -168,11 +173,9 @@ def start_from_related_tokens(model: LCMForSequenceClassification, scans: Connec
     start = start + JITTER * torch.randn_like(start)
     model.task_embeddings.weight.copy_(torch.where(follows[:, None], start, model.task_embeddings.weight))
     if model.config.edge_readout:
-        edges, own = (
-            cast(nn.Linear, model.bei_edge_readout).weight[best],
-            cast(nn.Linear, model.task_edge_readout).weight,
-        )
-        own.copy_(torch.where(follows[:, None], edges, own))
+        pretrained, new = (edge_readouts(part) for part in (model.bei_edge_readout, model.task_edge_readout))
+        for key, own in new.items():
+            own.weight.copy_(torch.where(follows[:, None], pretrained[key].weight[best], own.weight))
     names = [
         f"{variable['name']}={label}" if label else variable["name"]
         for variable in model.config.bei_variables

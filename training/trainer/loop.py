@@ -102,6 +102,9 @@ class Trainer(Generic[Model]):
     ) -> None:
         self.arguments = arguments
         self.folder = folder
+        for data in (train_data, validation_data):
+            if data is not None:
+                data.by_atlas = len(lcm_head(model).config.atlas_regions) > 1
         self.train_data, self.validation_data = train_data, validation_data
         has_validation = validation_data is not None and len(validation_data) > 0
         if arguments.patience and not has_validation:
@@ -261,7 +264,7 @@ class Trainer(Generic[Model]):
                 self.checkpoints.save(self._best)
         return state.loss / state.step
 
-    def _agree(self, batches: list[dict[str, Tensor]]) -> tuple[Tensor, bool]:
+    def _agree(self, batches: list[dict[str, Any]]) -> tuple[Tensor, bool]:
         """Recorded labels per target in this step, over all processes, and whether one of these was told to stop."""
         counts = torch.stack([target_counts(batch) for batch in batches]).sum(0)
         stop = torch.full((1,), self._signals.requested, dtype=counts.dtype, device=counts.device)
@@ -276,7 +279,7 @@ class Trainer(Generic[Model]):
             f"{self.checkpoints.way_back()}."
         )
 
-    def _step(self, batches: list[dict[str, Tensor]], counts: Tensor) -> float:
+    def _step(self, batches: list[dict[str, Any]], counts: Tensor) -> float:
         """One optimisation step over some batches; every label weighs the same, whichever batch it is in."""
         accelerator, arguments = self.accelerator, self.arguments
         head = accelerator.unwrap_model(self.model)
@@ -285,7 +288,9 @@ class Trainer(Generic[Model]):
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = batch_loss(self.model, head, batch, counts, arguments.input_noise, arguments.mixup)
+                loss = batch_loss(
+                    self.model, head, batch, counts, arguments.input_noise, arguments.mixup, arguments.atlas_dropout
+                )
                 total = accelerator.reduce(loss.detach(), reduction="sum")
                 if not torch.isfinite(total):
                     raise FloatingPointError(self._describe_failure("loss", positions[number], loss))

@@ -26,9 +26,14 @@ def with_adapter(model: LCMForSequenceClassification, arguments: FinetuneArgumen
 
     Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024; rank-stabilised scaling, Kalajdzievski 2023.
     """
-    whole = {*head_modules(model), "stem.norm"}
-    if arguments.frozen_layers:
-        whole -= {"stem.norm", "edge_features"}
+    norms, means = {"stem.norm"}, {"edge_features"} & {*head_modules(model)}
+    if len(model.config.atlas_regions) > 1:  # of an atlas that no scan has, nothing trains
+        trained = [name for name, stem in model.model.stem.items() if stem.norm.weight.requires_grad]
+        norms = {f"stem.{name}.norm" for name in trained}
+        means = {f"edge_features.{name}" for name in trained if means}
+    whole = {*head_modules(model)} - {"edge_features"}
+    if not arguments.frozen_layers:
+        whole |= norms | means
     if not trains_pretrained_tokens(model.config):
         whole -= {"bei_edge_readout"}
     config = LoraConfig(

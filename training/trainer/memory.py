@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm.atlases import get_atlas
 
 from .arguments import FinetuneArguments, PlanArguments
 from .distributed import copy_with_tensors
@@ -39,6 +40,7 @@ class Setup:
 
     Args:
         size, mode, batch_size, regions, tokens, lora_rank: see [`PlanArguments`].
+        atlases (`tuple[int, ...]`): regions of each of several atlases, which every scan is taken to have.
         optimizer (`str`): "adamw" or "adafactor".
         checkpointing (`bool`): whether activations are recomputed in the backward pass.
         precision (`str`): "float32" or "bf16": of the weights in prediction, of the products (mixed precision) in
@@ -60,6 +62,7 @@ class Setup:
     shards: int = 1
     device: str = "cpu"
     overrides: tuple[tuple[str, Any], ...] = ()
+    atlases: tuple[int, ...] = ()
 
     @property
     def flags(self) -> str:
@@ -94,6 +97,8 @@ def footprint(setup: Setup) -> Footprint:
     # What the forward pass keeps does not depend on these.
     plain = replace(setup, optimizer="adamw", checkpointing=False, shards=1, device="cpu")
     whole = _without_content(replace(plain, precision="float32"), None)
+    if setup.atlases:  # which of them a scan has is read from its content; all regions in one atlas keep a bit more
+        plain = replace(plain, regions=sum(setup.atlases), atlases=())
     weights = sum(tensor.numel() for tensor in whole.state_dict().values())
     trained = [p.numel() for p in whole.parameters() if p.requires_grad]
     layer = sum(p.numel() for p in _layers(whole)[0].parameters())
@@ -161,6 +166,8 @@ def _make(setup: Setup, layers: int | None) -> LCMHead | PeftModel:
         {"name": "age", "kind": "continuous", "labels": [], "loss_weight": 1.0},
     ]
     chosen = dict(setup.overrides) | ({} if layers is None else {"num_hidden_layers": layers})
+    if setup.atlases:
+        chosen["atlases"] = {f"atlas-{index}": {"num_regions": count} for index, count in enumerate(setup.atlases)}
     config = LCMConfig.from_size(setup.size, num_regions=setup.regions, bei_variables=variables, **chosen)
     if setup.mode == "pretrain" or setup.mode == "predict":
         return LCMForMultitaskPretraining(config).train()
@@ -182,13 +189,15 @@ def candidates(arguments: PlanArguments, mode: str, gpus: int) -> list[Setup]:
         mode (`str`): one of `MODES`.
         gpus (`int`): 0 for the CPU.
     """
+    atlases = tuple(get_atlas(name).num_regions for name in arguments.atlases)
     first = Setup(
         arguments.size,
         mode,
         arguments.batch_size,
-        arguments.regions,
+        atlases[0] if atlases else arguments.regions,
         arguments.tokens,
         arguments.lora_rank,
+        atlases=atlases if len(atlases) > 1 else (),
         precision="bf16" if gpus and mode != "predict" else "float32",
         device="gpu" if gpus else "cpu",
     )
@@ -223,8 +232,9 @@ def plan(arguments: PlanArguments) -> list[str]:
     if not gpus:
         memory = arguments.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     where = f"{gpus} GPU(s) of {memory:g} GB" if gpus else f"CPU with {memory:.1f} GB of memory"
+    regions = " + ".join(str(get_atlas(name).num_regions) for name in arguments.atlases) or arguments.regions
     lines = [
-        f"{arguments.size}, batch {arguments.batch_size}, {arguments.regions} regions, {arguments.tokens} tokens; "
+        f"{arguments.size}, batch {arguments.batch_size}, {regions} regions, {arguments.tokens} tokens; "
         f"{where}; GB per device",
         f"{'mode':9}{'weights':>8}{'grads':>7}{'optim.':>7}{'activ.':>7}{'total':>7}  fits  settings",
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from modeling_lcm import BEITokenizer, LCMProcessor
 from modeling_lcm.closed_form_fit import one_extractor
 from modeling_lcm.closed_form_model import build_model
-from modeling_lcm.limits_lcm import TrainingLimits, most_scans
+from modeling_lcm.limits_lcm import PART, TrainingLimits, most_scans
 
 from ..data.identity import hash_names
 from ..storage.files import write_folder, write_json
@@ -78,5 +78,14 @@ def _limits(pool: Pool, atlas: str) -> TrainingLimits | None:
     """What the scans of an atlas are like, evenly chosen where there are very many."""
     rows, matrices = pool.rows[atlas], pool.connectivity[atlas]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most_scans(matrices.shape[-1])), dtype=int))
-    ages = pool.table["age"].to_numpy(float)[rows[chosen]]
-    return TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist(), ages)
+    ages = pool.table["age"].to_numpy(float)[rows]
+    limits = TrainingLimits.of(matrices[chosen], pool.subjects[rows[chosen]].tolist())
+    if limits is None:
+        return None
+    limits.learn_ages(ages)
+    for variable in pool.variables:
+        known = pool.table[variable.name].notna().to_numpy()[rows]
+        if 0 < known.mean() < PART:
+            cohorts = pool.table["cohort"].iloc[rows[known]].unique().tolist()
+            limits.learn_range(variable.name, matrices[known], ages[known], cohorts)
+    return limits

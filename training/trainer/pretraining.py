@@ -8,12 +8,13 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from modeling_lcm import BEITokenizer, LCMConfig, LCMForMultitaskPretraining, LCMProcessor
+from modeling_lcm.closed_form_fit import one_extractor
 
 from ..data.cohort import Cohort
 from ..data.folds import hold_out
 from ..data.torch_datasets import ConnectomeDataset
 from .arguments import PretrainArguments
-from .batches import training_dataset
+from .batches import require_two_atlases, training_dataset
 from .limits import training_limits
 from .loop import Trainer
 from .targets import class_weights
@@ -40,10 +41,12 @@ def pretrain(
         The trained model, its processor, and one record per epoch.
 
     Raises:
-        ValueError: a variable that the data does not have, or with a single value in the training scans; or the data
-            have several atlases, and none of them was chosen.
+        ValueError: a variable that the data does not have, or with a single value in the training scans; atlases whose
+            FC is defined differently; or atlas dropout, and no scan has two atlases.
     """
-    cohort = cohort.with_atlas(arguments.atlas)
+    cohort = cohort if arguments.atlas is None else cohort.with_atlas(arguments.atlas)
+    require_two_atlases(cohort, arguments)
+    extractor = one_extractor(cohort.atlases)
     training, held_out = (
         cohort.select(part) for part in hold_out(cohort.table, arguments.validation_fraction, arguments.seed, None)
     )
@@ -53,8 +56,8 @@ def pretrain(
     model = LCMForMultitaskPretraining(
         LCMConfig.from_size(
             arguments.size,
-            num_regions=cohort.num_regions,
             bei_variables=tokenizer.model_variables,
+            **({"atlases": extractor.atlases} if cohort.others else {"num_regions": cohort.num_regions}),
             **_overrides(arguments),
         )
     )
@@ -64,8 +67,8 @@ def pretrain(
     validation = _labelled(held_out, tokenizer) if len(held_out) else None
     trainer = Trainer(model, training_dataset(scans, arguments), validation, arguments, folder)
     history = trainer.train(after_epoch)
-    made = LCMProcessor(cohort.feature_extractor, tokenizer)
-    made.limits = training_limits(training)
+    made = LCMProcessor(extractor, tokenizer)
+    made.limits = training_limits(training, [variable.name for variable in tokenizer.variables])
     return trainer.trained, made, history
 
 

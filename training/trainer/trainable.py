@@ -1,6 +1,7 @@
 """Which weights train: parameter groups, frozen layers."""
 
 import re
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -77,17 +78,23 @@ def trains_pretrained_tokens(config: LCMConfig) -> bool:
     return bool(config.bei_loss_weight) or not config.num_task_tokens
 
 
-def freeze(model: LCMForSequenceClassification, frozen_layers: int = 0, tokens_only: bool = False) -> None:
+def freeze(
+    model: LCMForSequenceClassification,
+    frozen_layers: int = 0,
+    tokens_only: bool = False,
+    atlases: Iterable[str] | None = None,
+) -> None:
     """Exclude parameters from training, in place.
 
     The pretrained tokens' edge read-out is always excluded where it receives no gradient, as weight decay alone would
-    wear it down.
+    wear it down; so are stem and edge read-outs of an atlas that no scan has.
 
     Args:
         model (`LCMForSequenceClassification`): a head with a downstream task.
         frozen_layers (`int`): decoder layers, from the first one on, that stay as they are, together with the stem.
         tokens_only (`bool`): train the shared read-out, and tokens and edge read-out of the task alone. Those of the
             pretrained variables train too where they have a loss of their own, or are the task's.
+        atlases (`Iterable[str]`, *optional*): those of the scans; default: all of the model's.
 
     Raises:
         ValueError: more layers than the model has.
@@ -97,12 +104,22 @@ def freeze(model: LCMForSequenceClassification, frozen_layers: int = 0, tokens_o
         raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {config.num_hidden_layers} layers.")
     if config.edge_readout:
         model.bei_edge_readout.requires_grad_(trains_pretrained_tokens(config))
+    if atlases is not None and len(config.atlas_regions) > 1:
+        for name in config.atlas_regions.keys() - set(atlases):
+            for part in parts_of_atlas(model, name):
+                part.requires_grad_(False)
     if tokens_only:
         model.model.requires_grad_(False)
         model.model.bei_embeddings.requires_grad_(trains_pretrained_tokens(config))
     elif frozen_layers:
         model.model.stem.requires_grad_(False)
         model.model.layers[:frozen_layers].requires_grad_(False)
+
+
+def parts_of_atlas(model: LCMHead, atlas: str) -> list[nn.Module]:
+    """The stem and edge read-outs of one of a model's several atlases."""
+    whole = re.compile(rf"(?:model\.stem|(?:bei|task)_edge_readout)\.{re.escape(atlas)}")
+    return [module for name, module in model.named_modules() if whole.fullmatch(name)]
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -175,6 +175,7 @@ def test_groups_keep_people_together(separable, monkeypatch, baseline):
                 seen.append((set(people[train]), set(people[test])))
                 yield train, test
 
+    training.evaluation.baselines._drawn.cache_clear()
     monkeypatch.setattr(training.evaluation.baselines, "StratifiedGroupKFold", Recorder)
     baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
     assert len(seen) >= 3

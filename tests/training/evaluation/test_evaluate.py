@@ -52,9 +52,9 @@ def test_evaluate_end_to_end(
 
     monkeypatch.setitem(FITTED, "linear", ("linear", Recorder(linear_baseline.fit)))
     monkeypatch.setattr(training.evaluation.fold, "finetune", record_labels)
-    names = ("data", "output", "pretrain", "finetune", "n_folds", "workers")
+    names = ("data", "output", "pretrain", "n_folds", "workers")
     flags = [f"--{name}={getattr(arguments, name)}" for name in names]
-    flags += ["--baselines", "majority", "linear"]
+    flags += ["--finetune", *arguments.finetune, "--baselines", "majority", "linear"]
     evaluate.main(flags)
     assert "LCM" in capsys.readouterr().out
     folder = tmp_path / "folds"
@@ -91,7 +91,7 @@ def test_few_labels_are_the_same_for_every_member(
 ) -> None:
     design = training.evaluation.design.make_design(evaluate_arguments())
     shown = design.tested.select(np.arange(4, PEOPLE))
-    chosen, others = (few_labelled(design.recipe, shown, repeat) for repeat in (0, 1))
+    chosen, others = (few_labelled(design.recipe, design.recipe.tasks[0], shown, repeat) for repeat in (0, 1))
     assert np.bincount(design.recipe.tasks[0].truth(chosen)).tolist() == [4, 4]
     assert chosen.table.index.min() >= 4
     assert not chosen.table.index.equals(others.table.index)

@@ -188,7 +188,7 @@ def test_external_data_without_the_task(
         ({"split": "random"}, "split must be one of kfold, leave_site_out, got 'random'"),
         ({"repeats": 2, "split": "leave_site_out"}, "repeats draws new folds each time, which split 'leave_site_out'"),
         ({"repeats": 2, "splits": "x.json"}, r"which splits \(a split file\) cannot: use ensemble"),
-        ({"finetune": "x.yaml", "tasks": ["sex"]}, "with finetune its task is scored"),
+        ({"finetune": "x.yaml", "tasks": ["sex"]}, "with finetune its tasks are scored"),
         ({"finetune": "x.yaml", "train_data": ["b"]}, "train_data joins the pretraining of every fold"),
         (
             {"baselines": ["svn"]},

@@ -16,7 +16,7 @@ from training.evaluation.baselines import best_linear_baseline, linear_baseline
 from training.evaluation.comparison import FoldEdges
 from training.evaluation.confounds import confound_baseline, confound_columns
 from training.evaluation.cross_validation import evaluate
-from training.evaluation.features import LOG_FC, RAW_FC, features, stored_log_fc
+from training.evaluation.features import LOG_FC, RAW_FC, SHRINKAGE, features, stored_log_fc
 from training.evaluation.tasks import Task
 from training.evaluation.uncertainty import Predictions
 from training.evaluation.verdict import decisions, difference
@@ -146,14 +146,15 @@ def test_log_fc_is_kept_beside_the_data_and_computed_again_when_it_is_damaged(da
             np.testing.assert_array_equal(features(LOG_FC, cohort, stored), expected)
             part = cohort.select(np.array([3, 1]))
             np.testing.assert_array_equal(features(LOG_FC, part, stored), expected[[3, 1]])
-            written = stored.path.stat().st_mtime_ns
+            path = stored.paths[SHRINKAGE]
+            written = path.stat().st_mtime_ns
         with stored_log_fc(cohort, data) as stored:
-            assert stored.path.stat().st_mtime_ns == written  # nothing is computed twice
+            assert path.stat().st_mtime_ns == written  # nothing is computed twice
         if not damage:
-            content = bytearray(stored.path.read_bytes())
+            content = bytearray(path.read_bytes())
             content[-5] ^= 1
-            stored.path.write_bytes(content)
-    assert len(list((data / "cache").iterdir())) == 1
+            path.write_bytes(content)
+    assert list((data / "cache").glob(f"*_{SHRINKAGE:g}_*")) == [path]
     np.testing.assert_array_equal(features(RAW_FC, cohort, None), RAW_FC.of_matrices(cohort.connectivity()))
 
 
@@ -165,14 +166,14 @@ def test_log_fc_where_nothing_can_be_kept(dataset: Path, tmp_path: Path, capsys:
     with stored_log_fc(cohort, data) as stored:
         assert features(LOG_FC, cohort, stored).shape[0] == len(cohort)
     assert "Log FC is not kept for the next evaluation" in capsys.readouterr().err
-    assert not stored.path.exists()
+    assert not stored.paths[SHRINKAGE].exists()
 
 
 def test_models_of_a_fold_share_their_features(dataset: Path) -> None:
     cohort = load_cohort(dataset)
     training, test = cohort.select(np.arange(16)), cohort.select(np.arange(16, len(cohort)))
     edges = FoldEdges()
-    assert edges.span(RAW_FC, training, test) is edges.span(RAW_FC, training, test)
+    assert edges.span(linear_baseline, training, test) is edges.span(linear_baseline, training, test)
     labels = np.arange(16) % 2
     alone = linear_baseline(training.connectivity(), labels, test.connectivity())
-    np.testing.assert_array_equal(linear_baseline.in_span(edges.span(RAW_FC, training, test), labels), alone)
+    np.testing.assert_array_equal(linear_baseline.in_span(edges.span(linear_baseline, training, test), labels), alone)

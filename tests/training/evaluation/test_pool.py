@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def sleep(path):
 
 if __name__ == "__main__":
     import sys
-    list(run_jobs([Job(str(n), sleep, (f"{sys.argv[1]}/{n}",)) for n in range(2)], 2))
+    list(run_jobs([Job(str(n), sleep, (f"{sys.argv[1]}/{n}",)) for n in range(int(sys.argv[2]))], 2))
 """
 
 
@@ -148,7 +149,8 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -
     script.write_text(SLEEPER)
     places = [tmp_path / "0", tmp_path / "1"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(script), str(tmp_path), "2"]
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120
         while not all(place.is_file() and place.read_text() for place in places):
@@ -157,11 +159,36 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -
         parent.send_signal(number)
         parent.wait(60)
         workers = [int(place.read_text()) for place in places]
+        end = time.monotonic() + 120
         while any(is_alive(worker) for worker in workers):
             assert time.monotonic() < end, "a worker has outlived its parent"
             time.sleep(0.2)
     finally:
         parent.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+def test_workers_that_never_got_a_job_end_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(script), str(tmp_path), "1"]  # one job, two workers
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    end = time.monotonic() + 120
+    try:
+        while not (tmp_path / "0").is_file():
+            assert time.monotonic() < end and parent.poll() is None
+            time.sleep(0.1)
+        parent.kill()
+        parent.wait(60)
+        with pytest.raises(ProcessLookupError):
+            while True:
+                os.killpg(parent.pid, 0)
+                assert time.monotonic() < end, "a worker has outlived its parent"
+                time.sleep(0.2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def is_alive(process: int) -> bool:

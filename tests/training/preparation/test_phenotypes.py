@@ -15,7 +15,7 @@ from training.preparation.arguments import PrepareArguments
 from training.preparation.assemble import summary_of
 from training.preparation.build import prepare
 from training.preparation.phenotypes import Column, clean_columns, infer_columns
-from training.preparation.recipes import available, load_recipe
+from training.preparation.recipes import COHORTS, available, load_recipe
 from training.preparation.sources.tables import as_text_table
 
 
@@ -76,6 +76,16 @@ def test_ten_recipes_are_valid_and_state_their_terms() -> None:
         assert recipe.url.startswith("http"), name
         assert {"sex", "age", "state"} <= {variable.name for variable in recipe.variables}, name
         PrepareArguments(**recipe.settings)  # all are settings of the command
+
+
+def test_cohorts_of_the_open_weights_know_each_other_by_name() -> None:
+    """Otherwise `same_person` names nobody, and a subject of two cohorts is trained on and tested."""
+    recipes = [load_recipe(str(path)) for path in (COHORTS.parent / "configs" / "open").glob("*-*.yaml")]
+    assert len(recipes) == 9
+    named = {cohort for recipe in recipes for cohort in recipe.same_person}
+    assert named == {"abide1", "adhd200"}
+    assert named < {recipe.name for recipe in recipes}
+    PrepareArguments(**recipes[0].settings)
 
 
 @pytest.mark.parametrize(

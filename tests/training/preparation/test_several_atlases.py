@@ -313,3 +313,23 @@ def test_atlases_that_are_not_of_one_cohort_or_contradict(
     with pytest.raises(ValueError, match="are not of the same scans"):
         merged(small, one_by_one("large", "mixed up"), output=study / "both")
     assert not (study / "both").exists()
+
+
+def test_cohorts_in_different_atlases_side_by_side(one_by_one: Callable[..., Path], study: Path) -> None:
+    small = one_by_one("small")
+    table = pd.read_csv(study / "participants.tsv", sep="\t")
+    table.assign(participant_id="y" + table["participant_id"]).to_csv(study / "y.tsv", sep="\t", index=False)
+    for subject in IDS:
+        (study / "large" / f"{subject}.npy").rename(study / "large" / f"y{subject}.npy")
+    settings = {"participants": str(study / "y.tsv")}
+    strangers = one_by_one("large", "strangers", **settings)
+    both = merged(small, strangers, output=study / "both", union=True)
+    assert len(both) == 2 * SUBJECTS
+    assert (both.has_atlas("small") ^ both.has_atlas("large")).all()
+    assert (both.has_atlas("large") == (both.table["dataset"] == "strangers")).all()
+    # What is in the same atlas must have the same regions, whichever cohort comes first.
+    names = study / "names.tsv"
+    names.write_text("\n".join(["name", *(f"region {number}" for number in range(SIZES["large"]))]))
+    named = one_by_one("large", "named", regions=str(names), **settings)
+    with pytest.raises(ValueError, match="strangers and named have other region names"):
+        merged(small, strangers, named, output=study / "three", union=True)

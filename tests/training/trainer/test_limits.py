@@ -1,6 +1,7 @@
 """Predictions that know their limits, on the real connectomes that come with the repository."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.first_report.demonstration import DEMO_DATA
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.checkpoints import save_checkpoint
 from training.trainer.finetuning import finetune
-from training.trainer.limits import training_limits
+from training.trainer.limits import limits_table, summarise_limits, training_limits
 from training.trainer.prediction import predict_table
 from training.trainer.pretraining import pretrain
 from training.trainer.runs import record_of
@@ -208,3 +209,51 @@ def test_the_pipeline_and_the_estimator_say_it_too(checkpoint: Path, parts: dict
     fitted = LCMClassifier(str(checkpoint), epochs=1, task="sex").fit(training.connectivity(), labels)
     checks = fitted.limits(np.stack([*scans, noise]))
     assert [check.out_of_distribution for check in checks] == [False] * 4 + [True]
+
+
+def test_a_variable_of_one_part_has_limits_of_its_own(parts: dict[str, Cohort]) -> None:
+    """As a diagnosis that one cohort of a pool records: elsewhere its read-out answers, and means nothing."""
+    young, elderly = parts["training"], parts["elderly"]
+    rows = np.arange(len(young) + len(elderly))
+    both = Cohort(
+        pd.concat([young.table, elderly.table], ignore_index=True).assign(dataset="lemon"),
+        np.concatenate([young.triangles, elderly.triangles]),
+        young.feature_extractor,
+    )
+    diagnosis = np.where(rows < len(young), None, "CN")
+    both = replace(both, table=both.table.assign(diagnosis=diagnosis))
+    limits = training_limits(both, ["sex", "diagnosis", "not a column"])
+    assert limits is not None and set(limits.facts["ranges"]) == {"diagnosis"}
+    assert limits.facts["ranges"]["diagnosis"]["cohorts"] == ["lemon"]
+    table = limits_table(limits, both, set(), 16)
+    said = table["diagnosis_limits"]
+    assert (
+        said[: len(young)].str.contains(r"^diagnosis was learnt from 54 scans of lemon, unlike this one: .*age").all()
+    )
+    assert (said[len(young) :] == "").mean() > 0.9
+    line = next(line for line in summarise_limits(both.table.join(table)) if line.startswith("diagnosis"))
+    assert "scans are unlike those that it was learnt from, as sub-" in line
+    assert "diagnosis_limits" not in limits_table(limits, both.select(rows[-1:]), set(), 16)
+
+
+def test_every_atlas_of_a_scan_is_compared(limits: TrainingLimits, parts: dict[str, Cohort]) -> None:
+    several = TrainingLimits.several({"one": limits, "two": limits, "three": None})
+    assert several is not None
+    scans = parts["others"].connectivity()[:4]
+    order = np.random.default_rng(0).permutation(REGIONS)
+    moved = scans[:, order[:, None], order]
+    absent = np.full_like(scans, np.nan)
+    assert several.check_each({"three": scans}) == [None] * 4
+    first, second, third, fourth = several.check_each(
+        {
+            "one": np.stack([scans[0], absent[1], scans[2], absent[3]]),
+            "two": np.stack([absent[0], scans[1], moved[2], absent[3]]),
+        },
+        [24.0, 24.0, 99.0, 24.0],
+    )
+    assert fourth is None and first is not None and second is not None and third is not None
+    assert first.distance == limits.check(scans[:1])[0].distance
+    assert second.distance == limits.check(scans[1:2])[0].distance
+    assert third.distance == limits.check(moved[2:3])[0].distance > limits.check(scans[2:3])[0].distance
+    assert any(reason.startswith("two: FC follows") for reason in third.reasons)
+    assert sum(reason.startswith("Age 99") for reason in third.reasons) == 1

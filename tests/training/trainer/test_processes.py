@@ -38,6 +38,30 @@ SCANS = 17
 SETTINGS: dict[str, Any] = {"epochs": 3, "momentum_epochs": 1, "adaptive": "adaptive", "total_batch_size": 6}
 
 
+def test_everything_that_is_shared_is_contiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses other tensors; gloo, which the tests have, does not."""
+    reduce, shared = torch.distributed.all_reduce, []
+
+    def watch(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        shared.append(tensor.is_contiguous())
+        return reduce(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", watch)
+    monkeypatch.setattr("training.trainer.distributed.all_reduce", watch)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = make_model(edge_readout=True)
+        share_batch_norm(model, True)
+        model.train()
+        batch = torch.eye(model.config.num_regions).repeat(4, 1, 1)
+        labels = torch.zeros(4, len(model.config.bei_variables))
+        model(batch, labels=labels).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(shared) >= 4
+    assert all(shared)
+
+
 def train_a_part(dataset: Path, folder: Path, cut: bool) -> None:
     """What each of two processes does: train, with checkpoints, and write down what it has seen."""
     trainer = make_trainer(load_cohort(dataset), folder, cut)

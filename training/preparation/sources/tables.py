@@ -14,6 +14,7 @@ from .bounds import unpack_text
 MISSING_TEXTS = frozenset({"", "n/a", "na", "nan", "none", "null", "#n/a", ".", "-"})
 ENCODINGS = ("utf-8-sig", "cp1252")
 SEPARATORS = ("\t", ";", ",", "|")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # a terminal obeys some of them
 # Characters that look like a space or like nothing; spreadsheets leave them behind.
 _ODD_SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u200b": None, "\ufeff": None})
 
@@ -49,9 +50,12 @@ def decode(path: Path) -> str:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
-        if "\0" not in text:
+        text = text.rstrip("\x1a")  # how DOS ended a file
+        if not _CONTROL.search(text):
             return text
-    raise ValueError(f"{path} cannot be read as a table: it is no text in UTF-8, UTF-16 or Windows-1252.")
+    raise ValueError(
+        f"{path} cannot be read as a table: it is no text in UTF-8, UTF-16 or Windows-1252, or has control characters."
+    )
 
 
 def find_separator(header: str, suffix: str) -> str:
