@@ -18,6 +18,7 @@ from .loading_lcm import file_of, foreign_errors_named, new_name, short_reason, 
 
 ADAPTER_BASE = "adapter_base.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+NEEDS_PEFT = "Loading an adapter needs PEFT: run `pip install peft`."
 # What an adapter leaves alone by its nature, and what its base model is known by.
 FINGERPRINTED = ("model.layers.", "model.stem.proj.", "model.bei_embeddings.")
 _WRAPPERS = {"base_layer", "original_module", "token_adapter"}  # where PEFT keeps what it has wrapped
@@ -163,9 +164,12 @@ def read_settings(adapter: Any, **hub: Any) -> Any:
 
     Raises:
         ValueError: It is damaged, or of a method that the installed PEFT does not know.
+        ImportError: PEFT is not installed.
     """
-    from peft import PeftConfig
-
+    try:  # also, Transformers asks for every import of remote code that is not guarded
+        from peft import PeftConfig
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
     with foreign_errors_named(f"{adapter}: {ADAPTER_CONFIG} cannot be used"):
         return PeftConfig.from_pretrained(str(adapter), **hub)
 
@@ -219,10 +223,10 @@ def put_adapter(
         ValueError: There is one of that name, or its weights do not fit the model.
         ImportError: PEFT is not installed.
     """
-    try:  # also, Transformers asks for every import of remote code that is not guarded
+    try:
         from peft import inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
     except ImportError as error:
-        raise ImportError("Loading an adapter needs PEFT: run `pip install peft`.") from error
+        raise ImportError(NEEDS_PEFT) from error
     if name in getattr(model, "peft_config", {}):
         raise ValueError(f"There is already an adapter {name!r} on this model: choose another adapter_name.")
     settings = read_settings(adapter, **hub)

@@ -131,10 +131,16 @@ def fit_log_edges(
     for key, of_key in fitted.items():
         heads.setdefault(key, {}).update(of_key)
     tokenizer = _tokenizer(pretrained, variable, is_new=own is None)
-    means = {name: np.asarray(np.nanmean(each, axis=0, dtype=np.float64)) for name, each in edges.items()}
+    means = {name: _mean(each) for name, each in edges.items()}
     model: Any = build_model({key: of for key, of in heads.items() if of}, means, extractors, tokenizer)
     report = {key: of[variable.name].record for key, of in fitted.items()}
     return FittedTask(model, LCMProcessor(one_extractor(extractors), tokenizer), report)
+
+
+def _mean(edges: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean over the scans that have the atlas, `(shrinkages, edges)`."""
+    there = ~np.isnan(edges[:, 0, 0])
+    return (edges if there.all() else edges[there]).mean(0, dtype=np.float64)
 
 
 def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[Scans, BEIVariable]:
@@ -150,9 +156,11 @@ def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[S
     if unknown or len(given.labels) != len(own.labels):
         numbered = all(label.isdecimal() for label in given.labels)
         why = " (scikit-learn numbers them for cross_val_predict(method='predict_proba') and in ensembles)" * numbered
+        meant = ", ".join(f'{label}: "{name}"' for label, name in zip(given.labels, own.labels, strict=False))
+        way = f"say which is which (label_names={{{meant}}} or the like)" if numbered else "spell them alike"
         raise ValueError(
             f"The checkpoint has {own.name!r} with the labels {', '.join(own.labels)}, the data has "
-            f"{', '.join(given.labels)}{why}: spell them alike, or give the task another name to do without."
+            f"{', '.join(given.labels)}{why}: {way}, or give the task another name to do without."
         )
     position = np.array([own.labels.index(own.label_of(label)) for label in given.labels], dtype=float)
     here = np.isfinite(scans.values)

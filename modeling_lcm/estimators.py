@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import AutoConfig, AutoProcessor
 from transformers.utils import logging
 
-from .array_inputs import as_array, brings_names
 from .bei_vocabulary import BEIVariable
 from .closed_form_fit import fit_task
 from .closed_form_heads import Scans
 from .decisions import at_prevalence
+from .estimator_inputs import as_matrices, extract, extractor_of
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import ScanCheck
 from .loading_lcm import check_place
@@ -28,7 +28,6 @@ from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassificati
 from .processing_lcm import LCMProcessor
 from .readouts_lcm import record_of
 from .sites_lcm import compares_with_site, site_means
-from .triangles import find_layout, rebuild
 
 
 try:
@@ -58,41 +57,6 @@ except ImportError:  # what of them is used here
 logger = logging.get_logger("transformers.models.lcm")
 PREVALENCES = ("training", "balanced")
 _AT_ONCE = 64
-
-
-def as_matrices(connectivity: Any, triangle: str = "lower", num_regions: int | None = None) -> Any:
-    """Connectomes in any accepted form as matrices.
-
-    Args:
-        connectivity: `(scans, regions, regions)` or a list of DataFrames with named regions, returned as they are, or
-            triangles `(scans, edges)`, whose diagonal is recognised where they have one, as nilearn's do by default.
-        triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
-            "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
-        num_regions: Regions that are needed, if that is known.
-
-    Returns:
-        Array `(scans, regions, regions)`, or the list of DataFrames.
-
-    Raises:
-        ValueError: Another shape, a length that no triangle has, an unknown order, or triangles that make matrices
-            which are no correlations, while in the other order they would.
-        TypeError: The values are not numbers.
-    """
-    if triangle not in ("lower", "upper"):
-        raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
-    if isinstance(connectivity, list | tuple) and brings_names(connectivity):
-        return list(connectivity)
-    array = as_array(connectivity, "X")
-    if array.ndim == 3:
-        return array
-    if array.ndim != 2 or not array.size:
-        raise ValueError(
-            f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
-            "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
-        )
-    if len(array) > 1 and array.shape[0] == array.shape[1] and np.allclose(array, array.T, equal_nan=True):
-        raise ValueError(f"X is one matrix of {len(array)} regions; give several scans, (scans, regions, regions).")
-    return rebuild(array, find_layout(array, triangle, num_regions))
 
 
 class _ClosedFormEstimator(BaseEstimator):
@@ -131,8 +95,8 @@ class _ClosedFormEstimator(BaseEstimator):
     ) -> Self:
         base, processor = _load(self.checkpoint)
         given = self._by_atlas(connectivity, None if processor is None else processor.feature_extractor)
-        extractor = _extractor(given) if processor is None else processor.feature_extractor
-        matrices = _extract(extractor, given)
+        extractor = extractor_of(given) if processor is None else processor.feature_extractor
+        matrices = extract(extractor, given)
         scans = len(next(iter(matrices.values())))
         for what, labels in (("y", values), ("groups", groups), ("sites", sites)):
             if labels is not None and len(labels) != scans:
@@ -161,7 +125,7 @@ class _ClosedFormEstimator(BaseEstimator):
         if not hasattr(self, "model_"):
             raise ValueError(f"This {type(self).__name__} is not fitted yet: call fit(X, y) first.")
         extractor = self.processor_.feature_extractor
-        matrices = _extract(extractor, self._by_atlas(X, extractor))
+        matrices = extract(extractor, self._by_atlas(X, extractor))
         scans = len(next(iter(matrices.values())))
         outputs, records = [], []
         for start in range(0, scans, _AT_ONCE):
@@ -206,7 +170,7 @@ class _ClosedFormEstimator(BaseEstimator):
         extractor, known = self.processor_.feature_extractor, self.processor_.limits
         if known is None:
             raise ValueError("The limits are not known: fit saw fewer than 10 subjects.")
-        found = known.check_each(_extract(extractor, self._by_atlas(X, extractor)), age)
+        found = known.check_each(extract(extractor, self._by_atlas(X, extractor)), age)
         checks = [check for check in found if check is not None]
         if len(checks) < len(found):
             atlases = " or ".join(known.facts.get("atlases", [known.facts.get("atlas")]))
@@ -229,25 +193,31 @@ def _load(checkpoint: Any) -> tuple[Any, LCMProcessor | None]:
     return kind.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
 
 
-def _extractor(given: Any) -> FCFeatureExtractor:
-    """An extractor for connectomes without a checkpoint: as many regions, and their names if they have some."""
-    if isinstance(given, Mapping):
-        atlases = {name: _regions(part) for name, part in given.items() if part is not None}
-        if len(atlases) == 1:
-            ((name, regions),) = atlases.items()
-            return FCFeatureExtractor(name, **regions)
-        return FCFeatureExtractor(atlases=atlases)
-    return FCFeatureExtractor(**_regions(given))
+def names_of(classes: ArrayLike, label_names: Mapping[Any, str] | None) -> list[str]:
+    """What classes are called: as they are written, or by a table.
 
+    Args:
+        classes: The classes of `y`.
+        label_names: Name of each; may name others, too.
 
-def _regions(matrices: Any) -> dict[str, Any]:
-    names = list(matrices[0].columns) if isinstance(matrices, list) and hasattr(matrices[0], "columns") else None
-    return {"num_regions": np.shape(matrices[0])[-1]} | ({} if names is None else {"region_names": names})
-
-
-def _extract(extractor: FCFeatureExtractor, given: Any) -> dict[str, NDArray[np.float32]]:
-    found = extractor(connectivity=given)["connectivity"]
-    return dict(found) if isinstance(found, Mapping) else {next(iter(extractor.by_atlas)): found}
+    Raises:
+        ValueError: A class without a name, or two with the same one.
+    """
+    found = np.asarray(classes).tolist()
+    if label_names is None:
+        return [str(label).strip() for label in found]
+    if not isinstance(label_names, Mapping):
+        raise ValueError(f'label_names must be a dictionary such as {{0: "F", 1: "M"}}, got {label_names!r:.80}.')
+    unnamed = [label for label in found if label not in label_names]
+    if unnamed:
+        raise ValueError(
+            f"label_names has no name for {', '.join(map(repr, unnamed))} of y; it has names for "
+            f"{', '.join(map(repr, label_names)) or 'nothing'}."
+        )
+    names = [str(label_names[label]).strip() for label in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"label_names gives two classes the same name: {dict(zip(found, names, strict=True))}.")
+    return names
 
 
 class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
@@ -265,6 +235,8 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
             (as far as that helps at training sites that are left out) or "always".
         prevalence (`str`): What `predict_proba` speaks of: "training", a cohort with the training scans' shares of
             the classes; or "balanced", equal shares, for which the most probable class is what `predict` says.
+        label_names (`Mapping[Any, str]`, *optional*): What the classes of `y` are called, `{0: "F", 1: "M"}`: needed
+            where they are coded otherwise than the checkpoint's labels. `classes_` and predictions are those of `y`.
 
     Attributes:
         model_: The fitted model, an [`LCMForSequenceClassification`].
@@ -285,9 +257,11 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         triangle: str = "lower",
         site_relative: str = "never",
         prevalence: str = "training",
+        label_names: Mapping[Any, str] | None = None,
     ) -> None:
         super().__init__(checkpoint, task=task, triangle=triangle, site_relative=site_relative)
         self.prevalence = prevalence
+        self.label_names = label_names
 
     def fit(
         self,
@@ -307,7 +281,7 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
 
         Raises:
             ValueError: Connectomes that are damaged or of other regions than the checkpoint's, a missing label, a
-                single class, or a class with one scan.
+                single class, a class with one scan, or one without a name of its own in `label_names`.
         """
         if self.prevalence not in PREVALENCES:
             raise ValueError(f"prevalence must be one of {', '.join(PREVALENCES)}, got {self.prevalence!r}.")
@@ -322,14 +296,14 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class ({str(self.classes_[0])!r}): a classifier needs two or more.")
-        names = [str(label).strip() for label in self.classes_]
+        self._names = names_of(self.classes_, self.label_names)
         indices = np.searchsorted(self.classes_, labels).astype(np.float64)
-        return self._fit(X, indices, BEIVariable(self.task, "categorical", names), groups, sites)
+        return self._fit(X, indices, BEIVariable(self.task, "categorical", self._names), groups, sites)
 
     def _columns(self) -> list[int]:
         """Where each class is among the model's labels."""
         variable = self.processor_.tokenizer.task_variable
-        return [variable.labels.index(variable.label_of(str(label))) for label in self.classes_]
+        return [variable.labels.index(variable.label_of(name)) for name in self._names]
 
     def decision_function(self, X: Any, sites: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
         """Balanced log-odds of the second of two classes `(scans,)`; of more, one logit each `(scans, classes)`.

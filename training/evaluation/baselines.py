@@ -6,35 +6,30 @@ by cross-validation inside the training subjects.
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn import config_context
 from sklearn.base import BaseEstimator
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR, LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from .features import LOG_FC, RAW_FC, FeatureKind
+from .inner_choice import Kind, best_of, calibrated, choose_penalty, inner_splits, mean_area
 
-
-Kind = Literal["classification", "regression"]
-Splits = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 # Inverse strengths for about 20,000 standardised edges: the useful range lies far below scikit-learn's default of 1.
 LOGISTIC_C_GRID = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -49,7 +44,6 @@ DEFAULT_MLP_ALPHA = 10.0
 MLP_BATCH = 32
 # Steps, not epochs: a perceptron for sixty subjects needs as many as one for six hundred.
 MLP_STEPS = 1000
-INNER_FOLDS = 5
 MLP_INNER_FOLDS = 3  # every fit takes seconds
 
 
@@ -202,11 +196,9 @@ def _fit_linear(
     model: BaseEstimator
     if kind == "classification":
         model = LogisticRegression(C=DEFAULT_LOGISTIC_C, class_weight="balanced", max_iter=1000)
-        grid = {"C": LOGISTIC_C_GRID}
-    else:
-        model = Ridge(alpha=DEFAULT_RIDGE_ALPHA)
-        grid = {"alpha": RIDGE_ALPHA_GRID}
-    return choose_penalty(model, grid, features, labels, kind, seed, groups)
+        return choose_penalty(model, "C", LOGISTIC_C_GRID, features, labels, kind, seed, groups)
+    model = Ridge(alpha=DEFAULT_RIDGE_ALPHA)
+    return choose_penalty(model, "alpha", RIDGE_ALPHA_GRID, features, labels, kind, seed, groups)
 
 
 def _fit_best_linear(
@@ -216,37 +208,15 @@ def _fit_best_linear(
 
     Which of the two is better differs from task to task, so one of them alone is too easily beaten.
     """
-    splits = _inner_splits(labels, kind, seed, groups)
+    splits = inner_splits(labels, kind, seed, groups)
     if kind == "regression" or splits is None:
         return _fit_linear(features, labels, kind, seed, groups)
-    logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
-    grid = [
-        {"model": [logistic], "model__C": LOGISTIC_C_GRID},
-        {"model": [RidgeClassifier(class_weight="balanced")], "model__alpha": RIDGE_ALPHA_GRID},
+    models: list[BaseEstimator] = [
+        LogisticRegression(C=strength, class_weight="balanced", max_iter=1000) for strength in LOGISTIC_C_GRID
     ]
-    search = GridSearchCV(Pipeline([("model", logistic)]), grid, scoring=_mean_area, cv=splits)
-    best = search.fit(features, labels).best_estimator_
-    return best if hasattr(best, "predict_proba") else _calibrated(best, features, labels, splits)
-
-
-def _mean_area(model: Any, features: NDArray[np.float64], labels: NDArray[Any]) -> float:
-    """ROC AUC, of several classes the mean of one against the rest; ridge has scores, but no probabilities."""
-    scores = model.predict_proba(features) if hasattr(model, "predict_proba") else model.decision_function(features)
-    if scores.ndim == 1:
-        return float(roc_auc_score(labels, scores))
-    if scores.shape[1] == 2:
-        return float(roc_auc_score(labels, scores[:, 1]))
-    return float(np.mean([roc_auc_score(labels == index, scores[:, index]) for index in range(scores.shape[1])]))
-
-
-def _calibrated(
-    model: BaseEstimator, features: NDArray[np.float64], labels: NDArray[Any], splits: Splits
-) -> CalibratedClassifierCV:
-    """Probabilities by one temperature, which the inner folds determine.
-
-    A temperature keeps the order of the scores; a free slope could turn it round by chance.
-    """
-    return CalibratedClassifierCV(model, method="temperature", ensemble=False, cv=splits).fit(features, labels)
+    models += [RidgeClassifier(alpha=penalty, class_weight="balanced") for penalty in RIDGE_ALPHA_GRID]
+    best = best_of(models, mean_area, features, labels, splits)
+    return best if hasattr(best, "predict_proba") else calibrated(best, features, labels, splits)
 
 
 def _fit_svm(
@@ -259,13 +229,13 @@ def _fit_svm(
     """
     if kind == "regression":
         model = TransformedTargetRegressor(SVR(kernel="linear", C=DEFAULT_SVM_C), transformer=StandardScaler())
-        return choose_penalty(model, {"regressor__C": SVM_C_GRID}, features, labels, kind, seed, groups)
+        return choose_penalty(model, "regressor__C", SVM_C_GRID, features, labels, kind, seed, groups)
     model = LinearSVC(C=DEFAULT_SVM_C, class_weight="balanced", random_state=seed)
-    chosen = choose_penalty(model, {"C": SVM_C_GRID}, features, labels, kind, seed, groups)
-    splits = _inner_splits(labels, kind, seed, groups)
+    chosen = choose_penalty(model, "C", SVM_C_GRID, features, labels, kind, seed, groups)
+    splits = inner_splits(labels, kind, seed, groups)
     if splits is None:
         return _Uncalibrated(chosen)
-    return _calibrated(chosen.best_estimator_, features, labels, splits)
+    return calibrated(chosen, features, labels, splits)
 
 
 class _Uncalibrated:
@@ -302,35 +272,12 @@ def _fit_mlp(
     if kind == "regression":
         inner = make_pipeline(scale, MLPRegressor(**settings))
         model = TransformedTargetRegressor(inner, transformer=StandardScaler())
-        grid = {"regressor__mlpregressor__alpha": MLP_ALPHA_GRID}
-        return choose_penalty(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS)
+        name = "regressor__mlpregressor__alpha"
+        return choose_penalty(model, name, MLP_ALPHA_GRID, features, labels, kind, seed, groups, MLP_INNER_FOLDS)
     model = make_pipeline(scale, MLPClassifier(**settings))
     weights = {"mlpclassifier__sample_weight": compute_sample_weight("balanced", labels)}
-    grid = {"mlpclassifier__alpha": MLP_ALPHA_GRID}
-    return choose_penalty(model, grid, features, labels, kind, seed, groups, MLP_INNER_FOLDS, **weights)
-
-
-def choose_penalty(
-    model: BaseEstimator,
-    grid: Mapping[str, tuple[float, ...]],
-    features: NDArray[np.float64],
-    labels: NDArray[Any],
-    kind: Kind,
-    seed: int,
-    groups: Sequence[Hashable] | None,
-    inner_folds: int = INNER_FOLDS,
-    **fit_arguments: Any,
-) -> Any:
-    """The model with the penalty that cross-validation inside these scans prefers; its default where they are few."""
-    scoring = "neg_mean_squared_error"
-    if kind == "classification":
-        scoring = "roc_auc" if labels.max() == 1 else "roc_auc_ovr"
-        if isinstance(model, LinearSVC) and labels.max() > 1:
-            scoring = "balanced_accuracy"  # it has no probabilities, which the AUC of several classes needs
-    splits = _inner_splits(labels, kind, seed, groups, inner_folds)
-    if splits is None:
-        return model.fit(features, labels, **fit_arguments)
-    return GridSearchCV(model, grid, scoring=scoring, cv=splits).fit(features, labels, **fit_arguments)
+    name, folds = "mlpclassifier__alpha", MLP_INNER_FOLDS
+    return choose_penalty(model, name, MLP_ALPHA_GRID, features, labels, kind, seed, groups, folds, **weights)
 
 
 def checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> NDArray[Any]:
@@ -357,32 +304,6 @@ def checked_labels(labels: ArrayLike, kind: str, num_classes: int | None) -> NDA
             f"{counts.tolist()}): use fewer folds, or folds stratified by label."
         )
     return classes
-
-
-def _inner_splits(
-    labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None, most: int = INNER_FOLDS
-) -> Splits | None:
-    """Training and validation rows of folds inside the training scans; None with too few subjects to make two."""
-    return _drawn(tuple(labels.tolist()), kind, seed, None if groups is None else tuple(groups), most)
-
-
-@lru_cache(maxsize=8)  # the models of a task have the same folds, and drawing them takes longer than a fit
-def _drawn(
-    of_scans: tuple[float, ...], kind: Kind, seed: int, groups: tuple[Hashable, ...] | None, most: int
-) -> Splits | None:
-    labels = np.array(of_scans)
-    subjects = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if kind == "regression":
-        folds = min(most, len(np.unique(subjects)))
-        splitter = KFold if groups is None else GroupKFold
-    else:
-        # A fold needs a subject of every class on its validation side.
-        folds = min(most, *(len(np.unique(subjects[labels == label])) for label in np.unique(labels)))
-        splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    if folds < 2:
-        return None
-    drawn = splitter(n_splits=folds, shuffle=True, random_state=seed)
-    return list(drawn.split(np.zeros((len(labels), 1)), labels, groups))
 
 
 linear_baseline = Baseline(_fit_linear)

@@ -15,7 +15,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from ..data.cohort import Cohort
-from .baselines import Kind, checked_labels, choose_penalty
+from .baselines import checked_labels
+from .inner_choice import Kind, choose_penalty
 
 
 # Names under which tables have them, in lower case; the first that is recorded counts.
@@ -83,13 +84,13 @@ def confound_baseline(
         (OneHotEncoder(handle_unknown="ignore", sparse_output=False), classes),  # a site may be new in the test fold
     )
     truth = checked_labels(labels, kind, None)
-    with threadpool_limits(1), config_context(skip_parameter_validation=True):
+    with threadpool_limits(1), config_context(assume_finite=True, skip_parameter_validation=True):
         features = encoder.fit_transform(_columns(training, numbers, classes))
         if kind == "regression":
-            chosen = choose_penalty(Ridge(), {"alpha": ALPHA_GRID}, features, truth, kind, seed, groups)
+            chosen = choose_penalty(Ridge(), "alpha", ALPHA_GRID, features, truth, kind, seed, groups)
             return chosen.predict(encoder.transform(_columns(test, numbers, classes)))
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
-        chosen = choose_penalty(model, {"C": C_GRID}, features, truth, kind, seed, groups)
+        chosen = choose_penalty(model, "C", C_GRID, features, truth, kind, seed, groups)
         return chosen.predict_proba(encoder.transform(_columns(test, numbers, classes)))
 
 

@@ -14,7 +14,7 @@ from ..data.cohort import Cohort
 from ..data.labels import load_vocabulary
 from ..trainer.arguments import FinetuneArguments, PretrainArguments
 from ..trainer.vocabulary import only_labels, pretraining_variables, task_variable
-from .baselines import Kind
+from .inner_choice import Kind
 from .scoring import score
 
 

@@ -208,6 +208,11 @@ class FinetuneArguments(LoopArguments):
     frozen_layers: int = setting(
         0, "So many decoder layers, from the first one on, and the stem with its batch norm stay as pretrained."
     )
+    decay_towards: Literal["pretrained", "zero"] = setting(
+        "zero",
+        'Where weight_decay draws the weight matrices: "zero", or "pretrained": to the values that fine-tuning starts '
+        "from. With a weight_decay of 10 or more, few labels then move only what they move far.",
+    )
     layer_decay: float = setting(
         1.0, "The learning rate falls by this factor from the read-out to the last layer, and so on down to the stem."
     )

@@ -43,12 +43,20 @@ class SharedFits:
         self.edges = SharedEdges()
         self.with_limits = with_limits
         self._log_fc = log_fc
+        self._kept: tuple[bytes, dict[str, NDArray[np.float32]]] | None = None
         self._limits: tuple[bytes, TrainingLimits | None] | None = None
 
     def log_fc(self, cohort: Cohort) -> dict[str, NDArray[np.float32]]:
         """Log FC of some scans, by atlas."""
-        if self._log_fc is not None:
-            return self._log_fc(cohort)
+        if self._log_fc is None:
+            return self._computed(cohort)
+        if self._kept is None or self._kept[0] != name_of(cohort):
+            self._kept = None
+            self._kept = name_of(cohort), self._log_fc(cohort)
+        return self._kept[1]
+
+    @staticmethod
+    def _computed(cohort: Cohort) -> dict[str, NDArray[np.float32]]:
         return {part.id: log_edges(part.matrices(slice(None))) for part in cohort.by_atlas}
 
     def limits(self, cohort: Cohort) -> TrainingLimits | None:

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import training.evaluation.baselines
+import training.evaluation.inner_choice
 from training.evaluation.baselines import (
     best_linear_baseline,
     linear_baseline,
@@ -169,14 +170,14 @@ def test_groups_keep_people_together(separable, monkeypatch, baseline):
     people = np.arange(60) // 3
     seen = []
 
-    class Recorder(training.evaluation.baselines.StratifiedGroupKFold):
+    class Recorder(training.evaluation.inner_choice.StratifiedGroupKFold):
         def split(self, X, y=None, groups=None):
             for train, test in super().split(X, y, groups):
                 seen.append((set(people[train]), set(people[test])))
                 yield train, test
 
-    training.evaluation.baselines._drawn.cache_clear()
-    monkeypatch.setattr(training.evaluation.baselines, "StratifiedGroupKFold", Recorder)
+    training.evaluation.inner_choice.drawn.cache_clear()
+    monkeypatch.setattr(training.evaluation.inner_choice, "StratifiedGroupKFold", Recorder)
     baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
     assert len(seen) >= 3
     assert all(not train & test for train, test in seen)
