@@ -128,22 +128,13 @@ def build_model(
         key: {name: head.around({atlas: means[atlas] for atlas in key.split(SEPARATOR)}) for name, head in of.items()}
         for key, of in heads.items()
     }
-    settings: dict[str, Any] = {}
-    if task is not None:
-        names = task.labels or [task.name]
-        settings = {
-            "task_variable": task.name,
-            "problem_type": "single_label_classification" if task.labels else "regression",
-            "id2label": dict(enumerate(names)),
-            "label2id": {label: index for index, label in enumerate(names)},
-        }
     config = LCMConfig.from_size(
         "linear",
         atlases={name: _regions(extractor) for name, extractor in extractors.items()},
         bei_variables=tokenizer.model_variables,
         edge_shrinkages=list(SHRINKAGES),
         closed_form={key: {name: head.record for name, head in of.items()} for key, of in heads.items()},
-        **settings,
+        **({} if task is None else task.task_settings),
     )
     model: Any = (LCMForMultitaskPretraining if task is None else LCMForSequenceClassification)(config).eval()
     for name, features in _by_key(model.edge_features, config).items():
