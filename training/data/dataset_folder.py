@@ -1,6 +1,9 @@
 """Files of a prepared data set beside its Arrow data. Nothing heavy is imported here."""
 
 from pathlib import Path
+from typing import Any
+
+from ..storage.files import read_json
 
 
 FC_DEFINITION = "fc_definition.json"  # the FC processor's settings
@@ -26,3 +29,18 @@ def require_dataset(folder: str | Path) -> Path:
             f"{folder} is not a data set made by training.prepare: it has no {FC_DEFINITION}, or does not exist."
         )
     return Path(folder)
+
+
+def cohort_records(folder: str | Path) -> list[dict[str, Any]]:
+    """What a data set records of its cohorts: `dataset` (the name), terms, and so on; empty where it records nothing.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = Path(folder) / COHORTS_FILE
+    records = read_json(path, list) if path.is_file() else []
+    for record in records:
+        positive = record.get("positive", {}) if isinstance(record, dict) else None
+        if not isinstance(positive, dict) or not isinstance(record.get("dataset"), str):
+            raise ValueError(f"{path} is damaged: a cohort has no name, or its positive labels are no table.")
+    return records
