@@ -11,6 +11,8 @@ FURTHER_ATLASES = "further_atlases.json"  # FC definitions of the columns `conne
 QUALITY = "quality.json"  # what was left out and why
 COHORTS_FILE = "cohorts.json"  # the cohorts with their terms
 
+_TEXTS = ("dataset", "title", "terms", "url", "citation")  # what is recorded of a cohort, as text
+
 
 def require_dataset(folder: str | Path) -> Path:
     """The folder of a prepared data set.
@@ -41,6 +43,9 @@ def cohort_records(folder: str | Path) -> list[dict[str, Any]]:
     records = read_json(path, list) if path.is_file() else []
     for record in records:
         positive = record.get("positive", {}) if isinstance(record, dict) else None
-        if not isinstance(positive, dict) or not isinstance(record.get("dataset"), str):
-            raise ValueError(f"{path} is damaged: a cohort has no name, or its positive labels are no table.")
-    return records
+        texts = [record.get(name, "") for name in _TEXTS] if isinstance(record, dict) else [None]
+        if not isinstance(positive, dict) or not all(isinstance(text, str) for text in texts) or not texts[0]:
+            raise ValueError(f"{path} is damaged: it does not say in a known form which cohorts these are.")
+    return [
+        dict.fromkeys(_TEXTS, "") | dict.fromkeys(("scans", "subjects"), "not recorded") | each for each in records
+    ]
