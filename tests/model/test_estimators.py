@@ -57,6 +57,7 @@ class TestConventions:
             "checkpoint": None,
             "task": "group",
             "triangle": "lower",
+            "site_relative": "never",
             "prevalence": "training",
             "label_names": None,
         }

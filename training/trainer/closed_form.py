@@ -94,6 +94,8 @@ def fit_ridge(
         ValueError: an unknown column, labels or atlases that the checkpoint does not have, or too few labels.
     """
     cohort.require_column(arguments.task)
+    if arguments.site_relative != "never":
+        cohort.require_column("site")
     processor, base = None, None
     if arguments.checkpoint:
         processor, base = load_processor(arguments.checkpoint), load_model(arguments.checkpoint)
@@ -119,7 +121,7 @@ def fit_ridge(
         chosen = few_labels(indices, arguments.labels_per_class, arguments.seed)
         values[np.setdiff1d(np.arange(len(values)), chosen)] = np.nan
     cohort, values = cohort.select(np.isfinite(values)), values[np.isfinite(values)]
-    sites = cohort.table["site"].astype(str).tolist() if "site" in cohort.table else None
+    sites = cohort.table["site"].tolist() if "site" in cohort.table else None
     shared = shared or SharedFits()
     scans = Scans(values, cohort.subjects.tolist(), sites, name_of(cohort))
     tokenizer = None if processor is None else processor.tokenizer
@@ -137,6 +139,7 @@ def fit_ridge(
         base,
         tokenizer,
         shared.edges,
+        arguments.site_relative,
     )
     if announce is not None:
         for line in fitted.lines():
