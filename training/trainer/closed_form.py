@@ -18,7 +18,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.folds import few_labels
-from ..data.identity import seen_subjects
+from ..data.identity import alike_subjects, seen_subjects
 from .arguments import FinetuneArguments
 from .checkpoints import load_model, load_processor, read_record
 from .limits import training_limits
@@ -100,7 +100,10 @@ def fit_ridge(
     if arguments.checkpoint:
         processor, base = load_processor(arguments.checkpoint), load_model(arguments.checkpoint)
         cohort = for_checkpoint(processor, cohort)
-        if seen_subjects(read_record(arguments.checkpoint), cohort.table):
+        record = read_record(arguments.checkpoint)
+        for line in alike_subjects(record, cohort.table):
+            logger.warning("%s", line)
+        if seen_subjects(record, cohort.table):
             # Its read-outs fit these subjects' labels already: leaving them out here would show nothing.
             logger.warning(
                 "Prior used: none, subjects of the data were among those that %s was trained on.", arguments.checkpoint

@@ -1,5 +1,6 @@
 """Logits and tables of predictions from a model and a cohort."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from modeling_lcm.sites_lcm import SiteMeans, compares_with_site, site_means
 
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
-from ..data.identity import seen_subjects
+from ..data.identity import alike_subjects, seen_subjects
 from ..storage.checked_files import check_adapter_files, refuse_broken_weights
 from .checkpoints import is_adapter, load_model, load_processor, read_record
 from .limits import limits_table
+
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -129,7 +133,10 @@ def predict_table(
     if compares_with_site(config, names):
         columns["site_mean"] = site_means_of(config, cohort, found["site_logits"]).remarks
     table = cohort.table[["subject_id", "session"]].reset_index(drop=True)
-    seen = set(seen_subjects(_record_of(checkpoint, adapter), cohort.table))
+    record = _record_of(checkpoint, adapter)
+    for line in alike_subjects(record, cohort.table):
+        logger.warning("%s", line)
+    seen = set(seen_subjects(record, cohort.table))
     limits = limits_table(processor.limits, cohort, seen, batch_size)
     return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
 
