@@ -133,15 +133,6 @@ def _feature_extractor(found: Architecture, options: Options) -> FCFeatureExtrac
 
 def _config(found: Architecture, tokenizer: BEITokenizer, options: Options) -> LCMConfig:
     task = tokenizer.task_variable
-    settings: dict[str, Any] = {}
-    if task is not None:
-        names = task.labels or [task.name]
-        settings = {
-            "task_variable": task.name,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": "single_label_classification" if task.labels else "regression",
-        }
     config = LCMConfig(
         num_regions=found.num_regions,
         hidden_size=found.hidden_size,
@@ -152,7 +143,7 @@ def _config(found: Architecture, tokenizer: BEITokenizer, options: Options) -> L
         # What the weights were trained with; the automatic read-out is then the research code's, the maximum.
         supervision="adaptive_per_sample",
         dtype=options.dtype,
-        **settings,
+        **({} if task is None else task.task_settings),
     )
     config.architectures = [(LCMForSequenceClassification if task else LCMForMultitaskPretraining).__name__]
     return config

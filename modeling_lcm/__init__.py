@@ -27,6 +27,7 @@ from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassificati
 from .pipeline_lcm import ConnectomeClassificationPipeline
 from .processing_lcm import LCMProcessor
 from .quantization_lcm import LCMPackedConfig
+from .sites_lcm import SiteMeans, site_means
 from .tokenization_bei import BEITokenizer
 
 
@@ -48,10 +49,12 @@ __all__ = [
     "LCMPackedConfig",
     "LCMProcessor",
     "LCMRegressor",
+    "SiteMeans",
     "SupervisionCallback",
     "adapter_task",
     "load_adapter",
     "save_adapter",
+    "site_means",
     "stack_adapter",
     "use_adapter",
 ]

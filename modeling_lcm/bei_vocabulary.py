@@ -126,6 +126,17 @@ class BEIVariable:
             return None
         return self.labels[1] if self.positive is None else self.positive
 
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """What an [`LCMConfig`] says of the variable as its downstream task."""
+        names = self.labels or [self.name]
+        return {
+            "task_variable": self.name,
+            "problem_type": "single_label_classification" if self.labels else "regression",
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
+
     def label_of(self, value: Any) -> str:
         """The label that a recorded value stands for, in any spelling that [`parse`] takes; categorical only.
 

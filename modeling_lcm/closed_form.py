@@ -9,12 +9,14 @@ Shapes: scans n, shrinkages S, edges E of an atlas.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .closed_form_score import LinearScore
+from .closed_form_sites import Array, Relative
 
-Array = NDArray[np.float64]
 
 PENALTIES = 10.0 ** np.arange(-3, 2.01, 0.5)  # in units of the kernel's mean diagonal
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)  # of a prior's score, in units of what it was worth where it was learnt
@@ -106,47 +108,6 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class LinearScore:
-    """A linear function of log FC: the sum over atlases of weights * (edges - mean), and an offset.
-
-    Args:
-        weights (`dict[str, np.ndarray]`): per atlas `(S, E)`.
-        offset (`float`): what it is for the mean scan.
-        means (`dict[str, np.ndarray]`): per atlas `(S, E)`.
-    """
-
-    weights: dict[str, Array]
-    offset: float
-    means: dict[str, Array]
-
-    def __call__(self, edges: Mapping[str, NDArray]) -> Array:
-        """Values `(n,)` for edges per atlas `(n, S, E)`."""
-        total = np.full(len(next(iter(edges.values()))), self.offset)
-        for atlas, weights in self.weights.items():
-            flat = edges[atlas].reshape(len(total), -1)
-            # As one product in the edges' own precision: a centred copy of all edges would be several times slower.
-            total += flat @ weights.ravel().astype(flat.dtype) - float((self.means[atlas] * weights).sum())
-        return total
-
-    def around(self, means: Mapping[str, Array]) -> "LinearScore":
-        """The same function, written around other means."""
-        moved = sum(
-            float((weights * (means[atlas] - self.means[atlas])).sum()) for atlas, weights in self.weights.items()
-        )
-        return LinearScore(self.weights, self.offset + moved, dict(means))
-
-    def combined(self, factor: float, other: "LinearScore", other_factor: float) -> "LinearScore":
-        """`factor * self + other_factor * other`; both written around this one's means."""
-        other = other.around(self.means)
-        weights = {
-            atlas: factor * self.weights.get(atlas, none) + other_factor * other.weights.get(atlas, none)
-            for atlas, none in ((atlas, np.zeros_like(mean)) for atlas, mean in self.means.items())
-            if atlas in self.weights or atlas in other.weights
-        }
-        return LinearScore(weights, factor * self.offset + other_factor * other.offset, self.means)
-
-
-@dataclass(frozen=True)
 class Target:
     """What is predicted, of every training scan.
 
@@ -184,7 +145,7 @@ class Target:
         return float(mean), float(np.sqrt(np.average((left_out - mean) ** 2, weights=self.case_weights))) + 1e-12
 
 
-class _Ridge:
+class WeightedRidge:
     """Weighted ridge regression with a free intercept, for all penalties from one eigendecomposition."""
 
     def __init__(self, kernel: Array, case_weights: Array) -> None:
@@ -195,21 +156,21 @@ class _Ridge:
         self.squares = self.vectors**2
         self.sums = self.vectors.sum(0)
 
-    def shrunk(self, penalty: float) -> "_Shrunk":
+    def shrunk(self, penalty: float) -> "Shrunk":
         """What a penalty makes of it."""
         shrunk = 1 / (self.values + penalty)
         ones = self.vectors @ (shrunk * self.sums)
-        return _Shrunk(self, shrunk, ones)
+        return Shrunk(self, shrunk, ones)
 
 
 @dataclass(frozen=True)
-class _Shrunk:
+class Shrunk:
     """Ridge regression with one penalty: the matrix `(n, n)` that makes dual coefficients of a target.
 
     The matrix itself is made of it only in parts: most fits need its diagonal alone.
     """
 
-    ridge: _Ridge
+    ridge: WeightedRidge
     shrunk: Array
     ones: Array
 
@@ -229,8 +190,22 @@ class _Shrunk:
         product = (vectors[rows] * self.shrunk) @ vectors[columns].T
         return product - np.outer(self.ones[rows], self.ones[columns]) / self.ones.sum()
 
+    def without(self, wanted: Array, products: Array, scans: NDArray[np.int64], others: NDArray[np.int64]) -> Array:
+        """What the fit gives for some scans that are left out of it, together with some others; exact.
 
-def _left_out(target: Target, wanted: Array, dual: Array, fit: _Shrunk) -> Array:
+        Args:
+            wanted: What is fitted to `(n,)`.
+            products: Of scans as they are predicted with scans as they are fitted `(n, n)`.
+            scans: Positions of the scans that are predicted.
+            others: Positions of all that are left out, these among them.
+        """
+        dual, intercept = self.solve(wanted)
+        lost = np.linalg.solve(self.block(others, others), dual[others])
+        kept = dual - self.block(np.arange(len(dual)), others) @ lost
+        return products[scans] @ kept + intercept - float(self.ones[others] @ lost) / float(self.ones.sum())
+
+
+def _left_out(target: Target, wanted: Array, dual: Array, fit: Shrunk) -> Array:
     """What the fit without a scan's subject gives for the scan, `(n,)`; exact."""
     values = wanted - dual / fit.diagonal()
     several = np.flatnonzero(np.bincount(target.groups) > 1)
@@ -240,8 +215,32 @@ def _left_out(target: Target, wanted: Array, dual: Array, fit: _Shrunk) -> Array
     return values
 
 
-def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: _Shrunk) -> float:
-    """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance."""
+def left_out_beside_sites(target: Target, wanted: Array, products: Array, fit: Shrunk) -> Array:
+    """The same where a scan is predicted by another site mean than it is fitted by, which no label enters.
+
+    Args:
+        target: What is predicted.
+        wanted: What was fitted to `(n,)`.
+        products: Of scans as they are predicted with scans as they are fitted `(n, n)`.
+        fit: The fit.
+    """
+    dual, intercept = fit.solve(wanted)
+    # (products @ matrix)_ii, without the matrix
+    vectors = fit.ridge.vectors
+    own = ((products @ vectors) * (vectors * fit.shrunk)).sum(1) - (products @ fit.ones) * fit.ones / fit.ones.sum()
+    lost = dual / fit.diagonal()
+    values = products @ dual + intercept - (own + fit.ones / fit.ones.sum()) * lost
+    for group in np.flatnonzero(np.bincount(target.groups) > 1):
+        scans = np.flatnonzero(target.groups == group)
+        values[scans] = fit.without(wanted, products, scans, scans)
+    return values
+
+
+def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: Shrunk | None) -> float:
+    """How well left-out scans are predicted: 2 AUC - 1 for classes, a signed root of R2 for numbers; 0 by chance.
+
+    With the fit, pairs of scans are left out where classes are small.
+    """
     if not target.is_class:
         values = target.values
         mean_of_others = (values.sum() - values) / (len(values) - 1)
@@ -249,7 +248,7 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: _Sh
         return float(np.sign(share) * np.sqrt(abs(share)))
     first, second = np.flatnonzero(target.values > 0), np.flatnonzero(target.values < 0)
     has_repeats = len(np.unique(target.groups)) < len(target)
-    if has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
+    if fit is None or has_repeats or min(len(first), len(second)) > FEW_PER_CLASS:
         return agreement(left_out[first], left_out[second])
     # Both scans of a pair are left out of the fit that compares them.
     diagonal = fit.diagonal()
@@ -260,6 +259,17 @@ def _skill(target: Target, left_out: Array, wanted: Array, dual: Array, fit: _Sh
     values = target.values
     scores = values[first][:, None] - errors - (values[second] - others)
     return concordance(scores)
+
+
+def _score(edges: Edges, duals: Mapping[Channel, Array], intercept: float, relative: Relative | None) -> LinearScore:
+    """The function of edges that dual coefficients stand for."""
+    if relative is None:
+        return LinearScore(edges.weights(duals), intercept, edges.means)
+    parts = {channel: relative.duals(dual) for channel, dual in duals.items()}
+    weights, site_weights = (
+        edges.weights({channel: each[part] for channel, each in parts.items()}) for part in (0, 1)
+    )
+    return LinearScore(weights, intercept, edges.means, site_weights)
 
 
 def agreement(first: Array, second: Array) -> float:
@@ -290,7 +300,7 @@ class Fit:
     score: LinearScore
     left_out: Array
     skill: float
-    settings: dict[str, float | int | bool]
+    settings: dict[str, Any]
 
 
 def fit_ridge(
@@ -299,6 +309,7 @@ def fit_ridge(
     offset: Array | None = None,
     base: LinearScore | None = None,
     is_plain: bool = False,
+    relative: Relative | None = None,
 ) -> Fit:
     """Fit channel and penalty, and with a prior how much of it is subtracted first.
 
@@ -312,21 +323,28 @@ def fit_ridge(
         base (`LinearScore`, *optional*): the function that gives them.
         is_plain (`bool`): ordinary ridge regression, to compare with: the default form of the edges, and the penalty
             with the best left-out skill, however few the scans.
+        relative (`Relative`, *optional*): how far scans are compared with their sites.
     """
     prior = np.zeros(len(target)) if offset is None else offset
     # For numbers, choosing a channel costs more than it brings.
     channels = edges.channels if target.is_class and not is_plain else [edges.default_channel]
     tried = []
     for channel in channels:
-        ridge = _Ridge(edges.kernel(channel), target.case_weights)
+        kernel, products = edges.kernel(channel), None
+        if relative is not None:
+            kernel, products = relative.kernels(kernel)
+        ridge = WeightedRidge(kernel, target.case_weights)
         for penalty in PENALTIES:
             shrunk = ridge.shrunk(penalty)
             for strength in STRENGTHS if offset is not None else (0.0,):
                 subtracted = strength * prior
                 wanted = target.values - subtracted
                 dual, intercept = shrunk.solve(wanted)
-                rest = _left_out(target, wanted, dual, shrunk)
-                skill = _skill(target, rest + subtracted, wanted, dual, shrunk)
+                if products is None:
+                    rest = _left_out(target, wanted, dual, shrunk)
+                else:
+                    rest = left_out_beside_sites(target, wanted, products, shrunk)
+                skill = _skill(target, rest + subtracted, wanted, dual, shrunk if products is None else None)
                 tried.append((skill, channel, strength, penalty, dual, intercept, rest + subtracted))
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])
@@ -341,7 +359,7 @@ def fit_ridge(
         if share > 0:
             duals[channel] = duals.get(channel, 0.0) + share * dual
     intercept = float(sum(share * each[5] for share, each in zip(shares, tried, strict=True)))
-    score = LinearScore(edges.weights(duals), intercept, edges.means)
+    score = _score(edges, duals, intercept, relative)
     strength = float(sum(share * each[2] for share, each in zip(shares, tried, strict=True)))
     if base is not None:
         score = score.combined(1.0, base, strength)

@@ -49,6 +49,7 @@ def fit_task(
     variable: BEIVariable,
     base: Any = None,
     vocabulary: BEITokenizer | None = None,
+    site_relative: str = "never",
 ) -> FittedTask:
     """Fit a task to labelled scans, with a checkpoint's read-outs of the same variable as prior.
 
@@ -59,6 +60,8 @@ def fit_task(
         variable: The task. Where the checkpoint has a variable of this name, that one counts.
         base: The checkpoint's model.
         vocabulary: The checkpoint's tokenizer.
+        site_relative: Whether scans are compared with their sites: "never", "auto" (as far as that helps at left-out
+            sites) or "always".
 
     Raises:
         ValueError: Labels that the checkpoint's variable does not have, a single class or a class with one scan, or
@@ -71,6 +74,7 @@ def fit_task(
         variable,
         base,
         vocabulary,
+        site_relative=site_relative,
     )
     limits = {}
     for name, matrices in connectivity.items():
@@ -91,6 +95,7 @@ def fit_log_edges(
     base: Any = None,
     vocabulary: BEITokenizer | None = None,
     shared: SharedEdges | None = None,
+    site_relative: str = "never",
 ) -> FittedTask:
     """Fit a task to log FC, without the statistics that tell other scans from these.
 
@@ -99,6 +104,7 @@ def fit_log_edges(
         extractors: FC definition of these atlases.
         scans, variable, base, vocabulary: As for [`fit_task`].
         shared: What earlier tasks of the same scans were fitted with.
+        site_relative: As for [`fit_task`].
 
     Raises:
         ValueError: As [`fit_task`].
@@ -119,7 +125,7 @@ def fit_log_edges(
     if base is not None and own is None:
         logger.warning("Prior used: none, %s.", _why_none(base, vocabulary, variable.name))
     edges = make_edges()
-    fitted = fit_heads(edges, scans, variable, known, shared)
+    fitted = fit_heads(edges, scans, variable, known, shared, site_relative)
     # The checkpoint's other variables stay; of the task, what was fitted here counts alone.
     heads = {key: {name: head for name, head in of.items() if name != variable.name} for key, of in known.items()}
     for key, of_key in fitted.items():
@@ -150,9 +156,11 @@ def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[S
     if unknown or len(given.labels) != len(own.labels):
         numbered = all(label.isdecimal() for label in given.labels)
         why = " (scikit-learn numbers them for cross_val_predict(method='predict_proba') and in ensembles)" * numbered
+        meant = ", ".join(f'{label}: "{name}"' for label, name in zip(given.labels, own.labels, strict=False))
+        way = f"say which is which (label_names={{{meant}}} or the like)" if numbered else "spell them alike"
         raise ValueError(
             f"The checkpoint has {own.name!r} with the labels {', '.join(own.labels)}, the data has "
-            f"{', '.join(given.labels)}{why}: spell them alike, or give the task another name to do without."
+            f"{', '.join(given.labels)}{why}: {way}, or give the task another name to do without."
         )
     position = np.array([own.labels.index(own.label_of(label)) for label in given.labels], dtype=float)
     here = np.isfinite(scans.values)
@@ -225,8 +233,21 @@ def _lines(task: str, key: str, record: dict[str, Any]) -> list[str]:
     found = [f"{task} from {key}: {record['scans']} scans, left out by subject {score}"]
     if "sensitivity" in record:
         found[0] += f", sensitivity {record['sensitivity']:.2f}, specificity {record['specificity']:.2f}"
+    gates = [each["site_gate"] for each in record.get("of_labels", [record]) if "site_gate" in each]
+    if gates:
+        found.append(f"  compared with the site by {', '.join(f'{gate:g}' for gate in gates)}{_compared(record)}")
     if record.get("prior"):
         found.append(
             f"  prior used: {record['prior']:.2f} of the checkpoint's read-out, {record['ridge']:.2f} of ridge"
         )
     return found
+
+
+def _compared(record: dict[str, Any]) -> str:
+    """What the left-out sites said."""
+    scores = record.get("left_out_sites")
+    if not scores:
+        return "" if "of_labels" in record else ", with too few sites or scans to choose"
+    measure = "AUC" if "auc" in record else "r"
+    shown = ", ".join(f"{score:.3f} at {gate}" for gate, score in scores.items())
+    return f"; {measure} within left-out sites {shown}"

@@ -1,6 +1,7 @@
 """From read-outs fitted in closed form to an ordinary model, and back: what a checkpoint knows of a variable."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +19,7 @@ from .edges_lcm import matrix_logarithms
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from .readouts_lcm import LCMEdgeReadouts, readout_rows
+from .sites_lcm import with_site_weights
 from .tokenization_bei import BEITokenizer
 
 
@@ -68,6 +70,7 @@ def fit_heads(
     variable: BEIVariable,
     priors: Heads | None = None,
     shared: SharedEdges | None = None,
+    site_relative: str = "never",
 ) -> Heads:
     """Fit a variable's read-outs of every set of atlases that enough scans have.
 
@@ -77,6 +80,7 @@ def fit_heads(
         variable: What the labels are.
         priors: Pretrained read-outs, by atlases; of this variable they are used.
         shared: What earlier variables were fitted with.
+        site_relative: Whether scans are compared with their sites, see [`fit_with_sites`].
 
     Returns:
         The read-outs that could be fitted.
@@ -97,7 +101,7 @@ def fit_heads(
         try:
             of_atlases = {name: edges[name] for name in atlases}
             centred = (shared or SharedEdges()).of(of_atlases, rows, scans.name)
-            found[key] = {variable.name: fit_head(centred, some, len(variable.labels), prior)}
+            found[key] = {variable.name: fit_head(centred, some, len(variable.labels), prior, site_relative)}
         except ValueError as error:
             problem = error
     if problem is not None and not found:
@@ -120,29 +124,26 @@ def build_model(
         tokenizer: Its vocabulary; with a task, the model has that task.
     """
     task = tokenizer.task_variable
-    settings: dict[str, Any] = {}
-    if task is not None:
-        names = task.labels or [task.name]
-        settings = {
-            "task_variable": task.name,
-            "problem_type": "single_label_classification" if task.labels else "regression",
-            "id2label": dict(enumerate(names)),
-            "label2id": {label: index for index, label in enumerate(names)},
-        }
+    heads = {
+        key: {name: head.around({atlas: means[atlas] for atlas in key.split(SEPARATOR)}) for name, head in of.items()}
+        for key, of in heads.items()
+    }
     config = LCMConfig.from_size(
         "linear",
         atlases={name: _regions(extractor) for name, extractor in extractors.items()},
         bei_variables=tokenizer.model_variables,
         edge_shrinkages=list(SHRINKAGES),
         closed_form={key: {name: head.record for name, head in of.items()} for key, of in heads.items()},
-        **settings,
+        **({} if task is None else task.task_settings),
     )
     model: Any = (LCMForMultitaskPretraining if task is None else LCMForSequenceClassification)(config).eval()
     for name, features in _by_key(model.edge_features, config).items():
         features.mean.copy_(torch.from_numpy(means[name].ravel()))
         features.batches.fill_(1)
-    for readout, names in _readouts(model):
-        _write(readout, config, names, heads, means)
+    for readout, names_of in _readouts(model):
+        _write(readout, config, names_of, heads, "weights")
+    if model.site_readout is not None:
+        _write(model.site_readout, config, _site_names(config), heads, "site_weights")
     return model
 
 
@@ -154,21 +155,34 @@ def heads_of(model: Any, atlases: Sequence[str]) -> Heads:
         for name, features in _by_key(model.edge_features, config).items()
     }
     found: Heads = {}
-    for readout, names in _readouts(model):
-        for key, linear, name, rows in _rows(readout, config, names):
+    for readout, names_of in _readouts(model):
+        for key, linear, name, rows in _rows(readout, config, names_of):
             record = (config.closed_form or {}).get(key, {}).get(name)
             if record is None or not set(key.split(SEPARATOR)) <= set(atlases):
                 continue
-            weights = linear.weight.detach()[rows].double().cpu().numpy()
             offsets = linear.bias.detach()[rows].double().cpu().tolist()
-            sizes = [means[atlas].size for atlas in key.split(SEPARATOR)]
-            tokens = []
-            for row, offset in zip(weights, offsets, strict=True):
-                parts = np.split(row, np.cumsum(sizes)[:-1])
-                of = dict(zip(key.split(SEPARATOR), parts, strict=True))
-                shaped = {atlas: part.reshape(means[atlas].shape) for atlas, part in of.items()}
-                tokens.append(LinearScore(shaped, offset, {atlas: means[atlas] for atlas in of}))
+            of_key = {atlas: means[atlas] for atlas in key.split(SEPARATOR)}
+            tokens = [
+                LinearScore(weights, offset, of_key)
+                for weights, offset in zip(_by_atlas(linear, rows, of_key), offsets, strict=True)
+            ]
             found.setdefault(key, {})[name] = Head(tokens, record)
+    if model.site_readout is not None:
+        for key, linear, name, rows in _rows(model.site_readout, config, _site_names(config)):
+            if name in found.get(key, {}):
+                head = found[key][name]
+                parts = zip(head.tokens, _by_atlas(linear, rows, head.tokens[0].means), strict=True)
+                tokens = [replace(token, site_weights=weights) for token, weights in parts]
+                found[key][name] = Head(tokens, head.record)
+    return found
+
+
+def _by_atlas(linear: Any, rows: slice, means: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Some rows of a Linear, each as weights by atlas of the shape of the edges' means."""
+    found = []
+    for row in linear.weight.detach()[rows].double().cpu().numpy():
+        parts = np.split(row, np.cumsum([mean.size for mean in means.values()])[:-1])
+        found.append({name: part.reshape(means[name].shape) for name, part in zip(means, parts, strict=True)})
     return found
 
 
@@ -189,22 +203,28 @@ def _by_key(module: nn.Module, config: LCMConfig) -> dict[str, Any]:
     return dict.fromkeys(config.atlas_regions, module)
 
 
-def _readouts(model: Any) -> list[tuple[nn.Module, list[str]]]:
-    """Edge read-outs, each with its variables."""
-    found = [(model.bei_edge_readout, model.config.bei_names)]
+def _readouts(model: Any) -> list[tuple[nn.Module, dict[str, list]]]:
+    """Edge read-outs, each with its variables by atlases."""
+    config = model.config
+    found = [(model.bei_edge_readout, config.bei_names)]
     if hasattr(model, "task_edge_readout"):
-        found.append((model.task_edge_readout, [model.config.task_variable]))
-    return found
+        found.append((model.task_edge_readout, [config.task_variable]))
+    if len(config.atlas_regions) > 1:
+        return [(readout, readout_rows(config, names)) for readout, names in found]
+    return [(readout, dict.fromkeys(config.atlas_regions, names)) for readout, names in found]
 
 
-def _rows(readout: nn.Module, config: LCMConfig, names: list[str]) -> list[tuple[str, Any, str, slice]]:
+def _site_names(config: LCMConfig) -> dict[str, list]:
+    return {key: with_site_weights(config, key) for key in config.closed_form or {}}
+
+
+def _rows(readout: nn.Module, config: LCMConfig, names_of: Mapping[str, list]) -> list[tuple[str, Any, str, slice]]:
     """Of a read-out: atlases, their Linear, a variable, and the rows of its tokens."""
     found = []
-    slices, parts = config.token_slices, _by_key(readout, config)
-    rows_of = readout_rows(config, names) if isinstance(readout, LCMEdgeReadouts) else dict.fromkeys(parts, names)
-    for key, linear in parts.items():
+    slices = config.token_slices
+    for key, linear in _by_key(readout, config).items():
         start = 0
-        for name in rows_of[key]:
+        for name in names_of[key]:
             size = slices[name].stop - slices[name].start
             found.append((key, linear, str(name), slice(start, start + size)))
             start += size
@@ -212,13 +232,15 @@ def _rows(readout: nn.Module, config: LCMConfig, names: list[str]) -> list[tuple
 
 
 @torch.no_grad()
-def _write(readout: nn.Module, config: LCMConfig, names: list[str], heads: Heads, means: Mapping[str, Array]) -> None:
-    for key, linear, name, rows in _rows(readout, config, names):
+def _write(readout: nn.Module, config: LCMConfig, names_of: Mapping[str, list], heads: Heads, part: str) -> None:
+    """Put the tokens' `weights`, with their offsets, or `site_weights` into a read-out."""
+    for key, linear, name, rows in _rows(readout, config, names_of):
         head = heads.get(key, {}).get(name)
         if head is None:
             continue
         for row, score in zip(range(rows.start, rows.stop), head.tokens, strict=True):
-            moved = score.around(means)
-            together = np.concatenate([moved.weights[atlas].ravel() for atlas in key.split(SEPARATOR)])
+            weights = getattr(score, part)
+            together = np.concatenate([weights[atlas].ravel() for atlas in key.split(SEPARATOR)])
             linear.weight[row] = torch.from_numpy(together)
-            linear.bias[row] = moved.offset
+            if linear.bias is not None:
+                linear.bias[row] = score.offset

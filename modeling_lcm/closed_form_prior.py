@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .closed_form import Array, Edges, Fit, LinearScore, Target, agreement, fit_ridge
+from .closed_form_gate import fit_with_sites
+from .closed_form_sites import Sites
 
 
 PRIOR_SCANS = 30  # that a prior's reputation counts for
@@ -26,7 +28,14 @@ class Prior:
     label_range: tuple[float, float] | None = None
 
 
-def fit(edges: Edges, target: Target, prior: Prior | None = None, values: Array | None = None) -> Fit:
+def fit(
+    edges: Edges,
+    target: Target,
+    prior: Prior | None = None,
+    values: Array | None = None,
+    sites: Sites | None = None,
+    site_relative: str = "never",
+) -> Fit:
     """Fit a read-out; where that helps, with a pretrained one as prior.
 
     The result is the sum of three scores weighted by their skills: ridge alone, ridge on what the prior leaves over,
@@ -38,12 +47,14 @@ def fit(edges: Edges, target: Target, prior: Prior | None = None, values: Array 
         target (`Target`): what is predicted.
         prior (`Prior`, *optional*): a pretrained read-out.
         values (`np.ndarray` of shape `(n,)`, *optional*): the prior's score for these scans.
+        sites (`Sites`, *optional*): of these scans.
+        site_relative (`str`): whether ridge compares scans with their sites, see [`fit_with_sites`].
     """
-    alone = fit_ridge(edges, target)
+    alone, relative = fit_with_sites(edges, target, sites, site_relative)
     if prior is None or values is None or not _applies(prior, target):
         return Fit(alone.score, alone.left_out, alone.skill, alone.settings | {"prior": 0.0, "ridge": alone.skill})
     worth = prior.reputation
-    rest = fit_ridge(edges, target, worth * values, _scaled(prior.score, worth))
+    rest = fit_ridge(edges, target, worth * values, prior.score.scaled(worth), relative=relative)
     scans = len(target)
     reputation = KEPT_REPUTATION * worth * (1.2 if target.is_class else 1.0)
     trust = max(0.0, (scans * _agreement(target, values) + PRIOR_SCANS * reputation) / (scans + PRIOR_SCANS))
@@ -56,7 +67,7 @@ def fit(edges: Edges, target: Target, prior: Prior | None = None, values: Array 
     shift = own * mean / deviation + trust / 2 * (rest_mean / rest_deviation + centre)
     left_out = own * (alone.left_out - mean) / deviation
     left_out += trust / 2 * ((rest.left_out - rest_mean) / rest_deviation + values - centre)
-    score = LinearScore(score.weights, score.offset - shift, score.means)
+    score = score.scaled(1.0, -shift)
     if not target.is_class:
         score, left_out = _in_units(score, left_out, target, max(own, trust))
     settings = alone.settings | {"prior": trust, "ridge": own, "strength": rest.settings["strength"]}
@@ -69,10 +80,6 @@ def _applies(prior: Prior, target: Target) -> bool:
         return prior.reputation > 0
     low, high = prior.label_range
     return prior.reputation > 0 and bool(np.mean((target.values >= low) & (target.values <= high)) >= 0.5)
-
-
-def _scaled(score: LinearScore, factor: float) -> LinearScore:
-    return LinearScore({a: factor * each for a, each in score.weights.items()}, factor * score.offset, score.means)
 
 
 def _agreement(target: Target, values: Array) -> float:
@@ -90,7 +97,5 @@ def _in_units(score: LinearScore, left_out: Array, target: Target, skill: float)
     covariance = float(((left_out - mean) * target.values).mean() / deviation)
     slope = max((scans * covariance + PRIOR_SCANS * skill) / (scans + PRIOR_SCANS), 0.05) / deviation
     centre = float(target.values.mean())
-    scaled = _scaled(score, slope)
-    return LinearScore(scaled.weights, scaled.offset - slope * mean + centre, score.means), slope * (
-        left_out - mean
-    ) + centre
+    left_out = slope * (left_out - mean) + centre
+    return score.scaled(slope, centre - slope * mean), left_out

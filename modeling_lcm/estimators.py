@@ -16,18 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import AutoConfig, AutoProcessor
 from transformers.utils import logging
 
-from .array_inputs import as_array, brings_names
 from .bei_vocabulary import BEIVariable
 from .closed_form_fit import fit_task
 from .closed_form_heads import Scans
 from .decisions import at_prevalence
+from .estimator_inputs import as_matrices, extract, extractor_of
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import ScanCheck
 from .loading_lcm import check_place
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from .processing_lcm import LCMProcessor
 from .readouts_lcm import record_of
-from .triangles import find_layout, rebuild
+from .sites_lcm import compares_with_site, site_means
 
 
 try:
@@ -59,41 +59,6 @@ PREVALENCES = ("training", "balanced")
 _AT_ONCE = 64
 
 
-def as_matrices(connectivity: Any, triangle: str = "lower", num_regions: int | None = None) -> Any:
-    """Connectomes in any accepted form as matrices.
-
-    Args:
-        connectivity: `(scans, regions, regions)` or a list of DataFrames with named regions, returned as they are, or
-            triangles `(scans, edges)`, whose diagonal is recognised where they have one, as nilearn's do by default.
-        triangle: Order of the triangles' values: "lower" for the lower triangle row by row, as nilearn vectorises;
-            "upper" for the upper one, as `numpy.triu_indices(regions, k=1)` and this package's files have it.
-        num_regions: Regions that are needed, if that is known.
-
-    Returns:
-        Array `(scans, regions, regions)`, or the list of DataFrames.
-
-    Raises:
-        ValueError: Another shape, a length that no triangle has, an unknown order, or triangles that make matrices
-            which are no correlations, while in the other order they would.
-        TypeError: The values are not numbers.
-    """
-    if triangle not in ("lower", "upper"):
-        raise ValueError(f"triangle must be lower (nilearn's order) or upper (numpy.triu_indices), got {triangle!r}.")
-    if isinstance(connectivity, list | tuple) and brings_names(connectivity):
-        return list(connectivity)
-    array = as_array(connectivity, "X")
-    if array.ndim == 3:
-        return array
-    if array.ndim != 2 or not array.size:
-        raise ValueError(
-            f"X has shape {array.shape}; needed are connectomes of one scan or more, (scans, regions, regions) or "
-            "triangles without the diagonal (scans, regions * (regions - 1) / 2)."
-        )
-    if len(array) > 1 and array.shape[0] == array.shape[1] and np.allclose(array, array.T, equal_nan=True):
-        raise ValueError(f"X is one matrix of {len(array)} regions; give several scans, (scans, regions, regions).")
-    return rebuild(array, find_layout(array, triangle, num_regions))
-
-
 class _ClosedFormEstimator(BaseEstimator):
     """What classifier and regressor share: connectomes in, a fitted model, logits out, saving."""
 
@@ -101,11 +66,17 @@ class _ClosedFormEstimator(BaseEstimator):
     processor_: LCMProcessor
 
     def __init__(
-        self, checkpoint: str | os.PathLike | None = None, *, task: str = "target", triangle: str = "lower"
+        self,
+        checkpoint: str | os.PathLike | None = None,
+        *,
+        task: str = "target",
+        triangle: str = "lower",
+        site_relative: str = "never",
     ) -> None:
         self.checkpoint = checkpoint
         self.task = task
         self.triangle = triangle
+        self.site_relative = site_relative
 
     def __sklearn_tags__(self) -> Any:
         """X may have three axes; regions without signal may be NaN."""
@@ -115,20 +86,26 @@ class _ClosedFormEstimator(BaseEstimator):
         return tags
 
     def _fit(
-        self, connectivity: Any, values: NDArray, variable: BEIVariable, groups: Sequence[Hashable] | None
+        self,
+        connectivity: Any,
+        values: NDArray,
+        variable: BEIVariable,
+        groups: Sequence[Hashable] | None,
+        sites: Sequence[Hashable] | None,
     ) -> Self:
         base, processor = _load(self.checkpoint)
         given = self._by_atlas(connectivity, None if processor is None else processor.feature_extractor)
-        extractor = _extractor(given) if processor is None else processor.feature_extractor
-        matrices = _extract(extractor, given)
+        extractor = extractor_of(given) if processor is None else processor.feature_extractor
+        matrices = extract(extractor, given)
         scans = len(next(iter(matrices.values())))
-        for what, labels in (("y", values), ("groups", groups)):
+        for what, labels in (("y", values), ("groups", groups), ("sites", sites)):
             if labels is not None and len(labels) != scans:
                 raise ValueError(f"X has {scans} scans, {what} has {len(labels)} values: give one per scan.")
         subjects = list(range(scans)) if groups is None else list(groups)
         tokenizer = None if processor is None else processor.tokenizer
         extractors = {name: extractor.by_atlas[name] for name in matrices}
-        fitted = fit_task(matrices, extractors, Scans(values, subjects), variable, base, tokenizer)
+        known = Scans(values, subjects, None if sites is None else list(sites))
+        fitted = fit_task(matrices, extractors, known, variable, base, tokenizer, self.site_relative)
         self.model_, self.processor_, self.report_ = fitted.model, fitted.processor, fitted.report
         self.n_features_in_ = sum(part.shape[1] * (part.shape[1] - 1) // 2 for part in matrices.values())
         return self
@@ -143,25 +120,40 @@ class _ClosedFormEstimator(BaseEstimator):
         return as_matrices(connectivity, self.triangle, known)
 
     @torch.no_grad()
-    def _logits(self, X: Any) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+    def _logits(self, X: Any, sites: Sequence[Hashable] | None) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
         """Logits `(scans, tokens)` of the task, and for every scan the record of the read-out that gave them."""
         if not hasattr(self, "model_"):
             raise ValueError(f"This {type(self).__name__} is not fitted yet: call fit(X, y) first.")
         extractor = self.processor_.feature_extractor
-        matrices = _extract(extractor, self._by_atlas(X, extractor))
+        matrices = extract(extractor, self._by_atlas(X, extractor))
         scans = len(next(iter(matrices.values())))
-        logits, records = [], []
+        outputs, records = [], []
         for start in range(0, scans, _AT_ONCE):
             part = {name: torch.from_numpy(each[start : start + _AT_ONCE]) for name, each in matrices.items()}
-            logits.append(self.model_(part).logits.double().numpy())
-        for row in range(scans):
-            present = [name for name, each in matrices.items() if not np.isnan(each[row, 0, 0])]
+            outputs.append(self.model_(part))
+        every = [[name for name, each in matrices.items() if not np.isnan(each[row, 0, 0])] for row in range(scans)]
+        for row, present in enumerate(every):
             record = record_of(self.model_.config, self.task, present)
             if record is None:
                 fitted = " or ".join(self.model_.config.closed_form or {})
                 raise ValueError(f"Scan {row} has {' and '.join(present)}; {self.task!r} was fitted on {fitted}.")
             records.append(record)
-        return np.concatenate(logits), records
+        logits = torch.cat([each.logits for each in outputs]).double()
+        if outputs[0].site_logits is not None:
+            logits = logits - self._site_means(
+                torch.cat([each.site_logits for each in outputs]).double(), sites, every
+            )
+        return logits.numpy(), records
+
+    def _site_means(
+        self, site_logits: torch.Tensor, sites: Sequence[Hashable] | None, present: Sequence[Sequence[str]]
+    ) -> torch.Tensor:
+        """What is subtracted from the task's logits `(scans, tokens)`."""
+        config: Any = self.model_.config
+        if sites is None and compares_with_site(config, [self.task]):
+            logger.warning("No sites are given: the scans are compared with the mean of the training scans.")
+        known = [None] * len(site_logits) if sites is None else sites
+        return site_means(config, site_logits, known, present).values[:, config.token_slices[self.task]]
 
     def limits(self, X: Any, age: ArrayLike | None = None) -> list[ScanCheck]:
         """How far scans lie from those of `fit`: read it beside the predictions.
@@ -178,7 +170,7 @@ class _ClosedFormEstimator(BaseEstimator):
         extractor, known = self.processor_.feature_extractor, self.processor_.limits
         if known is None:
             raise ValueError("The limits are not known: fit saw fewer than 10 subjects.")
-        found = known.check_each(_extract(extractor, self._by_atlas(X, extractor)), age)
+        found = known.check_each(extract(extractor, self._by_atlas(X, extractor)), age)
         checks = [check for check in found if check is not None]
         if len(checks) < len(found):
             atlases = " or ".join(known.facts.get("atlases", [known.facts.get("atlas")]))
@@ -201,25 +193,31 @@ def _load(checkpoint: Any) -> tuple[Any, LCMProcessor | None]:
     return kind.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
 
 
-def _extractor(given: Any) -> FCFeatureExtractor:
-    """An extractor for connectomes without a checkpoint: as many regions, and their names if they have some."""
-    if isinstance(given, Mapping):
-        atlases = {name: _regions(part) for name, part in given.items() if part is not None}
-        if len(atlases) == 1:
-            ((name, regions),) = atlases.items()
-            return FCFeatureExtractor(name, **regions)
-        return FCFeatureExtractor(atlases=atlases)
-    return FCFeatureExtractor(**_regions(given))
+def names_of(classes: ArrayLike, label_names: Mapping[Any, str] | None) -> list[str]:
+    """What classes are called: as they are written, or by a table.
 
+    Args:
+        classes: The classes of `y`.
+        label_names: Name of each; may name others, too.
 
-def _regions(matrices: Any) -> dict[str, Any]:
-    names = list(matrices[0].columns) if isinstance(matrices, list) and hasattr(matrices[0], "columns") else None
-    return {"num_regions": np.shape(matrices[0])[-1]} | ({} if names is None else {"region_names": names})
-
-
-def _extract(extractor: FCFeatureExtractor, given: Any) -> dict[str, NDArray[np.float32]]:
-    found = extractor(connectivity=given)["connectivity"]
-    return dict(found) if isinstance(found, Mapping) else {next(iter(extractor.by_atlas)): found}
+    Raises:
+        ValueError: A class without a name, or two with the same one.
+    """
+    found = np.asarray(classes).tolist()
+    if label_names is None:
+        return [str(label).strip() for label in found]
+    if not isinstance(label_names, Mapping):
+        raise ValueError(f'label_names must be a dictionary such as {{0: "F", 1: "M"}}, got {label_names!r:.80}.')
+    unnamed = [label for label in found if label not in label_names]
+    if unnamed:
+        raise ValueError(
+            f"label_names has no name for {', '.join(map(repr, unnamed))} of y; it has names for "
+            f"{', '.join(map(repr, label_names)) or 'nothing'}."
+        )
+    names = [str(label_names[label]).strip() for label in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"label_names gives two classes the same name: {dict(zip(found, names, strict=True))}.")
+    return names
 
 
 class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
@@ -233,8 +231,12 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
             left-out ones, are too good for subjects that it was trained on: X has no ids to tell them by.
         task (`str`): Name of what is predicted, such as "sex": a variable of this name in the checkpoint is the prior.
         triangle (`str`): Order of vectorised connectomes, see [`as_matrices`].
+        site_relative (`str`): Compare scans with the mean of their site, for predictions at new sites: "never", "auto"
+            (as far as that helps at training sites that are left out) or "always".
         prevalence (`str`): What `predict_proba` speaks of: "training", a cohort with the training scans' shares of
             the classes; or "balanced", equal shares, for which the most probable class is what `predict` says.
+        label_names (`Mapping[Any, str]`, *optional*): What the classes of `y` are called, `{0: "F", 1: "M"}`: needed
+            where they are coded otherwise than the checkpoint's labels. `classes_` and predictions are those of `y`.
 
     Attributes:
         model_: The fitted model, an [`LCMForSequenceClassification`].
@@ -253,12 +255,21 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         *,
         task: str = "target",
         triangle: str = "lower",
+        site_relative: str = "never",
         prevalence: str = "training",
+        label_names: Mapping[Any, str] | None = None,
     ) -> None:
-        super().__init__(checkpoint, task=task, triangle=triangle)
+        super().__init__(checkpoint, task=task, triangle=triangle, site_relative=site_relative)
         self.prevalence = prevalence
+        self.label_names = label_names
 
-    def fit(self, X: Any, y: ArrayLike, groups: Sequence[Hashable] | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        groups: Sequence[Hashable] | None = None,
+        sites: Sequence[Hashable] | None = None,
+    ) -> Self:
         """Fit to labelled scans.
 
         Args:
@@ -266,10 +277,11 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
                 `(scans, edges)`, or a dictionary of these by atlas, with None or NaN for scans without an atlas.
             y: Class of each scan `(scans,)`: texts, numbers or booleans.
             groups: Subject of each scan; scans of one are left out together. Default: each is another's.
+            sites: Site of each scan, None or NaN where it is not recorded.
 
         Raises:
             ValueError: Connectomes that are damaged or of other regions than the checkpoint's, a missing label, a
-                single class, or a class with one scan.
+                single class, a class with one scan, or one without a name of its own in `label_names`.
         """
         if self.prevalence not in PREVALENCES:
             raise ValueError(f"prevalence must be one of {', '.join(PREVALENCES)}, got {self.prevalence!r}.")
@@ -284,32 +296,36 @@ class LCMClassifier(ClassifierMixin, _ClosedFormEstimator):
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class ({str(self.classes_[0])!r}): a classifier needs two or more.")
-        names = [str(label).strip() for label in self.classes_]
+        self._names = names_of(self.classes_, self.label_names)
         indices = np.searchsorted(self.classes_, labels).astype(np.float64)
-        return self._fit(X, indices, BEIVariable(self.task, "categorical", names), groups)
+        return self._fit(X, indices, BEIVariable(self.task, "categorical", self._names), groups, sites)
 
     def _columns(self) -> list[int]:
         """Where each class is among the model's labels."""
         variable = self.processor_.tokenizer.task_variable
-        return [variable.labels.index(variable.label_of(str(label))) for label in self.classes_]
+        return [variable.labels.index(variable.label_of(name)) for name in self._names]
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Balanced log-odds of the second of two classes `(scans,)`; of more, one logit each `(scans, classes)`."""
-        logits = self._logits(X)[0]
+    def decision_function(self, X: Any, sites: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
+        """Balanced log-odds of the second of two classes `(scans,)`; of more, one logit each `(scans, classes)`.
+
+        With `sites`, those of the scans, a model that was fitted with `site_relative` compares them with the mean of
+        their site: of these scans, and of the training scans of the same site.
+        """
+        logits = self._logits(X, sites)[0]
         logits = logits[:, self._columns()]
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities `(scans, classes)` at `prevalence`, in the order of `classes_`."""
-        logits, records = self._logits(X)
+    def predict_proba(self, X: Any, sites: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
+        """Probabilities `(scans, classes)` at `prevalence`, in the order of `classes_`; `sites` as above."""
+        logits, records = self._logits(X, sites)
         balanced = torch.from_numpy(logits).softmax(-1).numpy()
         if self.prevalence == "training":
             balanced = at_prevalence(balanced, np.array([record["prevalence"] for record in records]))
         return balanced[:, self._columns()]
 
-    def predict(self, X: Any) -> NDArray:
-        """Class of each scan `(scans,)`, at equal costs of errors in each class, whatever its share."""
-        logits = self._logits(X)[0]
+    def predict(self, X: Any, sites: Sequence[Hashable] | None = None) -> NDArray:
+        """Class of each scan `(scans,)`, at equal costs of errors in each, whatever its share; `sites` as above."""
+        logits = self._logits(X, sites)[0]
         return self.classes_[logits[:, self._columns()].argmax(1)]
 
 
@@ -320,13 +336,20 @@ class LCMRegressor(RegressorMixin, _ClosedFormEstimator):
         `cross_val_predict(LCMRegressor("hub_cards/lcm-open", task="age"), fc_matrices, age)`
     """
 
-    def fit(self, X: Any, y: ArrayLike, groups: Sequence[Hashable] | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        groups: Sequence[Hashable] | None = None,
+        sites: Sequence[Hashable] | None = None,
+    ) -> Self:
         """Fit to scans with a value.
 
         Args:
             X: As for [`LCMClassifier`].
             y: Value of each scan `(scans,)`.
             groups: Subject of each scan; scans of one are left out together.
+            sites: Site of each scan, None or NaN where it is not recorded.
 
         Raises:
             ValueError: Connectomes that are damaged or of other regions than the checkpoint's; values that are
@@ -343,9 +366,9 @@ class LCMRegressor(RegressorMixin, _ClosedFormEstimator):
             raise ValueError(f"y holds {len(values)} values: a fit needs three or more.")
         if not np.ptp(values):
             raise ValueError(f"All values of y are {values[0]:g}: there is nothing to learn.")
-        return self._fit(X, values, replace(BEIVariable(self.task, "continuous")), groups)
+        return self._fit(X, values, replace(BEIVariable(self.task, "continuous")), groups, sites)
 
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predicted value of each scan `(scans,)`, in the unit of `y`."""
-        logits = self._logits(X)[0]
+    def predict(self, X: Any, sites: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
+        """Predicted value of each scan `(scans,)`, in the unit of `y`; `sites` as for [`LCMClassifier`]."""
+        logits = self._logits(X, sites)[0]
         return self.processor_.tokenizer.task_variable.values(logits[:, 0])

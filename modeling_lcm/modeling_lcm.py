@@ -27,7 +27,9 @@ from .loss_lcm import (
 )
 from .outputs_lcm import LCMModelOutput, LCMMultitaskOutput, LCMSequenceClassifierOutput
 from .pretrained_lcm import LCMPreTrainedModel
-from .readouts_lcm import edge_logits, is_closed, make_edge_features, make_edge_readout, token_mask
+from .reading_lcm import read_scans
+from .readouts_lcm import make_edge_features, make_edge_readout
+from .sites_lcm import make_site_readout
 from .stem_lcm import make_stem
 
 
@@ -143,6 +145,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         if config.edge_readout:
             self.edge_features = make_edge_features(config)
             self.bei_edge_readout = make_edge_readout(config, config.bei_names)
+            self.site_readout = make_site_readout(config)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         self.post_init()
 
@@ -157,6 +160,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         connectivity: Tensor | dict[str, Tensor],
         labels: Tensor | None = None,
         target_counts: Tensor | None = None,
+        site_means: Tensor | None = None,
         **kwargs: Any,
     ) -> LCMMultitaskOutput:
         """Predict every BEI variable.
@@ -168,19 +172,23 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
                 or scaled value, -100 where nothing was recorded.
             target_counts (`Tensor` of shape `(variables,)`, *optional*): recorded labels in the whole optimisation
                 step, when this batch is a part of it.
+            site_means (`Tensor` of shape `(batch, tokens)`, *optional*): `values` of [`modeling_lcm.site_means`], for
+                variables that are compared with the scan's site; without, with the training mean.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
             ValueError: wrong shape of connectivity or labels, or a class index that does not exist.
         """
         check_adapters(self)
-        layer_logits, unread, outputs = _read_scans(self, by_atlas(self.config, connectivity), None, kwargs)
+        scans = by_atlas(self.config, connectivity)
+        layer_logits, unread, site_logits, outputs = read_scans(self, scans, None, site_means, kwargs)
         readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
         logits = read_out(layer_logits, self.target_layout, readout, best_layer)
         return LCMMultitaskOutput(
             loss=None if labels is None else self.compute_loss(layer_logits, labels, target_counts),
             logits=logits if unread is None else logits.masked_fill(unread, torch.nan),
             layer_logits=layer_logits,
+            site_logits=site_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -211,6 +219,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if config.edge_readout:
             self.edge_features = make_edge_features(config)
             self.bei_edge_readout = make_edge_readout(config, config.bei_names)
+            self.site_readout = make_site_readout(config)
         self.bei_layer_choice = _layer_choice(config, len(config.bei_variables))
         if config.num_task_tokens:
             self.task_embeddings = nn.Embedding(config.num_task_tokens, config.hidden_size)
@@ -232,6 +241,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         labels: Tensor | None = None,
         bei_targets: Tensor | None = None,
         target_counts: Tensor | None = None,
+        site_means: Tensor | None = None,
         **kwargs: Any,
     ) -> LCMSequenceClassifierOutput:
         """Predict the downstream task, and the pretrained BEI variables beside it.
@@ -246,6 +256,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
                 Trainer would then wait for both before it reports a loss. The former name `bei_labels` is still read.
             target_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
                 variables,)`, when this batch is a part of it.
+            site_means (`Tensor` of shape `(batch, tokens)`, *optional*): see [`LCMForMultitaskPretraining`].
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
@@ -259,7 +270,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if self.config.num_task_tokens:
             new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=device))
             queries = torch.cat([queries, new])
-        layer_logits, unread, outputs = _read_scans(self, scans, queries, kwargs)
+        layer_logits, unread, site_logits, outputs = read_scans(self, scans, queries, site_means, kwargs)
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         logits = read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer)
@@ -272,6 +283,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             logits=logits,
             bei_logits=all_logits,
             layer_logits=layer_logits,
+            site_logits=site_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -327,35 +339,6 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         return layer_logits[..., self.config.token_slices[self.config.task_variable]], layer_logits[
             ..., : self.config.num_bei_tokens
         ]
-
-
-def _read_scans(
-    model: Any, scans: dict[str, Tensor], queries: Tensor | None, kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, LCMModelOutput]:
-    """Logits of a head, from the decoder and from the edges.
-
-    Args:
-        model (`LCMPreTrainedModel`): the head.
-        scans (`dict[str, Tensor]`): connectivity by atlas.
-        queries (`Tensor` of shape `(tokens, hidden_size)`, *optional*): as for [`LCMModel`].
-        kwargs (`dict`): for [`LCMModel`].
-
-    Returns:
-        Layer logits `(batch, layers, tokens)`; a mask `(batch, tokens)` of those that were fitted in closed form, but
-        not on the atlases that a scan has (None: there are none); and the output of [`LCMModel`].
-    """
-    config = model.config
-    given = scans if len(config.atlas_regions) > 1 else next(iter(scans.values()))
-    queried = {} if queries is None else {"query_embeds": queries}
-    outputs = model.model(given, score=model.score, **queried, **kwargs)
-    layer_logits = outputs.layer_logits
-    if config.closed_form:
-        closed = token_mask(config, lambda name: is_closed(config, name), layer_logits)
-        layer_logits = layer_logits.masked_fill(closed, 0.0)
-    if not config.edge_readout:
-        return layer_logits, None, outputs
-    of_edges, unread = edge_logits(model, scans, atlases_present(scans))
-    return layer_logits + of_edges[:, None], unread if config.closed_form else None, outputs
 
 
 def _layer_choice(config: LCMConfig, num_targets: int) -> LayerChoice:

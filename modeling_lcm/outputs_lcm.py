@@ -37,12 +37,15 @@ class LCMMultitaskOutput(ModelOutput):
         loss (`Tensor`, *optional*): scalar multitask loss, when labels were given.
         logits (`Tensor` of shape `(batch, tokens)`): read-out per BEI token; `tokenizer.decode` makes a record of it.
         layer_logits (`Tensor` of shape `(batch, layers, tokens)`): logits after every layer.
+        site_logits (`Tensor` of shape `(batch, tokens)`, *optional*): what site weights make of each scan, for
+            [`modeling_lcm.site_means`]; of models that compare scans with their site.
         hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     layer_logits: Tensor | None = None
+    site_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
@@ -57,6 +60,8 @@ class LCMSequenceClassifierOutput(ModelOutput):
         logits (`Tensor` of shape `(batch, num_labels)`): read-out of the downstream task's tokens.
         bei_logits (`Tensor` of shape `(batch, bei tokens)`): read-out of the pretrained tokens.
         layer_logits (`Tensor` of shape `(batch, layers, tokens)`): pretrained tokens first, then the task's new ones.
+        site_logits (`Tensor` of shape `(batch, tokens)`, *optional*): what site weights make of each scan, for
+            [`modeling_lcm.site_means`]; of models that compare scans with their site.
         hidden_states, attentions, cross_attentions: see [`LCMModelOutput`].
     """
 
@@ -64,6 +69,7 @@ class LCMSequenceClassifierOutput(ModelOutput):
     logits: Tensor | None = None
     bei_logits: Tensor | None = None
     layer_logits: Tensor | None = None
+    site_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import ModelOutput
 from .decisions import at_prevalence
 from .limits_lcm import NOT_KNOWN
 from .readouts_lcm import prevalences
+from .sites_lcm import compares_with_site, site_means
 
 
 # What an input dictionary may hold, one of them; without a dictionary, the shape tells.
@@ -22,7 +23,7 @@ class ConnectomeClassificationPipeline(Pipeline):
     An input is one scan: a square matrix is read as functional connectivity `(regions, regions)`, another array as
     region time series `(volumes, regions)`. `{"connectivity": matrix}` and `{"time_series": signals}` say it outright.
     A list is a list of scans, as is an array with a leading batch axis. A dictionary may also have the subject's `age`
-    in years, which is compared with the training subjects'.
+    in years, which is compared with the training subjects', and its `site`; `sites` of a call are those of its scans.
 
     Per scan a classification returns `[{"label": str, "score": float}, ...]`, highest score first (softmax for
     single-label, one sigmoid per label for multi-label tasks). Of a task fitted in closed form, scores speak of labels
@@ -33,7 +34,9 @@ class ConnectomeClassificationPipeline(Pipeline):
     Each of these also says whether the answer can mean something: `"out_of_distribution": bool | None` (None where the
     checkpoint does not know its training scans) and `"limits": str`, a sentence for every limit that the scan passes.
     Where the checkpoint knows how far its predictions are off, `"possible": bool` marks the labels that cannot be
-    ruled out, and `"range": (low, high)` goes with a value; both hold the truth nine times of ten.
+    ruled out, and `"range": (low, high)` goes with a value; both hold the truth nine times of ten. A model that
+    compares scans with their site says by `"site_mean"` what the site's mean was made from: the scans of this site in
+    the list, and its training scans.
 
     Raises:
         ValueError: no processor, a processor of another model, or a model whose downstream task was never trained.
@@ -81,15 +84,44 @@ class ConnectomeClassificationPipeline(Pipeline):
             inputs: see the class; arrays may be NumPy arrays, tensors or nested lists inside a dictionary.
             *args: not used by any pipeline.
             **kwargs: `batch_size` (`int`, default 1): scans that pass the model together; the results do not depend
-                on it. `top_k` (`int`, default all): labels to return.
+                on it. `top_k` (`int`, default all): labels to return. `sites` (`list`): site of every scan, None where
+                it is not recorded; changes nothing for a model that does not compare scans with their site.
 
         Raises:
             ValueError: whatever the processor refuses, e.g. a wrong number of regions, or an empty list.
         """
+        sites = kwargs.pop("sites", None)
         if isinstance(inputs, list | tuple) and not len(inputs):
             raise ValueError("The list of scans is empty; give at least one.")
         is_batch = not isinstance(inputs, dict) and getattr(inputs, "ndim", 0) == 3
-        return super().__call__(list(inputs) if is_batch or isinstance(inputs, tuple) else inputs, *args, **kwargs)
+        inputs = list(inputs) if is_batch or isinstance(inputs, tuple) else inputs
+        if isinstance(inputs, list):
+            inputs = self._beside_sites(inputs, sites)
+        elif sites is not None:
+            raise ValueError("sites goes with a list of scans; one scan has its site in a dictionary, under site.")
+        return super().__call__(inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def _beside_sites(self, scans: list, sites: Any) -> list:
+        """Scans as dictionaries with the means of their sites, of models that compare scans with these."""
+        if sites is not None and (isinstance(sites, str) or len(sites) != len(scans)):
+            raise ValueError(f"There are {len(scans)} scans; sites needs as many names, in a list, got {sites!r:.60}.")
+        config: Any = self.model.config
+        if not compares_with_site(config, [config.task_variable]):
+            return scans
+        scans = [scan if isinstance(scan, dict) else {_guess_key(scan): scan} for scan in scans]
+        known = [scan.get("site") for scan in scans] if sites is None else list(sites)
+        read, present = [], []
+        for scan in scans:  # one by one: a cohort may be larger than the memory
+            inputs = self._ensure_tensor_on_device(self._prepare(scan), device=self.device)
+            given = inputs["connectivity"]
+            read.append(self.model(connectivity=given).site_logits.cpu())
+            present.append(_atlases(config, given))
+        means = site_means(config, torch.cat(read), known, present)
+        return [
+            scan | {"site_means": value[None], "site_mean": remark}
+            for scan, value, remark in zip(scans, means.values, means.remarks, strict=True)
+        ]
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
@@ -104,12 +136,19 @@ class ConnectomeClassificationPipeline(Pipeline):
         """Turn one scan into the model's `connectivity`, `(1, regions, regions)`."""
         if not isinstance(input_, dict):
             input_ = {_guess_key(input_): input_}
-        age = _age(input_.get("age"))
-        input_ = {key: value for key, value in input_.items() if key != "age"}
+        if "site_mean" not in input_:  # not of a list
+            (input_,) = self._beside_sites([input_], None)
+        beside = {key: input_[key] for key in ("site_means", "site_mean") if key in input_}
+        return self._prepare(input_) | beside
+
+    def _prepare(self, scan: dict[str, Any]) -> dict[str, Any]:
+        """Connectivity and age of a scan, whatever its site."""
+        age = _age(scan.get("age"))
+        input_ = {key: value for key, value in scan.items() if key not in ("age", "site", "site_means", "site_mean")}
         if len(input_) != 1 or next(iter(input_)) not in INPUT_KEYS:
             raise ValueError(
                 f"A scan given as a dictionary needs one key, connectivity or time_series, got {[*input_]}. Only age "
-                "may stand beside it."
+                "and site may stand beside it."
             )
         batch = self.processor(**input_, return_tensors="pt")
         given = batch["connectivity"]
@@ -123,7 +162,8 @@ class ConnectomeClassificationPipeline(Pipeline):
         return {"connectivity": batch["connectivity"], "age": torch.tensor([age], dtype=torch.float64)}
 
     def _forward(self, input_tensors: Any, **forward_parameters: Any) -> ModelOutput:
-        logits = self.model(connectivity=input_tensors["connectivity"]).logits
+        means = {key: input_tensors[key] for key in ("site_means",) if key in input_tensors}
+        logits = self.model(connectivity=input_tensors["connectivity"], **means).logits
         return ModelOutput({"logits": logits, **input_tensors})
 
     def postprocess(  # type: ignore[override]
@@ -132,6 +172,8 @@ class ConnectomeClassificationPipeline(Pipeline):
         """Turn the logits `(1, num_labels)` of one scan into labels with scores, or a value in its unit."""
         logits = model_outputs["logits"][0].double()
         said = self._limits(model_outputs)
+        if "site_mean" in model_outputs:
+            said["site_mean"] = model_outputs["site_mean"]
         config: Any = self.model.config
         if config.problem_type == "regression":
             values = self._values(logits)
@@ -159,8 +201,7 @@ class ConnectomeClassificationPipeline(Pipeline):
     def _prevalence(self, connectivity: Any) -> np.ndarray | None:
         """Shares of the task's labels among the training scans, if its logits speak of equal ones."""
         config: Any = self.model.config
-        atlases = tuple(connectivity) if isinstance(connectivity, dict) else tuple(config.atlas_regions)
-        return prevalences(config, [atlases]).get(config.task_variable)
+        return prevalences(config, [_atlases(config, connectivity)]).get(config.task_variable)
 
     def _limits(self, model_outputs: ModelOutput) -> dict[str, Any]:
         """What goes beside every answer about a scan."""
@@ -193,6 +234,11 @@ class ConnectomeClassificationPipeline(Pipeline):
             return self.processor.decode(logits, variables=[task.name])[task.name]
         labels: Any = self.model.config.id2label
         return [{"label": labels[i], "value": value, "unit": None} for i, value in enumerate(logits.tolist())]
+
+
+def _atlases(config: Any, connectivity: Any) -> tuple[str, ...]:
+    """The atlases of one scan, by the model's ids."""
+    return tuple(connectivity) if isinstance(connectivity, dict) else tuple(config.atlas_regions)
 
 
 def _age(value: Any) -> float:

@@ -199,35 +199,6 @@ def edge_readouts(readout: nn.Module) -> dict[str, Any]:
     return dict(readout.items()) if isinstance(readout, LCMEdgeReadouts) else {"": readout}
 
 
-def edge_logits(
-    model: Any, connectivity: Mapping[str, Tensor], present: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Edge read-out of all of a head's tokens, `(batch, tokens)`: the same for every layer.
-
-    Args:
-        model (`LCMPreTrainedModel`): the head.
-        connectivity (`Mapping[str, Tensor]`): by atlas; NaN for a scan that lacks one.
-        present (`Tensor` of shape `(batch, atlases)`, *optional*): which atlases the scans have; None: all.
-
-    Returns:
-        The logits, and of several atlases a mask of those that cannot be read: see [`LCMEdgeReadouts`].
-    """
-    config, features = model.config, model.edge_features
-    readouts = [model.bei_edge_readout, *([model.task_edge_readout] if hasattr(model, "task_edge_readout") else [])]
-    if len(config.atlas_regions) == 1:
-        edges = features(next(iter(connectivity.values())))
-        return torch.cat([readout(edges.to(readout.weight.dtype)) for readout in readouts], -1), None
-    scans = len(next(iter(connectivity.values())))
-    if present is None:
-        by_atlas = {name: features[name](part, scans) for name, part in connectivity.items()}
-        present = next(iter(connectivity.values())).new_ones(scans, len(connectivity), dtype=torch.bool)
-    else:
-        columns = zip(connectivity.items(), present.T, strict=True)
-        by_atlas = {name: features[name](part[here], scans) for (name, part), here in columns}
-    logits, unread = zip(*(readout(by_atlas, present) for readout in readouts), strict=True)
-    return torch.cat(logits, -1), torch.cat(unread, -1)
-
-
 def token_mask(config: LCMConfig, chosen: Callable[[str | None], bool], logits: Tensor) -> Tensor:
     """Mask `(tokens,)` of the last axis of some logits: tokens of the variables for which a condition holds."""
     held = [chosen(name) for name, tokens in config.token_slices.items() for _ in range(tokens.start, tokens.stop)]

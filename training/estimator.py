@@ -16,7 +16,7 @@ from torch import nn
 
 from modeling_lcm import BEITokenizer, BEIVariable, FCFeatureExtractor
 from modeling_lcm.array_inputs import axis_names
-from modeling_lcm.estimators import as_matrices
+from modeling_lcm.estimator_inputs import as_matrices
 from modeling_lcm.limits_lcm import ScanCheck
 from modeling_lcm.region_matching import first_difference
 

@@ -42,6 +42,8 @@ def main(arguments: PredictArguments) -> None:
 
 
 def _predict(arguments: PredictArguments, output: Path) -> None:
+    from modeling_lcm.sites_lcm import SITE_UNKNOWN
+
     from .data.cohort import load_cohort
     from .data.folds import Folds
     from .reporting.plain import write_table
@@ -58,6 +60,11 @@ def _predict(arguments: PredictArguments, output: Path) -> None:
     print(f"{len(table)} predictions written to {output}")
     for line in summarise_limits(table):
         print(line)
+    if "site_mean" in table:
+        alone = int(table["site_mean"].str.startswith(SITE_UNKNOWN).sum())
+        print(f"Compared with the mean of their site: {len(table) - alone} scans; see column site_mean")
+        if alone:
+            print(f"{alone} scans have no recorded site: they are compared with the training mean")
     positive = [f"{variable.name}={variable.positive_label}" for variable in variables if variable.positive_label]
     if positive:
         print(f"Positive of two labels: {', '.join(positive)}")

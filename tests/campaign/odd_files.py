@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from .odd_values import changed, changed_text, odd
 
 
 RECIPES = REPOSITORY / "training" / "cohorts"
+CARD = REPOSITORY / "hub_cards" / "card_template.yaml"
 RUN = next((REPOSITORY / "tests" / "fixtures" / "official_small").glob("none_*"))
 UNCHECKED = ("checksums.json", "training_record.json", "README.md")  # what a folder may lack
 SMALL_FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "bei_vocab.json")  # of checkpoints
@@ -85,7 +86,7 @@ class OddFiles:
 
     def recipes(self, choose: random.Random) -> None:
         name = choose.choice(available())
-        path = self._write_yaml("recipe.yaml", _recipe(name), choose)
+        path = self._write_yaml("recipe.yaml", _yaml(RECIPES / f"{name}.yaml"), choose)
         given = PrepareArguments(output="x", data_dir="y")
         load_recipe(str(path)).complete(given, PATHS)
 
@@ -132,8 +133,7 @@ class OddFiles:
         parse_arguments(kind, ["--config", str(path)])
 
     def facts_of_cards(self, choose: random.Random) -> None:
-        content = yaml.safe_load((REPOSITORY / "hub_cards" / "card_template.yaml").read_text(encoding="utf-8"))
-        load_facts(self._write_yaml("card.yaml", content, choose))
+        load_facts(self._write_yaml("card.yaml", _yaml(CARD), choose))
 
     def phenotype_tables(self, choose: random.Random) -> None:
         """A table with odd cells, or cut, doubled and strewn with odd characters."""
@@ -159,7 +159,7 @@ class OddFiles:
 
     def tensors(self, choose: random.Random) -> None:
         part = choose.choice(("bb", "head"))
-        states = {"bb": load_state(find_run(RUN).stem), "head": load_state(find_run(RUN).head)}
+        states = {each: _state(each) for each in ("bb", "head")}
         state: dict[Any, Any] = dict(states[part])
         for _ in range(choose.randint(1, 3)):
             name = choose.choice((choose.choice(sorted(states[part])), "odd", 7, "lin.0.weight"))
@@ -244,15 +244,18 @@ def _json(content: Any, choose: random.Random) -> str:
     return changed_text(text, choose) if choose.random() < HALF_TEXT else text
 
 
-_RECIPES: dict[str, Any] = {}
+@cache
+def _yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _recipe(name: str) -> Any:
-    if name not in _RECIPES:
-        _RECIPES[name] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    return _RECIPES[name]
+@cache
+def _state(part: str) -> dict[str, Any]:
+    """Tensors of the stem or the head of a run of the research code."""
+    return load_state(find_run(RUN).stem if part == "bb" else find_run(RUN).head)
 
 
+@cache
 def _settings() -> list[type]:
     """Settings of all commands."""
     kinds: list[type] = [ConvertArguments]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, _left_out, _Ridge
+from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, WeightedRidge, _left_out
 from modeling_lcm.closed_form_prior import Prior, fit
 from modeling_lcm.decisions import at_prevalence, calibrate
 
@@ -39,7 +39,9 @@ class TestRidge:
         values = make_edges(40)
         edges, numbers = Edges({"one": values["one"].copy()}, 0), planted(values)
         target = Target.make(numbers, False, range(40))
-        dual, intercept = _Ridge(edges.kernel(channel), target.case_weights).shrunk(penalty).solve(target.values)
+        dual, intercept = (
+            WeightedRidge(edges.kernel(channel), target.case_weights).shrunk(penalty).solve(target.values)
+        )
         score = LinearScore(edges.weights({channel: dual}), intercept, edges.means)
         # The kernel has mean diagonal 1: the penalty on the edges themselves is its mean diagonal times as large.
         centred = values["one"][:, channel.shrinkage] - edges.means["one"][channel.shrinkage]
@@ -57,11 +59,11 @@ class TestRidge:
         subjects = [number // 2 for number in range(24)]  # two scans each
         target = Target.make(numbers > 0 if is_class else numbers, is_class, subjects)
         weights = target.case_weights
-        shrunk = _Ridge(kernel, weights).shrunk(0.3)
+        shrunk = WeightedRidge(kernel, weights).shrunk(0.3)
         left_out = _left_out(target, target.values, shrunk.solve(target.values)[0], shrunk)
         for subject in (0, 5, 11):
             kept = target.groups != target.groups[2 * subject]
-            rest = _Ridge(kernel[np.ix_(kept, kept)], weights[kept])
+            rest = WeightedRidge(kernel[np.ix_(kept, kept)], weights[kept])
             dual, intercept = rest.shrunk(0.3).solve(target.values[kept])
             expected = kernel[np.ix_(~kept, kept)] @ dual + intercept
             np.testing.assert_allclose(left_out[~kept], expected, atol=1e-8)

@@ -57,7 +57,9 @@ class TestConventions:
             "checkpoint": None,
             "task": "group",
             "triangle": "lower",
+            "site_relative": "never",
             "prevalence": "training",
+            "label_names": None,
         }
         shown = cross_val_predict(estimator, matrices, classes_of(numbers), cv=4, method="predict_proba")
         assert roc_auc_score(numbers > 0, shown[:, 1]) > 0.85
@@ -190,6 +192,21 @@ class TestCheckpoints:
         np.testing.assert_allclose(other.decision_function(matrices), alone.decision_function(matrices), rtol=1e-3)
         assert [each.name for each in other.processor_.tokenizer.variables] == ["group", "other"]
 
+    @pytest.mark.parametrize("names", [{0: "control", 1: "patient"}, {0: "patient", 1: "control"}])
+    def test_classes_coded_otherwise_than_the_checkpoints(self, checkpoint: Path, names: dict[int, str]) -> None:
+        matrices, numbers = connectomes(60)
+        labels = classes_of(numbers)
+        codes = np.array([code for label in labels for code, name in names.items() if name == label])
+        spelt = LCMClassifier(checkpoint, task="group").fit(matrices, labels)
+        coded = clone(LCMClassifier(checkpoint, task="group", label_names=names)).fit(matrices, codes)
+        assert coded.classes_.tolist() == [0, 1]
+        assert [names[code] for code in coded.predict(matrices)] == spelt.predict(matrices).tolist()
+        order = [spelt.classes_.tolist().index(names[code]) for code in (0, 1)]
+        np.testing.assert_allclose(coded.predict_proba(matrices), spelt.predict_proba(matrices)[:, order], rtol=1e-6)
+        assert coded.report_["small"]["prior"] == spelt.report_["small"]["prior"]
+        shown = cross_val_predict(coded, matrices, codes, cv=3, method="predict_proba")
+        assert shown.shape == (60, 2)
+
     def test_a_prior_that_misleads_is_dropped(self, checkpoint: Path) -> None:
         matrices, numbers = connectomes(60, seed=5)
         wrong = classes_of(-numbers)
@@ -254,8 +271,24 @@ class TestRefusals:
         labels = classes_of(numbers)
         with pytest.raises(ValueError, match=r"control, patient.*another name"):
             LCMClassifier(checkpoint, task="group").fit(matrices, ["yes", "no"] * 10)
-        with pytest.raises(ValueError, match="scikit-learn numbers them"):
+        with pytest.raises(
+            ValueError, match=r"scikit-learn numbers them.*label_names=.0: \"control\", 1: \"patient\""
+        ):
             cross_val_predict(LCMClassifier(checkpoint, task="group"), matrices, labels, method="predict_proba")
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ({0: "control"}, r"no name for 1 of y; it has names for 0"),
+            ({0: "control", 1: "control"}, "two classes the same name"),
+            (["control", "patient"], "must be a dictionary"),
+            ({0: "healthy", 1: "ill"}, "labels control, patient, the data has healthy, ill"),
+        ],
+    )
+    def test_names_of_classes(self, checkpoint: Path, names: Any, message: str) -> None:
+        matrices, numbers = connectomes(20)
+        with pytest.raises(ValueError, match=message):
+            LCMClassifier(checkpoint, task="group", label_names=names).fit(matrices, (numbers > 0).astype(int))
 
     def test_no_checkpoint_or_not_fitted(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no folder"):

@@ -15,7 +15,7 @@ from modeling_lcm import (
     LCMModel,
     atlas_batches_lcm,
     fast_paths_lcm,
-    readouts_lcm,
+    reading_lcm,
 )
 from modeling_lcm.edges_lcm import matrix_logarithm
 from tests.conftest import NUM_REGIONS, randomise
@@ -159,7 +159,7 @@ def test_what_each_atlas_counts(several: LCMConfig, scans: dict[str, Tensor]) ->
     weights = model.bei_edge_readout.atlas_weights.data.zero_()
 
     def of_edges(given: dict[str, Tensor]) -> Tensor:
-        return readouts_lcm.edge_logits(model, given, atlas_batches_lcm.atlases_present(given))[0]
+        return reading_lcm.edge_logits(model, given, atlas_batches_lcm.atlases_present(given))[0]
 
     given = {name: scans[name] for name in sorted(ATLASES)}
     alone = {name: of_edges({name: part[:1]}) for name, part in given.items()}

@@ -15,7 +15,7 @@ from training import predict, verify
 from training.data.cohort import load_cohort
 from training.storage import manifest
 from training.storage.checked_files import check_files
-from training.storage.manifest import CHECKSUMS, differences, read_checksums, require_intact, seal
+from training.storage.manifest import CHECKSUMS, checksum, differences, read_checksums, require_intact, seal
 from training.trainer.checkpoints import load_model, load_processor, read_record
 
 
@@ -99,25 +99,50 @@ def test_every_bit_of_the_list_counts(folder: Path) -> None:
         (folder / CHECKSUMS).write_bytes(whole)
 
 
-def test_large_files_are_read_once_and_again_when_touched(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it is noted what was compared; nothing was, and the file system's clock has no ticks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "ALWAYS_READ", 1000)
+    monkeypatch.setattr(manifest, "NOTED", 1000)
+    monkeypatch.setattr(manifest, "TICK", -1)
+    monkeypatch.setattr(manifest, "_compared", set())
+    return tmp_path / "cache" / "large-connectome-model" / "compared"
+
+
+def test_large_files_are_read_once_and_again_when_touched(folder: Path, notes: Path) -> None:
     require_intact(folder)
-    status = (folder / "weights.bin").stat()
-    flip(folder / "weights.bin")
-    os.utime(folder / "weights.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
-    require_intact(folder)  # size and time are the same: not read again
+    (note,) = notes.iterdir()
+    wrong, right = "0" * 64, checksum(folder / "weights.bin")["sha256"]
+    for path in (note, folder / CHECKSUMS):
+        path.write_text(path.read_text().replace(right, wrong))
+    require_intact(folder)  # size, times and place are those of the note: not read again
     assert differences(folder, again=True) == ["weights.bin has changed"]
-    os.utime(folder / "weights.bin", ns=(status.st_atime_ns, time.time_ns()))
+    (folder / "weights.bin").touch()
     with pytest.raises(ValueError, match=r"weights\.bin has changed"):
         require_intact(folder)
 
 
-def test_without_a_home_large_files_are_read_every_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_that_keeps_size_and_time_is_noticed(folder: Path, notes: Path) -> None:
+    for name in ("weights.bin", "inside/settings.json"):
+        require_intact(folder)
+        time.sleep(0.05)  # a tick of the file system's clock
+        status = (folder / name).stat()
+        flip(folder / name)
+        os.utime(folder / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ValueError, match=rf"{name} has changed"):
+            require_intact(folder)
+        flip(folder / name)
+
+
+def test_file_that_has_just_been_written_is_read_every_time(folder: Path, notes: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(manifest, "TICK", 10**12)
+    require_intact(folder)
+    assert not manifest._compared
+    assert not notes.exists()
+
+
+def test_without_a_home_large_files_are_read_by_every_process(folder: Path, notes: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
-    monkeypatch.setattr(manifest, "ALWAYS_READ", 1000)
     require_intact(folder)
     require_intact(folder)
 

@@ -89,7 +89,7 @@ def ending_in_words() -> Iterator[None]:
 
 
 def sentence_of(error: Exception) -> str:
-    """What a command says of an error, without control characters and endless words that a file may have brought in.
+    """What a command says of an error, in one line, without control characters and endless words of a file's.
 
     For a library that an installation of the core alone lacks, how to get it.
     """
@@ -97,7 +97,7 @@ def sentence_of(error: Exception) -> str:
     if name is not None and name.partition(".")[0] != PACKAGE:
         return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
     text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:100]}...", str(error))
-    shown = (letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in re.sub(r"\s*\n\s*", " ", text))
     return in_users_words("".join(shown))
 
 

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 SAME_PERSON = "same_person_in_"  # a prepared table's columns with a subject's id in another cohort
 HASH_ROUNDS = 1000  # 0.3 ms an id
+MOST_COMPARED = 2000  # ids that are looked for in cohorts of other names; 0.3 ms for each cohort
 LONG_ID = 5  # characters of an id that two cohorts rarely share by chance; sub-001 is in many
 HASH_LENGTH = 16  # hexadecimal digits: 64 bits, no accidental equality among millions
 BARE = "bare"  # how the ids of a record are spelt before they are hashed: as by `bare_ids`
@@ -177,6 +178,44 @@ def seen_subjects(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
             if _hash(name, entry["salt"]) in hashes:
                 seen |= subjects
     return sorted(seen)
+
+
+def alike_subjects(record: dict[str, Any], table: pd.DataFrame) -> list[str]:
+    """Sentences about ids that subjects of a checkpoint's training have in cohorts of other names than a table's.
+
+    They may be the same subjects, of a data set that was renamed or prepared anew, or have like ids by chance: who
+    knows the data must tell. Ids that are in many cohorts, such as sub-001, are not looked for.
+
+    Args:
+        record (`dict`): content of `training_record.json`.
+        table (`pd.DataFrame`): one row per scan.
+
+    Returns:
+        One sentence per cohort, with the counts.
+    """
+    ids = bare_ids(recorded_ids(table), keep_width=False)
+    cohorts = table["dataset"].astype(object).tolist() if "dataset" in table else [None] * len(table)
+    own = sorted(
+        {(name, each) for name, each in zip(cohorts, ids, strict=True) if pd.notna(name) and len(each) >= LONG_ID}
+    )
+    own = own[:: -(-len(own) // MOST_COMPARED)] if own else []  # evenly chosen of very many
+    found = []
+    for cohort in record.get("cohorts", {}):
+        others = [(name, each) for name, each in own if name != cohort]
+        alike = {pair for entry in record.get("training_subject_hashes", []) for pair in _among(others, cohort, entry)}
+        if alike:
+            names = ", ".join(sorted({name for name, _ in alike}))
+            found.append(
+                f"{len(alike)} of {len(others)} subject ids of {names} are also ids of {cohort}, which the checkpoint "
+                "was trained on: if they are the same subjects, what it says of them is no test."
+            )
+    return found
+
+
+def _among(pairs: Iterable[tuple[str, str]], cohort: str, entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """Those of some subjects, by cohort and bare id, whose id a record has hashed as one of `cohort`."""
+    hashes = set(entry["hashes"])
+    return [(name, each) for name, each in pairs if _hash(f"{cohort}/{each}", entry["salt"]) in hashes]
 
 
 def _names_of(table: pd.DataFrame) -> list[tuple[int, str]]:

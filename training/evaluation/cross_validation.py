@@ -18,7 +18,7 @@ from modeling_lcm.closed_form_model import SHRINKAGES
 
 from ..data.duplicates import near_identical
 from ..data.folds import Folds
-from ..data.identity import seen_subjects
+from ..data.identity import alike_subjects, seen_subjects
 from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..reporting.plain import write_table
@@ -38,7 +38,7 @@ SHARD = "shard"
 _OF_SHARDS = re.compile(r"(settings|splits(_\d+)?)\.json$|(repeat_\d+_)?fold_\d+$|external_.*_\d+$")
 
 
-def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -> str | None:
+def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -> list[str]:
     """Check that a checkpoint was trained on none of the test subjects.
 
     Args:
@@ -47,7 +47,7 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
         allowed (`bool`): go on nevertheless.
 
     Returns:
-        A remark for the report, if subjects were seen or nothing is known; else None.
+        Remarks for the report, if subjects were seen or may have been, or nothing is known.
 
     Raises:
         ValueError: it was, and that is not allowed.
@@ -61,10 +61,12 @@ def refuse_seen_subjects(checkpoint: str, tested: pd.DataFrame, allowed: bool) -
             "with training.evaluate --allow_seen_subjects true. If only the ids are alike, put a prefix before yours."
         )
     if seen:
-        return f"The checkpoint was trained on {len(seen)} of the test subjects: these scores are optimistic."
+        return [f"The checkpoint was trained on {len(seen)} of the test subjects: these scores are optimistic."]
     if not {"training_subjects", "training_subject_hashes"} & set(record):
-        return "The checkpoint does not say whom it was trained on: whether test subjects are among them is not known."
-    return None
+        return [
+            "The checkpoint does not say whom it was trained on: whether test subjects are among them is not known."
+        ]
+    return alike_subjects(record, tested)
 
 
 def evaluate(arguments: EvaluateArguments) -> Results:
@@ -210,9 +212,8 @@ def _remarks(design: Design) -> dict[str, list[str]]:
         remarks[task.name] += twins
     for tuning in design.recipe.tunings if pretraining is None else ():
         if tuning.checkpoint:
-            table = design.cohort.table[design.part != JOINS]
-            seen = refuse_seen_subjects(tuning.checkpoint, table, design.recipe.arguments.allow_seen_subjects)
-            remarks[tuning.task] += [seen] if seen else []
+            table, allowed = design.cohort.table[design.part != JOINS], design.recipe.arguments.allow_seen_subjects
+            remarks[tuning.task] += refuse_seen_subjects(tuning.checkpoint, table, allowed)
     return remarks
 
 

@@ -134,8 +134,8 @@ def _refuse_larger_than_weights(place: str, config: LCMConfig, names: list[str])
     held = sum(Path(path).stat().st_size for path in paths if path is not None)  # bytes: at least as many as weights
     if all(paths) and described > MODEST + 8 * held:  # packed weights have four bits
         raise ValueError(
-            f"{place}: config.json describes a model of about {described:.1e} weights, and its files hold "
-            f"{held / 1e6:.0f} MB: one of them is of another checkpoint."
+            f"{place}: config.json describes far more weights than its files hold "
+            f"({held / 1e6:.1f} MB): one of them is of another checkpoint."
         )
 
 

@@ -1,13 +1,14 @@
 """Checksums of finished files: written with them, and compared before anything is made of them.
 
 A folder's `checksums.json` holds size and SHA-256 of every other file in it; beside a single file there is a line for
-`sha256sum -c`. Large files are read once: where size, time and place on the disk are those of the last comparison,
-they count as unchanged.
+`sha256sum -c`. Files are read once: where size, times and place on the disk are those of the last comparison, they
+count as unchanged. A process remembers that itself; of files above a megabyte it leaves a note for the next one.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +20,9 @@ CHECKSUMS = "checksums.json"
 FORMAT = "size and SHA-256 of every file"
 SIDECAR = ".sha256"
 CARDS = ("README.md", "parquet/README.md")  # text that is edited by hand, also on the Hub
-ALWAYS_READ = 8_000_000  # bytes; reading less takes no longer than looking up whether it was read before
+NOTED = 1_000_000  # bytes; less is read in a millisecond
+TICK = 2_000_000_000  # nanoseconds, of the slowest clock
+_compared: set[str] = set()  # files that this process has read, by size, times and place
 WAY_OUT = "Copy the folder again, or make it anew; if the change is yours: python -m training.verify {} --renew"
 
 
@@ -96,7 +99,7 @@ def differences(folder: Path, again: bool = False, unread: tuple[str, ...] = ())
 
     Args:
         folder (`Path`): holds the files.
-        again (`bool`): read large files, too, that were read before and look unchanged.
+        again (`bool`): read files, too, that were read before and look unchanged.
         unread (`tuple[str, ...]`): beginnings of names that do not matter.
 
     Raises:
@@ -144,14 +147,18 @@ def _change(path: Path, expected: dict[str, Any], again: bool) -> str | None:
     status = path.stat()
     if status.st_size != expected["bytes"]:
         return f"has {status.st_size:,} bytes, not {expected['bytes']:,}"
-    note = _note(path) if status.st_size > ALWAYS_READ else None
-    mark = f"{status.st_size} {status.st_mtime_ns} {status.st_dev} {status.st_ino} {expected['sha256']}"
-    if note is not None and not again and _read(note) == mark:
+    note = _note(path) if status.st_size > NOTED else None
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    mark = f"{status.st_size} {times} {status.st_dev} {status.st_ino} {expected['sha256']}"
+    if not again and (mark in _compared or (note is not None and _read(note) == mark)):
         return None
     if checksum(path)["sha256"] != expected["sha256"]:
         return "has changed"
-    if note is not None:
-        _remember(note, mark)
+    # Another change within the same tick of the file system's clock could not be told from this one.
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > TICK:
+        _compared.add(mark)
+        if note is not None:
+            _remember(note, mark)
     return None
 
 

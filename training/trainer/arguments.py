@@ -190,6 +190,11 @@ class FinetuneArguments(LoopArguments):
         '"decoder": training by gradients; "ridge": an edge read-out in closed form, for small cohorts. A checkpoint '
         "with a closed-form read-out of the task is its prior; without a checkpoint there is none.",
     )
+    site_relative: Literal["never", "auto", "always"] = setting(
+        "never",
+        "Of the ridge head: compare scans with the mean of their site (column site), for predictions at new sites: "
+        '"never"; "auto": as far as that helps at training sites that are left out; "always".',
+    )
     new_tokens: Literal["random", "related"] = setting(
         "random",
         'Start of a new task\'s tokens: "random" (as in the paper) or "related" (pretrained tokens whose predictions '
@@ -202,6 +207,11 @@ class FinetuneArguments(LoopArguments):
     )
     frozen_layers: int = setting(
         0, "So many decoder layers, from the first one on, and the stem with its batch norm stay as pretrained."
+    )
+    decay_towards: Literal["pretrained", "zero"] = setting(
+        "zero",
+        'Where weight_decay draws the weight matrices: "zero", or "pretrained": to the values that fine-tuning starts '
+        "from. With a weight_decay of 10 or more, few labels then move only what they move far.",
     )
     layer_decay: float = setting(
         1.0, "The learning rate falls by this factor from the read-out to the last layer, and so on down to the stem."
@@ -241,6 +251,8 @@ class FinetuneArguments(LoopArguments):
             raise ValueError(f"positive is {self.positive!r}, but {self.task!r} is continuous: leave it out.")
         if self.head == "ridge" and (self.validation_fraction or self.adapter != "none"):
             raise ValueError('head="ridge" is chosen by leaving scans out: leave out validation_fraction and adapter.')
+        if self.head != "ridge" and self.site_relative != "never":
+            raise ValueError("site_relative is for the ridge head: set head to ridge, or leave it out.")
         _require(self, "pseudo_label_threshold", 0 <= self.pseudo_label_threshold <= 1, "must lie between 0 and 1")
 
 

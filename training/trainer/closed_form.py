@@ -18,7 +18,7 @@ from modeling_lcm.loss_lcm import IGNORE_INDEX
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
 from ..data.folds import few_labels
-from ..data.identity import seen_subjects
+from ..data.identity import alike_subjects, seen_subjects
 from .arguments import FinetuneArguments
 from .checkpoints import load_model, load_processor, read_record
 from .limits import training_limits
@@ -94,11 +94,16 @@ def fit_ridge(
         ValueError: an unknown column, labels or atlases that the checkpoint does not have, or too few labels.
     """
     cohort.require_column(arguments.task)
+    if arguments.site_relative != "never":
+        cohort.require_column("site")
     processor, base = None, None
     if arguments.checkpoint:
         processor, base = load_processor(arguments.checkpoint), load_model(arguments.checkpoint)
         cohort = for_checkpoint(processor, cohort)
-        if seen_subjects(read_record(arguments.checkpoint), cohort.table):
+        record = read_record(arguments.checkpoint)
+        for line in alike_subjects(record, cohort.table):
+            logger.warning("%s", line)
+        if seen_subjects(record, cohort.table):
             # Its read-outs fit these subjects' labels already: leaving them out here would show nothing.
             logger.warning(
                 "Prior used: none, subjects of the data were among those that %s was trained on.", arguments.checkpoint
@@ -119,7 +124,7 @@ def fit_ridge(
         chosen = few_labels(indices, arguments.labels_per_class, arguments.seed)
         values[np.setdiff1d(np.arange(len(values)), chosen)] = np.nan
     cohort, values = cohort.select(np.isfinite(values)), values[np.isfinite(values)]
-    sites = cohort.table["site"].astype(str).tolist() if "site" in cohort.table else None
+    sites = cohort.table["site"].tolist() if "site" in cohort.table else None
     shared = shared or SharedFits()
     scans = Scans(values, cohort.subjects.tolist(), sites, name_of(cohort))
     tokenizer = None if processor is None else processor.tokenizer
@@ -137,6 +142,7 @@ def fit_ridge(
         base,
         tokenizer,
         shared.edges,
+        arguments.site_relative,
     )
     if announce is not None:
         for line in fitted.lines():

@@ -121,9 +121,6 @@ def finetune(
 
 
 def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMForSequenceClassification:
-    variable = task_of(tokenizer)
-    names = variable.labels or [variable.name]
-    problem = "single_label_classification" if variable.kind == "categorical" else "regression"
     if LCMConfig.from_pretrained(arguments.checkpoint).closed_form:
         raise ValueError(
             f"{arguments.checkpoint} was fitted in closed form, and has no decoder to train: fine-tune it with "
@@ -132,10 +129,7 @@ def _task_model(arguments: FinetuneArguments, tokenizer: BEITokenizer) -> LCMFor
     with expected_new_weights():
         model = LCMForSequenceClassification.from_pretrained(
             arguments.checkpoint,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=problem,
-            task_variable=variable.name,
+            **task_of(tokenizer).task_settings,
             bei_loss_weight=0.0 if arguments.pseudo_labels == "none" else 1.0,
             class_weights=None,
             dtype=torch.float32,

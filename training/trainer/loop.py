@@ -38,7 +38,7 @@ from .batches import SharedBatches, batch_shares
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
 from .resume import RunCheckpoints
 from .tracking import LOGS, chosen_trackers, start_trackers
-from .trainable import lcm_head, make_optimizer, set_training_mode
+from .trainable import StartDecay, lcm_head, make_optimizer, set_training_mode
 
 
 @dataclass
@@ -130,6 +130,7 @@ class Trainer(Generic[Model]):
         self.trained: Model = model
         optimizer = make_optimizer(model, arguments)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.start_decay = StartDecay(self.optimizer)  # before a resumed run's weights are loaded
         steps = math.ceil(len(self.loader) / self.batches_per_step) * arguments.epochs
         self.scheduler = get_scheduler("cosine", optimizer, int(arguments.warmup_fraction * steps), steps)
         self.validation_loader = None
@@ -302,6 +303,8 @@ class Trainer(Generic[Model]):
         if self.arguments.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise FloatingPointError(self._describe_failure("gradient", torch.cat(positions), norm))
         self.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            self.start_decay.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         return step_loss

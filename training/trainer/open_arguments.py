@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ..command_line.settings import setting
+from ..command_line.settings import require_choices, setting
 
 
 OPEN_RECIPE = Path(__file__).parents[1] / "configs" / "open" / "weights.yaml"
@@ -16,11 +17,15 @@ class OpenWeightsArguments:
     data: str = setting("", "Folder of the data sets that the recipe names.", example="runs/open", required=True)
     output: str = setting("", "Folder for the checkpoint.", example="hub_cards/lcm-open", required=True)
     recipe: str = setting(str(OPEN_RECIPE), "YAML file of variables and cohorts.")
+    site_relative: Literal["never", "auto", "always"] = setting(
+        "never", "Compare scans with the mean of their site; see training.finetune."
+    )
     folds: int = setting(5, "Parts of the subjects for the scores of subjects not seen; 0: no scores.")
     seed: int = setting(0, "Seed of the parts.")
 
     def __post_init__(self) -> None:
         """Refuse folds that are none."""
+        require_choices(self)
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds must be 0, or 2 or more, got {self.folds}.")
 

@@ -61,7 +61,12 @@ class Pool:
         """Labels of a variable, as they are learnt; NaN where none is recorded."""
         values = self.table[variable.name].to_numpy(float)
         values = values if variable.labels else variable.scaled(values)
-        return Scans(values, self.subjects.tolist(), (self.table["cohort"] + ":" + self.table["site"]).tolist())
+        return Scans(values, self.subjects.tolist(), self.sites.tolist())
+
+    @property
+    def sites(self) -> pd.Series:
+        """Site of every scan, with its cohort: sites of two cohorts may have one name."""
+        return self.table["cohort"] + ":" + self.table["site"]
 
 
 def load_pool(folder: str | Path, recipe: str | Path) -> Pool:
@@ -154,12 +159,13 @@ def _scaled(variable: BEIVariable, table: pd.DataFrame) -> BEIVariable:
     return BEIVariable(**{**vars(variable), "mean": float(values.mean()), "std": float(values.std())})
 
 
-def fit_pool(pool: Pool, kept: NDArray[np.bool_] | None = None) -> Heads:
+def fit_pool(pool: Pool, kept: NDArray[np.bool_] | None = None, site_relative: str = "never") -> Heads:
     """Read-outs of every variable from every atlas, and from every set of atlases that scans have in common.
 
     Args:
         pool (`Pool`): the scans.
         kept (`np.ndarray` of shape `(scans,)`, *optional*): mask of those that are fitted to; default: all.
+        site_relative (`str`): whether scans are compared with their sites, see [`fit_with_sites`].
     """
     heads: Heads = {}
     for variable in pool.variables:
@@ -168,7 +174,9 @@ def fit_pool(pool: Pool, kept: NDArray[np.bool_] | None = None) -> Heads:
         for atlases in _sharing({name: rows[labelled[rows]] for name, rows in pool.rows.items()}):
             rows = np.unique(np.concatenate([pool.rows[name] for name in atlases]))
             rows = rows[labelled[rows]]
-            for key, of_key in fit_heads(pool.edges_of(atlases, rows), scans.select(rows), variable).items():
+            edges = pool.edges_of(atlases, rows)
+            found = fit_heads(edges, scans.select(rows), variable, site_relative=site_relative)
+            for key, of_key in found.items():
                 heads.setdefault(key, {}).update(of_key)
     return heads
 
@@ -190,13 +198,14 @@ def _sharing(rows: Mapping[str, NDArray[np.int64]]) -> list[list[str]]:
     return [sorted(names) for names, _ in groups]
 
 
-def evaluate_pool(pool: Pool, folds: int = 5, seed: int = 0) -> list[dict[str, Any]]:
+def evaluate_pool(pool: Pool, folds: int = 5, seed: int = 0, site_relative: str = "never") -> list[dict[str, Any]]:
     """Scores of subjects that a fit has not seen, by cohort: every subject is tested once.
 
     Args:
         pool (`Pool`): all scans.
         folds (`int`): parts that the subjects are dealt into.
         seed (`int`): of the deal.
+        site_relative (`str`): as for [`fit_pool`].
 
     Returns:
         One row per read-out and cohort: `atlases`, `variable`, `cohort`, `scans`, and `auc` with `balanced_accuracy`,
@@ -205,16 +214,17 @@ def evaluate_pool(pool: Pool, folds: int = 5, seed: int = 0) -> list[dict[str, A
     subjects = np.unique(pool.subjects)
     dealt = np.random.default_rng(seed).permutation(len(subjects)) % folds
     part = dealt[np.searchsorted(subjects, pool.subjects)]
+    sites = pool.sites.to_numpy()
     logits: dict[tuple[str, str], NDArray] = {}
     for fold in range(folds):
-        for key, of_key in fit_pool(pool, part != fold).items():
+        for key, of_key in fit_pool(pool, part != fold, site_relative).items():
             atlases = key.split(SEPARATOR)
             tested = reduce(np.intersect1d, (pool.rows[name] for name in atlases))
             tested = tested[part[tested] == fold]
             edges = pool.edges_of(atlases, tested)
             for name, head in of_key.items():
                 into = logits.setdefault((key, name), np.full((len(part), len(head.tokens)), np.nan))
-                into[tested] = np.stack([token(edges) for token in head.tokens], 1)
+                into[tested] = head.logits(edges, sites[tested].tolist())
     variables = {variable.name: variable for variable in pool.variables}
     rows = []
     for (key, name), values in sorted(logits.items()):

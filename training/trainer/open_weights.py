@@ -36,12 +36,13 @@ def make_open_weights(arguments: OpenWeightsArguments, output: Path) -> Iterator
     pool = load_pool(arguments.data, arguments.recipe)
     subjects = len(set(pool.subjects.tolist()))
     yield f"{len(pool.table)} scans of {subjects} subjects, atlases {', '.join(pool.edges)}"
-    heads = fit_pool(pool)
+    heads = fit_pool(pool, site_relative=arguments.site_relative)
     for key, of_key in heads.items():
         for name, head in of_key.items():
             score = f"AUC {head.record['auc']:.3f}" if "auc" in head.record else f"r {head.record['r']:.3f}"
-            yield f"{name} from {key}: {head.record['scans']} scans, each subject left out {score}"
-    rows = evaluate_pool(pool, arguments.folds, arguments.seed) if arguments.folds else []
+            gate = f", compared with the site by {head.record['site_gate']:g}" if head.record.get("site_gate") else ""
+            yield f"{name} from {key}: {head.record['scans']} scans, each subject left out {score}{gate}"
+    rows = evaluate_pool(pool, arguments.folds, arguments.seed, arguments.site_relative) if arguments.folds else []
     for row in rows:
         score = f"AUC {row['auc']:.3f}" if "auc" in row else f"r {row['r']:.3f}"
         yield f"{row['variable']} from {row['atlases']}, {row['cohort']} ({row['scans']}): {score}"

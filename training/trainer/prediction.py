@@ -1,5 +1,6 @@
 """Logits and tables of predictions from a model and a cohort."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, load_adapter
+from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, LCMProcessor, load_adapter
 from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.readouts_lcm import prevalences, sources
+from modeling_lcm.sites_lcm import SiteMeans, compares_with_site, site_means
 
 from ..data.cohort import Cohort
 from ..data.combine import for_checkpoint
-from ..data.identity import seen_subjects
+from ..data.identity import alike_subjects, seen_subjects
 from ..storage.checked_files import check_adapter_files, refuse_broken_weights
 from .checkpoints import is_adapter, load_model, load_processor, read_record
 from .limits import limits_table
 
 
+logger = logging.getLogger(__name__)
+
+
 @torch.no_grad()
 def predict_logits(model: nn.Module, cohort: Cohort, batch_size: int = 64) -> dict[str, Tensor]:
-    """Read-out logits of scans.
+    """Read-out logits of scans; of a model that compares scans with their site, beside the sites of these scans.
 
     Args:
         model (`nn.Module`): an LCM head or a PEFT model around one; put into evaluation mode.
@@ -29,17 +34,33 @@ def predict_logits(model: nn.Module, cohort: Cohort, batch_size: int = 64) -> di
         batch_size (`int`): scans per forward pass.
 
     Returns:
-        `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; float32, on the CPU.
+        `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; of a model that
+        compares scans with their site, `site_logits` `(scans, all tokens)`, too; float32, on the CPU.
     """
     model.eval()
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {}
     for connectivity in cohort.batches(batch_size):
         outputs = model(connectivity=for_model(model, cohort, connectivity, device))
-        for name in ("logits", "bei_logits"):
+        for name in ("logits", "bei_logits", "site_logits"):
             if getattr(outputs, name, None) is not None:
                 found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    if "site_logits" in joined:
+        config: Any = model.config
+        means = site_means_of(config, cohort, joined["site_logits"]).values
+        pretrained = means[:, : config.num_bei_tokens]
+        of_logits = means[:, config.token_slices[config.task_variable]] if "bei_logits" in joined else pretrained
+        joined["logits"] = joined["logits"] - of_logits
+        if "bei_logits" in joined:
+            joined["bei_logits"] = joined["bei_logits"] - pretrained
+    return joined
+
+
+def site_means_of(config: LCMConfig, cohort: Cohort, site_logits: Tensor) -> SiteMeans:
+    """Means of the scans' sites: of all these scans, and of the training scans of the same sites; no label enters."""
+    sites = cohort.table["site"].tolist() if "site" in cohort.table else [None] * len(cohort)
+    return site_means(config, site_logits, sites, present_atlases(config, cohort))
 
 
 def for_model(model: nn.Module, cohort: Cohort, connectivity: Any, device: torch.device) -> Any:
@@ -77,7 +98,8 @@ def predict_table(
         of every label (columns `VARIABLE` and `VARIABLE=LABEL`, of two labels the positive one last), or the predicted
         value in its unit; then what the scan is beside the training scans (see [`limits_table`]); and these variables.
         Where the checkpoint knows how far its predictions are off, `VARIABLE_possible` has the labels that cannot be
-        ruled out, or `VARIABLE_low` and `VARIABLE_high` the range, that hold the truth nine times of ten.
+        ruled out, or `VARIABLE_low` and `VARIABLE_high` the range, that hold the truth nine times of ten. Where some
+        variable is compared with the scan's site, `site_mean` says what the site's mean was made from.
 
     Raises:
         ValueError: there is no such checkpoint, it is for other regions than the data, or the adapter was made for
@@ -93,7 +115,9 @@ def predict_table(
         processor, model = load_processor(checkpoint), load_model(checkpoint)
         finetuned = isinstance(model, LCMForSequenceClassification)
     cohort = for_checkpoint(processor, cohort)
-    logits = predict_logits(model, cohort, batch_size)["logits"]
+    _warn_of_order(processor, cohort)
+    found = predict_logits(model, cohort, batch_size)
+    logits = found["logits"]
     tokenizer = processor.tokenizer
     variables = [variable for variable in tokenizer.variables if not finetuned or variable.name == tokenizer.task]
     config: Any = model.config
@@ -107,10 +131,25 @@ def predict_table(
     for variable in variables:
         entries = [record.get(variable.name, {}) for record in records]
         columns |= _columns(variable, entries) | _uncertainty(variable.name, entries, processor.limits)
+    if compares_with_site(config, names):
+        columns["site_mean"] = site_means_of(config, cohort, found["site_logits"]).remarks
     table = cohort.table[["subject_id", "session"]].reset_index(drop=True)
-    seen = set(seen_subjects(_record_of(checkpoint, adapter), cohort.table))
+    record = _record_of(checkpoint, adapter)
+    for line in alike_subjects(record, cohort.table):
+        logger.warning("%s", line)
+    seen = set(seen_subjects(record, cohort.table))
     limits = limits_table(processor.limits, cohort, seen, batch_size)
     return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
+
+
+def _warn_of_order(processor: LCMProcessor, cohort: Cohort) -> None:
+    """Say which atlases' regions nothing names, so that nobody knows whether they are in the checkpoint's order."""
+    known = processor.feature_extractor.by_atlas
+    own = next(iter(known))
+    wanted = known if len(known) > 1 else dict.fromkeys(cohort.atlases, known[own])
+    unnamed = [name for name in cohort.atlases if name in wanted and not wanted[name].knows_regions]
+    if unnamed:
+        logger.warning("Order of regions not checked: nothing names those of %s.", ", ".join(unnamed))
 
 
 def _readable(config: LCMConfig, cohort: Cohort, variables: list[BEIVariable]) -> list[BEIVariable]:

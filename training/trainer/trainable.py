@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -47,8 +47,10 @@ def parameter_groups(model: nn.Module, arguments: LoopArguments) -> list[dict]:
 
     With `layer_decay` below 1 there are two such groups per depth, the read-out's first, and the learning rate falls
     by that factor from depth to depth: read-out, final norm and new tokens; the last layer; ...; the first one; stem
-    and pretrained tokens.
+    and pretrained tokens. With `decay_towards` "pretrained" the optimiser has no weight decay, and [`StartDecay`] has
+    it from the groups' `start_decay`.
     """
+    kind = "start_decay" if getattr(arguments, "decay_towards", "zero") == "pretrained" else "weight_decay"
     decay = getattr(arguments, "layer_decay", 1.0)
     depths: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -59,10 +61,42 @@ def parameter_groups(model: nn.Module, arguments: LoopArguments) -> list[dict]:
     for depth, parameters in sorted(depths.items()):
         rate = {"lr": arguments.learning_rate * decay**depth} if depth else {}
         groups += [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": arguments.weight_decay, **rate},
+            {
+                "params": [p for p in parameters if p.ndim > 1],
+                "weight_decay": 0.0,
+                **rate,
+                kind: arguments.weight_decay,
+            },
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **rate},
         ]
     return groups
+
+
+class StartDecay:
+    """Decoupled weight decay towards the weights that training starts from, instead of towards zero.
+
+    Its step follows the optimiser's: a weight goes the part `learning rate x weight decay` of its way back, at most
+    all of it, so that a large decay holds it where it was.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): with groups of [`parameter_groups`]; its weights are those of the start.
+
+    Source: L2-SP, Li et al. 2018, ICML; decoupled as in AdamW, Loshchilov and Hutter 2019.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.starts = [
+            [weight.detach().clone() for weight in group["params"]] if group.get("start_decay") else []
+            for group in optimizer.param_groups
+        ]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Draw the weights towards their start, at the learning rates of the moment."""
+        for group, starts in zip(self.optimizer.param_groups, self.starts, strict=True):
+            for weight, start in zip(group["params"], starts, strict=True) if starts else ():
+                weight.lerp_(start, min(1.0, group["lr"] * group["start_decay"]))
 
 
 def _depth(name: str, num_layers: int) -> int:

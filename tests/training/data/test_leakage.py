@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from hub_cards.bundle import public_record
 from training.data.cohort import Cohort
-from training.data.identity import bare_ids, first_of_each, hash_names, same_subject, scan_names, seen_subjects
+from training.data.identity import (
+    alike_subjects,
+    bare_ids,
+    first_of_each,
+    hash_names,
+    same_subject,
+    scan_names,
+    seen_subjects,
+)
 from training.data.leakage import leaking_columns
 from training.evaluation.cross_validation import refuse_seen_subjects
 from training.trainer.checkpoints import read_record
@@ -117,6 +125,21 @@ def test_a_table_without_the_cohort_s_name_is_recognised_by_long_ids() -> None:
     assert seen_subjects(record, tested.assign(dataset=[None, "mine", None, None])) == ["50004"]
 
 
+def test_ids_of_a_cohort_with_another_name_are_a_warning() -> None:
+    ids = [f"sub-{number:07d}" for number in range(50003, 50023)]
+    trained = pd.DataFrame({"subject_id": [*ids, "sub-001"], "dataset": "abide1"})
+    record = {"training_subject_hashes": [hash_names(scan_names(trained))], "cohorts": {"abide1": 21, "other": 0}}
+    renamed = pd.DataFrame(
+        {"subject_id": [str(number) for number in range(50013, 50033)] + ["001"], "dataset": "ours"}
+    )
+    assert seen_subjects(record, renamed) == []
+    (line,) = alike_subjects(record, renamed)
+    assert line.startswith("10 of 20 subject ids of ours are also ids of abide1, which the checkpoint was trained on")
+    assert alike_subjects(record, renamed.assign(dataset="abide1")) == []  # these are known to be the same
+    assert alike_subjects(record, renamed.assign(subject_id=[f"x{number}" for number in range(10000, 10021)])) == []
+    assert alike_subjects({}, renamed) == []
+
+
 def test_open_weights_know_the_shipped_subjects_from_the_plain_table() -> None:
     root = Path(__file__).parents[3]
     subjects = pd.read_csv(root / "training/demo_data/lemon-schaefer200/participants.tsv", sep="\t", dtype=str)
@@ -153,7 +176,7 @@ def test_a_shared_checkpoint_still_knows_whom_it_saw(cohort: Cohort, tmp_path: P
     for name, count in (("shared", 4), ("tuned", 6)):
         with pytest.raises(ValueError, match=f"was trained on {count} of the test subjects, 0001 among them"):
             refuse_seen_subjects(str(tmp_path / name), cohort.table, False)
-        assert refuse_seen_subjects(str(tmp_path / name), cohort.table.iloc[8:], False) is None
+        assert refuse_seen_subjects(str(tmp_path / name), cohort.table.iloc[8:], False) == []
     assert read_record(tmp_path / "nowhere") == {}
     (tmp_path / "unknown").mkdir()
-    assert "is not known" in (refuse_seen_subjects(str(tmp_path / "unknown"), cohort.table, False) or "")
+    assert "is not known" in refuse_seen_subjects(str(tmp_path / "unknown"), cohort.table, False)[0]

@@ -155,3 +155,43 @@ def test_what_needs_a_decoder_is_refused(
         finetune(cohort, finetune_arguments(checkpoint=folder, task="group"))
     with pytest.raises(ValueError, match="nothing to explain by attention"):
         explain(ExplainArguments(checkpoint=folder, data=str(dataset), output=str(tmp_path / "maps")))
+
+
+def test_scans_are_compared_with_their_sites(
+    cohort: Cohort, ridge: FinetuneArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At prediction the site's mean is of all scans given and the training scans; without a site that is said."""
+    said: list[str] = []
+    beside = replace(ridge, site_relative="always")
+    model, processor, _ = finetune(cohort, beside, announce=said.append)
+    assert said[-1] == "  compared with the site by 0.5, with too few sites or scans to choose"
+    folder = str(save_checkpoint(tmp_path / "checkpoint", model, processor, beside, {}))
+    new = replace(cohort, table=cohort.table.assign(site=["x"] * 4 + ["new"] * 19 + [None]))
+    table, _ = predict_table(folder, new)
+    assert table["site_mean"][0] == "x: mean of 4 scans given and 12 of training"
+    assert table["site_mean"][5] == "new: mean of 19 scans given"
+    assert table["site_mean"][23] == "site not recorded: compared with the training mean"
+    nowhere = replace(cohort, table=cohort.table.drop(columns="site"))
+    assert predict_table(folder, nowhere)[0]["site_mean"].unique().tolist() == [table["site_mean"][23]]
+    # By hand: the scans of one site, whose mean is subtracted.
+    connectivity = torch.from_numpy(cohort.connectivity())
+    read = model(connectivity).site_logits[4:23]
+    expected = model(connectivity).logits[4:23] - read.sum(0) / 29
+    torch.testing.assert_close(predict_logits(model, new)["logits"][4:23], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="no phenotype 'site'"):
+        finetune(nowhere, beside)
+    with pytest.raises(ValueError, match="site_relative is for the ridge head"):
+        FinetuneArguments(site_relative="auto")
+
+
+def test_command_says_which_sites_are_not_known(
+    dataset: Path, other_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, table = tmp_path / "base", tmp_path / "predictions.tsv"
+    site = ["--head", "ridge", "--task", "group", "--site_relative", "always"]
+    finetune_command([*site, "--data", str(dataset), "--output", str(base)])
+    predict_command(["--checkpoint", str(base / "checkpoint"), "--data", str(other_cohort), "--output", str(table)])
+    said = capsys.readouterr().out
+    assert "compared with the site by 0.5" in said
+    assert "Compared with the mean of their site: " in said
+    assert pd.read_csv(table, sep="\t")["site_mean"].str.startswith("x: mean of ").any()

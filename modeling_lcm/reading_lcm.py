@@ -1,0 +1,90 @@
+"""What the heads make of scans: logits of all tokens, from the decoder and from the edges.
+
+Shapes: batch B, tokens P.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .atlas_batches_lcm import atlases_present
+from .outputs_lcm import LCMModelOutput
+from .readouts_lcm import is_closed, token_mask
+from .sites_lcm import read_sites, require_site_means
+
+
+def read_scans(
+    model: Any,
+    scans: dict[str, Tensor],
+    queries: Tensor | None,
+    site_means: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None, Tensor | None, LCMModelOutput]:
+    """Logits of a head, from the decoder and from the edges.
+
+    Args:
+        model (`LCMPreTrainedModel`): the head.
+        scans (`dict[str, Tensor]`): connectivity by atlas.
+        queries (`Tensor` of shape `(tokens, hidden_size)`, *optional*): as for [`LCMModel`].
+        site_means (`Tensor` of shape `(batch, tokens)`, *optional*): see [`modeling_lcm.site_means`].
+        kwargs (`dict`): for [`LCMModel`].
+
+    Returns:
+        Layer logits `(batch, layers, tokens)`; a mask `(batch, tokens)` of those that were fitted in closed form, but
+        not on the atlases that a scan has (None: there are none); site logits `(batch, tokens)` (None: no scan is
+        compared with its site); and the output of [`LCMModel`].
+
+    Raises:
+        ValueError: site means that the model cannot use.
+    """
+    config = model.config
+    given = scans if len(config.atlas_regions) > 1 else next(iter(scans.values()))
+    queried = {} if queries is None else {"query_embeds": queries}
+    outputs = model.model(given, score=model.score, **queried, **kwargs)
+    layer_logits = outputs.layer_logits
+    if config.closed_form:
+        closed = token_mask(config, lambda name: is_closed(config, name), layer_logits)
+        layer_logits = layer_logits.masked_fill(closed, 0.0)
+    unread = site_logits = None
+    if config.edge_readout:
+        of_edges, unread, site_logits = edge_logits(model, scans, atlases_present(scans))
+        layer_logits = layer_logits + of_edges[:, None]
+    if site_means is not None:
+        layer_logits = layer_logits - require_site_means(site_logits, site_means)[:, None]
+    return layer_logits, unread if config.closed_form else None, site_logits, outputs
+
+
+def edge_logits(
+    model: Any, connectivity: Mapping[str, Tensor], present: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Edge read-out of all of a head's tokens, `(batch, tokens)`: the same for every layer.
+
+    Args:
+        model (`LCMPreTrainedModel`): the head.
+        connectivity (`Mapping[str, Tensor]`): by atlas; NaN for a scan that lacks one.
+        present (`Tensor` of shape `(batch, atlases)`, *optional*): which atlases the scans have; None: all.
+
+    Returns:
+        The logits; of several atlases a mask of those that cannot be read: see [`LCMEdgeReadouts`]; and the site
+        logits, where scans are compared with their site.
+    """
+    config, features, sites = model.config, model.edge_features, model.site_readout
+    readouts = [model.bei_edge_readout, *([model.task_edge_readout] if hasattr(model, "task_edge_readout") else [])]
+    scans, any_scans = len(next(iter(connectivity.values()))), next(iter(connectivity.values()))
+    everywhere = any_scans.new_ones(scans, len(connectivity), dtype=torch.bool)
+    if len(config.atlas_regions) == 1:
+        edges = features(any_scans)
+        logits = torch.cat([readout(edges.to(readout.weight.dtype)) for readout in readouts], -1)
+        of_sites = None if sites is None else read_sites(config, sites, {next(iter(connectivity)): edges}, everywhere)
+        return logits, None, of_sites
+    if present is None:
+        present = everywhere
+        by_atlas = {name: features[name](part, scans) for name, part in connectivity.items()}
+    else:
+        columns = zip(connectivity.items(), present.T, strict=True)
+        by_atlas = {name: features[name](part[here], scans) for (name, part), here in columns}
+    several, unread = zip(*(readout(by_atlas, present) for readout in readouts), strict=True)
+    of_sites = None if sites is None else read_sites(config, sites, by_atlas, present)
+    return torch.cat(several, -1), torch.cat(unread, -1), of_sites
