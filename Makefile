@@ -11,7 +11,7 @@ STAMP := $(VENV)/.setup-done
 LOWEST := tests/constraints/lowest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest slow campaign peers docs lint
+.PHONY: help setup demo test test-lowest slow campaign peers bench docs lint
 
 help:
 	@echo "make setup  virtual environment in $(VENV) with everything installed"
@@ -20,6 +20,7 @@ help:
 	@echo "make slow   the slow tests"
 	@echo "make campaign   kills, flipped bits, full disks and malicious files, for half an hour; see docs/reliability.md"
 	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
+	@echo "make bench  what got slower than the recorded ratios of benchmarks/recorded.json, in five minutes"
 	@echo "make docs   the documentation with its tutorials, into build/docs"
 	@echo "make lint   ruff, mypy and who may import whom"
 	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"
@@ -54,6 +55,10 @@ campaign: $(STAMP)
 # Without our strict settings: their markers are not ours. What does not apply is listed in tests/peers/README.md.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -o addopts= -W ignore -n 2 tests/peers/peer_*.py
+
+# Needs an idle machine; ratios only, so that it need not be the one on which they were recorded.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench
 
 # The tutorials run while it is built, on the shipped connectomes; no network is needed.
 docs: $(STAMP)

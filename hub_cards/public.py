@@ -22,9 +22,9 @@ SETTINGS = (
     "hidden_size", "input_noise", "intermediate_size", "keep_checkpoints", "kind", "labels", "labels_per_class",
     "layer_decay", "learning_rate", "lora_rank", "max_grad_norm", "mixed_precision",
     "mixup", "momentum_epochs", "new_tokens", "num_attention_heads", "num_hidden_layers", "optimizer", "patience",
-    "positive", "process_timeout", "progress", "pseudo_labels", "pseudo_label_threshold", "resume", "seed", "size",
-    "task", "total_batch_size", "trainable", "validation_fraction", "warmup_fraction", "weight_decay",
-    "window_fraction", "window_volumes",
+    "positive", "process_timeout", "progress", "pseudo_labels", "pseudo_label_threshold", "resume", "seed",
+    "site_relative", "size", "task", "total_batch_size", "trainable", "validation_fraction", "warmup_fraction",
+    "weight_decay", "window_fraction", "window_volumes",
 )  # fmt: skip
 PROTOCOL = (
     "task", "labels", "positive", "folds", "repeats", "split", "split_checksum", "epoch", "pretraining", "optimistic",

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from modeling_lcm import FCFeatureExtractor, LCMConfig, LCMProcessor
 from modeling_lcm.atlases import fingerprint
 from modeling_lcm.limits_lcm import TrainingLimits
+from modeling_lcm.sites_lcm import compares_with_site
 from training.reporting.plain import markdown_code, markdown_text
 from training.reporting.results import Results
 
@@ -166,7 +167,14 @@ def _architecture(config: LCMConfig, parameters: int) -> list[tuple[str, str]]:
         ("rows of FC normalised", "yes (beyond the paper)" if config.normalize_rows else "no"),
         ("edge read-out", "yes (beyond the paper)" if config.edge_readout else "no"),
         *([("fitted in closed form", "yes: the logits are those of the edges alone")] if config.closed_form else []),
+        *_site_rows(config),
     ]
+
+
+def _site_rows(config: LCMConfig) -> list[tuple[str, str]]:
+    """Variables that are read beside the mean of the scan's site."""
+    names = [name for name in config.token_slices if name is not None and compares_with_site(config, [name])]
+    return [("compared with the mean of the scan's site", ", ".join(names))] if names else []
 
 
 def _training_rows(record: dict[str, Any]) -> list[tuple[str, str]]:

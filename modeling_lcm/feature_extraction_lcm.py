@@ -312,6 +312,11 @@ class FCFeatureExtractor(FeatureExtractionMixin):
         positions = self._positions(region_names)
         return array[..., positions[:, None], positions]
 
+    @property
+    def knows_regions(self) -> bool:
+        """Whether there are names, its own or the atlas's, that regions can be matched with."""
+        return self._wanted_regions()[0] is not None
+
     def _wanted_regions(self) -> tuple[list[str] | None, Mapping[int, str] | None]:
         """Names in matrix order, and names of the atlas's label values, as far as they are known."""
         known = None if self.atlas is None else find_atlas(self.atlas)

@@ -273,8 +273,33 @@ def _require_nilearn() -> None:
         ) from error
 
 
+def read_once(image: Any) -> Any:
+    """A scan with its values in memory, for several atlases: otherwise each would read and unpack the file again.
+
+    Args:
+        image (`Any`): 4-D image, path or nibabel image.
+    """
+    _require_nilearn()
+    from nilearn.image import load_img, new_img_like
+
+    scan = load_img(image)
+    return new_img_like(scan, np.asanyarray(scan.dataobj), copy_header=True)
+
+
+def label_values(image: Any) -> set[int]:
+    """Values of a label image, path or nibabel image, without the background.
+
+    Raises:
+        ValueError: It is no label image.
+        ImportError: nilearn is not installed.
+    """
+    _require_nilearn()
+    from nilearn.image import load_img
+
+    return _label_values(load_img(image))
+
+
 def _label_values(image: Any) -> set[int]:
-    """Values of a label image without the background."""
     if image.ndim != 3:
         raise ValueError(f"The label image has shape {image.shape}; an atlas is 3-D with one whole number per region.")
     values = np.unique(np.asarray(image.dataobj))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class LCMProcessor(ProcessorMixin):
         pseudo_labels: bool = False,
         region_names: Sequence[str] | None = None,
         return_tensors: str | None = None,
+        images: Any = None,
+        label_images: Mapping[str, Any] | None = None,
+        confounds: Any = None,
+        image_options: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """Build the inputs of a model.
 
@@ -76,6 +81,14 @@ class LCMProcessor(ProcessorMixin):
             pseudo_labels: Label subjects of whom nothing is recorded with each variable's default.
             region_names: Names of the input's regions, to reorder them.
             return_tensors: `"pt"` for tensors, otherwise NumPy arrays.
+            images: Preprocessed 4-D NIfTI images in MNI space, instead of `connectivity`: a path, a nibabel image, or
+                a list. Each is read once for all atlases (extra `nifti`).
+            label_images: Label image of every atlas, by its id: path, nibabel image, or what
+                `modeling_lcm.nifti.load_label_atlas` returned. Atlases without one are absent, which a warning says.
+                Default: those that nilearn can fetch.
+            confounds: Nuisance signals of each image, to be regressed out: array, table or path.
+            image_options: Other arguments of `modeling_lcm.nifti.extract_time_series`, such as `{"low_pass": 0.1,
+                "t_r": 2.0}`.
 
         Returns:
             `connectivity` `(batch, regions, regions)`; with `records` also `labels`, and `bei_targets` if the
@@ -85,6 +98,12 @@ class LCMProcessor(ProcessorMixin):
         Raises:
             ValueError: Not as many records as scans, or input that either part refuses.
         """
+        if images is not None:
+            if connectivity is not None or time_series is not None or region_names is not None:
+                raise ValueError("Pass images alone, without connectivity, time_series and region_names.")
+            time_series, region_names = self._signals(images, label_images, confounds, image_options)
+        elif label_images is not None or confounds is not None or image_options is not None:
+            raise ValueError("label_images, confounds and image_options belong to images: pass images, too.")
         batch = self.feature_extractor(connectivity, time_series, region_names, return_tensors)
         if records is None:
             return batch
@@ -100,6 +119,22 @@ class LCMProcessor(ProcessorMixin):
                 )
             batch[name] = values if scan_index is None else values[scan_index]
         return batch
+
+    def _signals(self, images: Any, *options: Any) -> tuple[Any, Any]:
+        """Signals and names of regions of images, as the feature extractor takes them."""
+        try:
+            # By name: Transformers would ask for nilearn wherever this code is loaded from beside model weights.
+            inputs = import_module(".image_inputs", __package__)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "Reading images needs the installed package: run `pip install large-connectome-model[nifti]`."
+            ) from error
+        extractors = self.feature_extractor.by_atlas
+        signals, names = inputs.signals_of_images(images, extractors, *options)
+        if self.feature_extractor.atlases is not None:
+            return signals, {name: names.get(name) for name in signals}
+        (one,) = signals
+        return signals[one], names.get(one)
 
     @property
     def model_input_names(self) -> list[str]:

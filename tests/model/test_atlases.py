@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from modeling_lcm import atlases
+from modeling_lcm import FCFeatureExtractor, atlases
 from modeling_lcm.atlases import (
     ATLASES,
     atlases_with,
@@ -26,6 +26,7 @@ WITH_TABLE = [atlas.id for atlas in ATLASES.values() if atlas.has_table]
 FINGERPRINTS = {
     "aal-116": "cb807eaaa2e56660",
     "desikan-killiany-68": "85302843e1a73e99",
+    "harvard-oxford-111": "9e9c4e3a78d07797",
     "schaefer-200": "ad9aa7959b2ca5e6",
 }
 
@@ -121,3 +122,16 @@ def test_a_copy_without_data_files_works_and_says_what_its_tables_need(tmp_path)
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "pip install large-connectome-model" in result.stdout
+
+
+def test_a_checkpoint_without_names_takes_those_of_its_atlas(rng: np.random.Generator) -> None:
+    names, order = region_names("harvard-oxford-111"), rng.permutation(111)
+    extractor = FCFeatureExtractor(
+        atlases={"aal-116": {"num_regions": 116}, "harvard-oxford-111": {"num_regions": 111}}
+    )
+    signals = rng.standard_normal((150, 111))
+    given = {"time_series": {"harvard-oxford-111": signals}}
+    turned = {"time_series": {"harvard-oxford-111": signals[:, order]}}
+    expected = extractor(**given)["connectivity"]["harvard-oxford-111"]
+    found = extractor(**turned, region_names={"harvard-oxford-111": [names[place] for place in order]})
+    np.testing.assert_array_equal(found["connectivity"]["harvard-oxford-111"], expected)

@@ -29,7 +29,6 @@ from ..trainer.checkpoints import read_record
 from .arguments import EvaluateArguments
 from .design import JOINS, Design, draw_folds, make_design, save_folds
 from .features import SHRINKAGE, stored_log_fc
-from .report import write_reports
 from .running import Place, fold_places, require_external_values, run_places
 from .summary import prediction_tables, summary
 
@@ -102,6 +101,8 @@ def evaluate(arguments: EvaluateArguments) -> Results:
         results.save(output / "metrics.json")
         for name, table in prediction_tables(run.design, outcomes, external).items():
             write_table(output / name, table, decimals=5)
+        from .report import write_reports  # matplotlib, while workers may still use the time
+
         write_reports(output, run.design, results, outcomes)
         seal(output)
         return results

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
-from threadpoolctl import threadpool_limits
 
 from ..command_line.cli import hide_bars_of_files
 
 
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent is still there
+BASE_BYTES = 0.7e9  # what a worker needs beside its data and its model: Python with torch, scikit-learn and pandas
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ class Job:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch and the linear algebra libraries use so many threads, whatever the machine would give."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -15,11 +15,9 @@ from ..storage.files import read_json, write_json
 from ..storage.manifest import require_intact_file, seal_file
 from .design import Design, Parts
 from .fold import Member, fit_baselines, join_fold, run_fold, train_member
-from .pool import Job, affordable, run_jobs, threads
+from .pool import BASE_BYTES, Job, affordable, run_jobs, threads
 
 
-# What a worker needs beside its data and its model: Python with torch, scikit-learn and pandas.
-BASE_BYTES = 0.7e9
 WEIGHT_BYTES = (
     40  # weight, gradient, two moments of the optimiser, copies of the best epoch; activations of small nets
 )

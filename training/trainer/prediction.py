@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, load_adapter
+from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, LCMProcessor, load_adapter
 from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.readouts_lcm import prevalences, sources
 from modeling_lcm.sites_lcm import SiteMeans, compares_with_site, site_means
@@ -115,6 +115,7 @@ def predict_table(
         processor, model = load_processor(checkpoint), load_model(checkpoint)
         finetuned = isinstance(model, LCMForSequenceClassification)
     cohort = for_checkpoint(processor, cohort)
+    _warn_of_order(processor, cohort)
     found = predict_logits(model, cohort, batch_size)
     logits = found["logits"]
     tokenizer = processor.tokenizer
@@ -139,6 +140,16 @@ def predict_table(
     seen = set(seen_subjects(record, cohort.table))
     limits = limits_table(processor.limits, cohort, seen, batch_size)
     return pd.concat([table, pd.DataFrame(columns), limits], axis=1), variables
+
+
+def _warn_of_order(processor: LCMProcessor, cohort: Cohort) -> None:
+    """Say which atlases' regions nothing names, so that nobody knows whether they are in the checkpoint's order."""
+    known = processor.feature_extractor.by_atlas
+    own = next(iter(known))
+    wanted = known if len(known) > 1 else dict.fromkeys(cohort.atlases, known[own])
+    unnamed = [name for name in cohort.atlases if name in wanted and not wanted[name].knows_regions]
+    if unnamed:
+        logger.warning("Order of regions not checked: nothing names those of %s.", ", ".join(unnamed))
 
 
 def _readable(config: LCMConfig, cohort: Cohort, variables: list[BEIVariable]) -> list[BEIVariable]:

@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.training.conftest import ATLAS
+from training.data.cohort import load_cohort
 from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
 from training.reporting.results import LCM, SCRATCH
-from training.trainer.checkpoints import load_processor
+from training.trainer.checkpoints import load_model, load_processor
+from training.trainer.prediction import predict_logits
 
 
 TASKS = {"sex": {}, "age": {"kind": "continuous"}, "group": {}}
@@ -74,3 +78,21 @@ def test_a_pretraining_serves_several_tasks(
     found = evaluate(replace(evaluate_arguments(None, {"epochs": 1}, baselines=["scratch"]), finetune=files))
     assert list(found.tasks) == ["sex", "group"]
     assert all(set(task.models) == {LCM, SCRATCH} for task in found.tasks.values())
+
+
+def test_sites_of_the_test_scans_are_those_given(
+    arguments: EvaluateArguments, write_config: Callable[..., str], dataset: Path, tmp_path: Path
+) -> None:
+    """A fold's test scans are compared with the mean of their site as `training.predict` would: without any label."""
+    file = write_config("beside", head="ridge", task="group", site_relative="always")
+    evaluate(replace(arguments, finetune=file, output=str(tmp_path / "beside"), baselines=["majority"]))
+    cohort = load_cohort(dataset)
+    (result,) = results_of(tmp_path / "beside", "group")[:1]
+    test = cohort.select(np.isin(cohort.table.index, result["rows"]))
+    blind = replace(test, table=test.table.drop(columns="group"))
+    model = load_model(str(tmp_path / "beside" / "fold_0" / "checkpoint"))
+    assert model.config.closed_form[ATLAS]["group"]["site_gate"] == 0.5
+    shares = predict_logits(model, blind)["logits"].double().softmax(1)
+    np.testing.assert_allclose(shares[:, 0], result["predictions"][f"{LCM}: A"], atol=1e-4)
+    apart = predict_logits(model, replace(blind, table=blind.table.drop(columns="site")))["logits"].double().softmax(1)
+    assert not np.allclose(apart[:, 0], shares[:, 0], atol=1e-3)

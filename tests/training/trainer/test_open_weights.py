@@ -82,12 +82,17 @@ def test_few_label_study(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     atlas = load_cohort(dataset).feature_extractor.atlas
     job = {"name": "to itself", "from": {"cohort": "first", "site": ["x"]}, "to": {"cohort": "first", "site": ["y"]}}
     jobs = tmp_path / "jobs.yaml"
-    jobs.write_text(yaml.safe_dump({"jobs": [job | {"atlas": atlas, "variables": ["group"]}]}), encoding="utf-8")
+    # At the other cohort's site z, no group is certain: there is no prior.
+    unknown = {"name": "from nothing", "from": {"cohort": "second", "not_site": ["x"]}, "to": {"cohort": "first"}}
+    every = [each | {"atlas": atlas, "variables": ["group"]} for each in (job, unknown)]
+    jobs.write_text(yaml.safe_dump({"jobs": every}), encoding="utf-8")
     output = tmp_path / "few"
     arguments = ["--recipe", str(recipe), "--jobs", str(jobs), "--labels", "6", "9", "--draws", "3"]
     few_labels(["--data", str(tmp_path), "--output", str(output), *arguments])
     scores = pd.read_csv(output / "scores.tsv", sep="\t")
-    assert scores.groupby(["labels", "method"]).size().unique().tolist() == [3]
+    assert scores.groupby(["job", "labels", "method"]).size().unique().tolist() == [3]
+    wide = scores[scores["job"] == "from nothing"].pivot(index=["labels", "draw"], columns="method", values="score")
+    assert wide["pretrained"].tolist() == wide["from scratch"].tolist()
     assert set(scores["labels"]) == {6, 9}
     assert "| to itself | group | 6 |" in (output / "few_labels.md").read_text(encoding="utf-8")
     assert (output / "few_labels.png").stat().st_size > 1000

@@ -82,6 +82,7 @@ def test_pretrained_finetuned_and_predicted(
     pretrain_arguments: Callable[..., PretrainArguments],
     finetune_arguments: Callable[..., FinetuneArguments],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = pretrain_arguments(edge_readout=True, mixup=1.0, atlas_dropout=0.3, validation_fraction=0.25)
     model, processor, history = pretrain(both, settings)
@@ -91,6 +92,7 @@ def test_pretrained_finetuned_and_predicted(
     assert sorted(processor.feature_extractor.by_atlas) == sorted(ATLASES)
     table, _ = predict_table(str(folder), both)
     assert table["age"].notna().all() and len(table) == len(both)
+    assert f"Order of regions not checked: nothing names those of {ATLAS}, {OTHER}" in caplog.text
     for kind in ({}, {"new_tokens": "related"}, {"trainable": "tokens"}, {"frozen_layers": 1}, {"layer_decay": 0.7}):
         tuned = finetune_arguments(checkpoint=str(folder), epochs=15, learning_rate=1e-2, **kind)
         model, processor, _ = finetune(both, tuned)
