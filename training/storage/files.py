@@ -153,7 +153,8 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
         if not isinstance(content, kind):
             raise ValueError(f"it holds no {'table' if kind is dict else 'list'}")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is missing or damaged ({' '.join(str(error).split())[:100]}).") from error
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:100]
+        raise ValueError(f"{path} is damaged ({reason}). Copy the folder again, or make it anew.") from error
     return content
 
 
