@@ -26,7 +26,7 @@ from .arguments import MergeArguments
 from .assemble import filled, order_warning
 from .content import SERIES_CHUNK, VOCABULARY, Content, write_dataset
 from .dataset_files import Scans
-from .parts import Part, join_atlases
+from .parts import Part, join_atlases, look_alike
 from .quality import Rules, Statistics, shift_against
 from .report import Pictures
 from .shards import CHUNK
@@ -219,6 +219,7 @@ def _content(
     several = (table.groupby("subject_id")["dataset"].nunique() > 1).sum() if "dataset" in table else 0
     if several:
         quality["remarks"].append(f"{several} subjects are in two cohorts and have one subject_id")
+    quality["remarks"] += look_alike(parts)
     if arguments.reference is not None:
         quality["shift"] = shift_against(arguments.reference, statistics, extractor.region_fingerprint)
     if others:

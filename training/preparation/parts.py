@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,21 @@ def _is_same_cohort(group: list[Part], part: Part) -> bool:
         return first.name == part.name
     mine, theirs = ({*_keys(each)} for each in (first, part))
     return len(mine & theirs) > _MOST_COMMON * min(len(mine), len(theirs))
+
+
+def look_alike(parts: Sequence[Part]) -> list[str]:
+    """Remarks about cohorts of other names, without an atlas in common, most of whose scans have the same ids."""
+    remarks = []
+    for first, second in combinations(parts, 2):
+        mine, theirs = ({*_keys(each)} for each in (first, second))
+        shared = len(mine & theirs)
+        if {*first.cohort.atlases} & {*second.cohort.atlases} or shared <= _MOST_COMMON * min(len(mine), len(theirs)):
+            continue
+        remarks.append(
+            f"{first.name} and {second.name} have the ids of {shared} scans in common, and count as different "
+            "subjects: if they are one cohort in two atlases, prepare both under one name and merge them again"
+        )
+    return remarks
 
 
 def _keys(part: Part) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ from training.preparation.agreement import compare_atlases
 from training.preparation.arguments import MergeArguments, PrepareArguments, in_each_atlas
 from training.preparation.assemble import summary_of
 from training.preparation.build import prepare
-from training.preparation.merging import merge
+from training.preparation.merging import _open, merge
+from training.preparation.parts import look_alike
 from training.preparation.sources import images
 
 
@@ -327,9 +328,19 @@ def test_cohorts_in_different_atlases_side_by_side(one_by_one: Callable[..., Pat
     assert len(both) == 2 * SUBJECTS
     assert (both.has_atlas("small") ^ both.has_atlas("large")).all()
     assert (both.has_atlas("large") == (both.table["dataset"] == "strangers")).all()
+    assert "in common, and count as different subjects" not in summary_of(study / "both")[0]
     # What is in the same atlas must have the same regions, whichever cohort comes first.
     names = study / "names.tsv"
     names.write_text("\n".join(["name", *(f"region {number}" for number in range(SIZES["large"]))]))
     named = one_by_one("large", "named", regions=str(names), **settings)
     with pytest.raises(ValueError, match="strangers and named have other region names"):
         merged(small, strangers, named, output=study / "three", union=True)
+
+
+def test_cohorts_of_other_names_with_the_same_ids_are_named(one_by_one: Callable[..., Path]) -> None:
+    small, large = (_open(one_by_one(atlas), prefix_sites=False) for atlas in SIZES)
+    (remark,) = look_alike([small, large])
+    assert remark.startswith(f"only small and only large have the ids of {SUBJECTS} scans in common")
+    assert look_alike([small, small]) == []  # in one atlas, merging has its own words for it
+    large.table["cohort_subject_id"] = "y" + large.table["cohort_subject_id"]
+    assert look_alike([small, large]) == []
