@@ -93,6 +93,11 @@ class _ClosedFormEstimator(BaseEstimator):
         groups: Sequence[Hashable] | None,
         sites: Sequence[Hashable] | None,
     ) -> Self:
+        if self.site_relative != "never" and sites is None:
+            raise ValueError(
+                f"site_relative is {self.site_relative!r}, but the sites are not known: call fit(X, y, sites=sites), "
+                "or leave it at 'never'."
+            )
         base, processor = _load(self.checkpoint)
         given = self._by_atlas(connectivity, None if processor is None else processor.feature_extractor)
         extractor = extractor_of(given) if processor is None else processor.feature_extractor

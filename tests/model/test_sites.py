@@ -343,6 +343,11 @@ class TestPrediction:
             fitted.predict(scans, sites=sites[:3])
         with pytest.raises(ValueError, match="sites has 3 values"):
             LCMClassifier().fit(scans, np.arange(16) % 2, sites=[1, 2, 3])
+        for mode in ("auto", "always"):
+            with pytest.raises(ValueError, match=r"call fit\(X, y, sites=sites\)"):
+                LCMClassifier(site_relative=mode).fit(scans, np.arange(16) % 2)
+        with pytest.raises(ValueError, match="no site of the training scans is recorded"):
+            LCMClassifier(site_relative="always").fit(scans, np.arange(16) % 2, sites=[None] * 16)
         asked = pipeline("connectome-classification", model=model, processor=fitted.processor_)
         with pytest.raises(ValueError, match="sites needs as many names"):
             asked(list(scans), sites=["x"])
