@@ -21,7 +21,6 @@ import numpy as np
 
 from modeling_lcm import LCMForSequenceClassification, LCMProcessor, load_adapter, save_adapter
 from modeling_lcm.bei_vocabulary import BEIVariable
-from training.adapters import with_adapter
 from training.command_line.cli import command, hide_bars_of_files, setting
 from training.data.cohort import load_cohort
 from training.data.dataset_folder import FC_DEFINITION
@@ -30,6 +29,7 @@ from training.storage.checked_files import check_adapter_files
 from training.storage.manifest import TICK, seal
 from training.trainer.arguments import FinetuneArguments, Size
 from training.trainer.checkpoints import load_model, load_processor, read_record
+from training.trainer.lora import with_adapter
 
 from .memory import make_checkpoint, random_cohort
 

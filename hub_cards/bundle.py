@@ -20,10 +20,10 @@ from modeling_lcm import LCMConfig
 from modeling_lcm.limits_lcm import LIMITS_FILE
 from training.data.card import describe_dataset
 from training.data.cohort import load_cohort
-from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, QUALITY
+from training.data.dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, QUALITY, cohort_records
 from training.reporting.results import Results
 from training.storage.checked_files import load_own_processor, weight_files
-from training.storage.files import without_nan
+from training.storage.files import read_json, without_nan
 from training.storage.manifest import CHECKSUMS, FORMAT, checksum
 
 from .public import public_record, public_report, public_results
@@ -132,8 +132,8 @@ def _as_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _read_json(path: Path, kind: type = dict) -> Any:
+    return read_json(path, kind) if path.is_file() else None
 
 
 def _skeleton(folder: Path) -> torch.nn.Module:
@@ -303,8 +303,8 @@ def dataset_bundle(folder: Path, facts: dict[str, Any], repo_id: str, revision: 
     refuse_links(folder)
     cohort = load_cohort(folder)
     data = datasets.load_from_disk(str(folder))
-    quality, cohorts = _read_json(folder / QUALITY), _read_json(folder / COHORTS_FILE)
-    if quality is None or cohorts is None:
+    quality, cohorts = _read_json(folder / QUALITY), cohort_records(folder)
+    if quality is None or not cohorts:
         raise FileNotFoundError(f"{folder} lacks {QUALITY} or {COHORTS_FILE}: make it again with training.prepare.")
     description = describe_dataset(
         quality, cohorts, list(cohort.atlases.values()), cohort.table, cohort.has_time_series

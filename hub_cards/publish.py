@@ -4,7 +4,7 @@ Without `--no-dry-run` nothing leaves this machine: the card and the list of fil
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,8 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
     Raises:
         ValueError: the folder does not load or run, or the card is not complete.
     """
+    from modeling_lcm.loading_lcm import foreign_errors_named
+
     from .bundle import adapter_bundle, dataset_bundle, model_bundle, with_checksums
     from .validate import check_adapter, check_card, check_dataset, check_model
 
@@ -88,21 +90,20 @@ def make_bundle(folder: Path, facts: dict[str, Any], options: PublishArguments) 
             "An adapter, and only an adapter, needs --base-model ORG/NAME: the published repository it belongs to."
         )
     revision = options.tag or "main"
-    if kind == "dataset":
-        check_dataset(folder)
-        with dataset_bundle(folder, facts, options.repo_id, revision) as bundle:
-            check_card(bundle)
-            yield with_checksums(bundle)
-        return
     where, records = (facts, options.repo_id, revision), (options.metrics, options.subject_hashes)
-    if kind == "adapter":
-        check_adapter(folder)
-        bundle = adapter_bundle(folder, *where, str(options.base_model), options.base_revision, *records)
-    else:
-        check_model(folder, facts.get("size"))
-        bundle = model_bundle(folder, *where, *records)
-    check_card(bundle)
-    yield with_checksums(bundle)
+    with ExitStack() as stack:
+        with foreign_errors_named(f"{folder} cannot be published, a file in it is damaged"):
+            if kind == "dataset":
+                check_dataset(folder)
+                bundle = stack.enter_context(dataset_bundle(folder, *where))
+            elif kind == "adapter":
+                check_adapter(folder)
+                bundle = adapter_bundle(folder, *where, str(options.base_model), options.base_revision, *records)
+            else:
+                check_model(folder, facts.get("size"))
+                bundle = model_bundle(folder, *where, *records)
+            check_card(bundle)
+        yield with_checksums(bundle)
 
 
 def describe(bundle: "Bundle", options: PublishArguments) -> str:

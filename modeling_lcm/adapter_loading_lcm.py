@@ -20,7 +20,7 @@ ADAPTER_BASE = "adapter_base.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 NEEDS_PEFT = "Loading an adapter needs PEFT: run `pip install peft`."
 # What an adapter leaves alone by its nature, and what its base model is known by.
-FINGERPRINTED = ("model.layers.", "model.stem.proj.", "model.bei_embeddings.")
+FINGERPRINTED = re.compile(r"model\.(?:layers|stem(?:\.[^.]+)?\.proj|bei_embeddings)\.")
 _WRAPPERS = {"base_layer", "original_module", "token_adapter"}  # where PEFT keeps what it has wrapped
 
 
@@ -269,7 +269,7 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     weights = base_tensors(model)
     for name in sorted(weights):
-        if name.startswith(FINGERPRINTED):
+        if FINGERPRINTED.match(name):
             digest.update(name.encode())
             digest.update(_bytes(weights[name]))
     return digest.hexdigest()

@@ -65,7 +65,7 @@ def save_adapter(model: Any, processor: LCMProcessor, folder: str | os.PathLike)
         fingerprint: dict[str, Any] = {"weights_sha256": base_fingerprint(base), "dtype": str(base.dtype)}
         fingerprint["changes_base"] = _add_what_differs(inner, changed.keys(), new, settings, weights)
         saved = own_names(weights)
-        others = [key for key in base.state_dict() if key not in saved and not key.startswith(FINGERPRINTED)]
+        others = [key for key in base.state_dict() if key not in saved and not FINGERPRINTED.match(key)]
         fingerprint["others_sha256"] = fingerprints(base, others)
         _check_that_it_loads(model, name, base, settings, weights)
 
@@ -143,7 +143,7 @@ def _differences(inner: LCMForSequenceClassification, settings: Any) -> tuple[di
         "The base model of this adapter was not loaded from a place within reach: all but its layers is saved with "
         "the adapter. Save the base model as well (save_pretrained), and give its folder to load_adapter."
     )
-    return {}, {name for name in current if not name.startswith(FINGERPRINTED)}
+    return {}, {name for name in current if not FINGERPRINTED.match(name)}
 
 
 def _saved_tensors(place: str, **hub: Any) -> Iterator[tuple[str, Tensor]]:
@@ -213,7 +213,7 @@ def _add_what_differs(
                 weights[IN_BASE + key] = current[key].detach().cpu().clone().contiguous()
     for key in differing & adapted & new:  # an adapter on what only the task has
         weights[IN_BASE + places[key]] = current[key].detach().cpu().clone().contiguous()
-    trained = {key for key in differing - adapted - new if key.startswith(FINGERPRINTED)}
+    trained = {key for key in differing - adapted - new if FINGERPRINTED.match(key)}
     if trained:
         logger.warning("Changed besides the adapter, and saved whole with it: %s.", some_of(trained))
     return bool((differing & adapted) - new)

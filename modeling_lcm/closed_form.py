@@ -8,7 +8,7 @@ Shapes: scans n, shrinkages S, edges E of an atlas.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -303,6 +303,14 @@ class Fit:
     settings: dict[str, Any]
 
 
+def _channels(edges: Edges, target: Target) -> list[Channel]:
+    """The channels that a fit tries or averages."""
+    if target.is_class:
+        return edges.channels
+    standardised = [replace(edges.default_channel, standardised=True)] if len(target) >= SOFT_BELOW else []
+    return [edges.default_channel, *standardised]
+
+
 def fit_ridge(
     edges: Edges,
     target: Target,
@@ -314,7 +322,8 @@ def fit_ridge(
     """Fit channel and penalty, and with a prior how much of it is subtracted first.
 
     With fewer than 100 scans, settings are averaged with weights that grow with their left-out skill; their average is
-    a linear function as well.
+    a linear function as well. With more, classes take one channel and penalty, and numbers the mean of plain and
+    standardised edges, each with its penalty: choosing between these two costs more than it brings.
 
     Args:
         edges (`Edges`): of the training scans.
@@ -326,8 +335,7 @@ def fit_ridge(
         relative (`Relative`, *optional*): how far scans are compared with their sites.
     """
     prior = np.zeros(len(target)) if offset is None else offset
-    # For numbers, choosing a channel costs more than it brings.
-    channels = edges.channels if target.is_class and not is_plain else [edges.default_channel]
+    channels = [edges.default_channel] if is_plain else _channels(edges, target)
     tried = []
     for channel in channels:
         kernel, products = edges.kernel(channel), None
@@ -349,11 +357,14 @@ def fit_ridge(
     skills = np.array([each[0] for each in tried])
     handicap = HANDICAP / np.sqrt(len(target)) * np.array([each[1] != edges.default_channel for each in tried])
     best = int(np.argmax(skills - handicap))
-    if is_plain or len(target) >= SOFT_BELOW:
+    if is_plain or (target.is_class and len(target) >= SOFT_BELOW):
         shares = np.eye(len(tried))[best]
+    elif len(target) >= SOFT_BELOW:
+        of_channels = skills.reshape(len(channels), -1)
+        shares = (of_channels == of_channels.max(1, keepdims=True)).ravel().astype(float)
     else:
         shares = np.exp(len(target) * (skills - skills.max()) / SKILL_SCALE)
-        shares /= shares.sum()
+    shares /= shares.sum()
     duals: dict[Channel, Array] = {}
     for share, (_, channel, _, _, dual, _, _) in zip(shares, tried, strict=True):
         if share > 0:

@@ -20,6 +20,8 @@ from .tokenization_bei import BEITokenizer
 
 logger = logging.get_logger("transformers.models.lcm")
 
+LOG_BELOW = 0.75  # of a number's skewness: from there on its logarithm is what is learnt
+
 
 @dataclass(frozen=True)
 class FittedTask:
@@ -169,9 +171,9 @@ def _in_own_terms(scans: Scans, given: BEIVariable, own: BEIVariable) -> tuple[S
 
 
 def _scaled(variable: BEIVariable, values: NDArray) -> BEIVariable:
-    """A new number's scale: mean 0 and deviation 1, of its logarithm where that is less skewed."""
+    """A new number's scale: mean 0 and deviation 1, of its logarithm where that is clearly less skewed."""
     found = values[np.isfinite(values)]
-    is_log = bool((found > 0).all()) and abs(_skewness(np.log(found))) < abs(_skewness(found))
+    is_log = bool((found > 0).all()) and abs(_skewness(np.log(found))) < LOG_BELOW * abs(_skewness(found))
     found = np.log(found) if is_log else found
     return replace(variable, log=is_log, mean=float(found.mean()), std=float(found.std()) or 1.0)
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-# Multiplications that folded cross-attention has to save to make up for its additional small operations, as measured
-# in float32 (docs/gpu.md).
+# Multiplications that folded cross-attention has to save to make up for its additional operations; see docs/gpu.md.
 LEAST_SAVING = {"cpu": 4e6, "cuda": 5e10}
 # For so many multiplications, products head by head, written side by side, beat a batched one and its transposed copy.
 LEAST_SIDE_BY_SIDE = 8e8

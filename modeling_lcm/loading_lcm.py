@@ -16,6 +16,8 @@ from transformers.utils import cached_file
 
 
 MANY = 4  # tensors that an error names
+# Packages whose errors are sentences: this one, wherever it was installed, and those that stand beside it in a clone.
+OURS = {__name__.partition(".")[0], "training", "conversion", "hub_cards"}
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Parts that had another name in folders of earlier versions, as patterns of their tensors' names.
 RENAMED = {r"^edge_score\.": "bei_edge_readout.", r"^task_edge_score\.": "task_edge_readout."}
@@ -172,7 +174,7 @@ def without_load_report() -> Iterator[None]:
 
 @contextmanager
 def foreign_errors_named(sentence: str) -> Iterator[None]:
-    """Turn what other libraries raise into one sentence; errors of this package, which are sentences, pass.
+    """Turn what other libraries raise into one sentence; our own errors, which are sentences, pass.
 
     Args:
         sentence: What it means here, without a full stop; the reason is put behind it.
@@ -189,7 +191,7 @@ def foreign_errors_named(sentence: str) -> Iterator[None]:
         while last is not None and last.tb_next is not None:
             last = last.tb_next
         raiser = last.tb_frame.f_globals.get("__name__", "") if last is not None else ""
-        if isinstance(error, (ValueError, OSError)) and raiser.partition(".")[0] == __name__.partition(".")[0]:
+        if isinstance(error, (ValueError, OSError)) and raiser.partition(".")[0] in OURS:
             raise
         raise ValueError(f"{sentence} ({short_reason(error)}).") from error
 

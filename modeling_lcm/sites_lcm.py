@@ -69,20 +69,32 @@ def read_sites(config: LCMConfig, readout: Any, edges: Mapping[str, Tensor], pre
         edges (`Mapping[str, Tensor]`): centred edges of every atlas given, `(scans that have it, edges)`.
         present (`Tensor` of shape `(n, atlases given)`): which scans these are.
     """
-    here, some = dict(zip(edges, present.T, strict=True)), next(iter(edges.values()))
+    some = next(iter(edges.values()))
     logits = some.new_zeros(len(present), max(part.stop for part in config.token_slices.values()))
-    kinds, kind = present.unique(dim=0, return_inverse=True)
-    for number, has in enumerate(kinds.tolist()):  # scans with the same atlases are read alike
-        scans = kind == number
-        keys = _keys(config, [atlas for atlas, is_there in zip(edges, has, strict=True) if is_there])
-        for name, key in keys.items():
+    for scans, atlases in _alike(list(edges), present):
+        here = {atlas: edges[atlas] if scans is None else edges[atlas][scans[mine]] for atlas, mine in atlases.items()}
+        for name, key in _keys(config, here).items():
             names = with_site_weights(config, key)
             start = sum(_size(config, each) for each in names[: names.index(name)])
             weight = readout[key].weight[start : start + _size(config, name)]
-            together = torch.cat([edges[atlas][scans[here[atlas]]] for atlas in key.split(SEPARATOR)], -1)
-            read = nn.functional.linear(together.to(weight.dtype), weight)
-            logits[scans, config.token_slices[name]] = read.to(logits.dtype)
+            together = torch.cat([here[atlas] for atlas in key.split(SEPARATOR)], -1)
+            read = nn.functional.linear(together.to(weight.dtype), weight).to(logits.dtype)
+            logits[slice(None) if scans is None else scans, config.token_slices[name]] = read
     return logits
+
+
+def _alike(given: list[str], present: Tensor) -> list[tuple[Tensor | None, dict[str, Tensor]]]:
+    """Scans with the same atlases: which (None: all, of a single atlas), and for each atlas which scans have it."""
+    if len(given) == 1:  # nothing depends on the scans: for export
+        return [(None, {given[0]: present[:, 0]})]
+    kinds, kind = present.unique(dim=0, return_inverse=True)
+    return [
+        (
+            kind == number,
+            {atlas: mine for atlas, mine, is_there in zip(given, present.T, has, strict=True) if is_there},
+        )
+        for number, has in enumerate(kinds.tolist())
+    ]
 
 
 def require_site_means(site_logits: Tensor | None, site_means: Tensor) -> Tensor:

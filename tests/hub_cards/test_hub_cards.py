@@ -267,6 +267,17 @@ class TestDemoAdapterAndDataset:
         given = ("--repo-id", "org/lemon", "--entry", "lemon-schaefer200")
         assert "lacks quality.json or cohorts.json" in refusal(capsys, folder, *given)
 
+    @pytest.mark.parametrize(
+        ("name", "content"), [("quality.json", "{}"), ("cohorts.json", "{"), ("cohorts.json", "[7]")]
+    )
+    def test_dataset_with_damaged_records_is_refused(
+        self, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+    ) -> None:
+        folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+        (folder / "checksums.json").unlink()
+        (folder / name).write_text(content)
+        assert "damaged" in refusal(capsys, folder, "--repo-id", "org/lemon", "--entry", "lemon-schaefer200")
+
     @pytest.mark.parametrize("entry", ["lcm-demo", "lcm-demo-adapter", "lemon-schaefer200"])
     def test_shipped_facts_are_complete(self, entry: str) -> None:
         assert load_facts(entry)["title"]

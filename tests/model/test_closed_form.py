@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from modeling_lcm.closed_form import Channel, Edges, Fit, LinearScore, Target, WeightedRidge, _left_out
+from modeling_lcm.closed_form import (
+    Channel,
+    Edges,
+    Fit,
+    LinearScore,
+    Target,
+    WeightedRidge,
+    _left_out,
+    fit_ridge,
+)
 from modeling_lcm.closed_form_prior import Prior, fit
 from modeling_lcm.decisions import at_prevalence, calibrate
 
@@ -84,6 +93,24 @@ class TestFit:
         values, others = make_edges(scans, 0, atlases), make_edges(200, 9, atlases)
         found = fitted(values, Target.make(planted(values) > 0, True, range(scans)))
         assert roc_auc_score(planted(others, 0.0) > 0, found.score(others)) > 0.75
+
+    def test_numbers_of_many_scans_are_the_mean_of_two_forms(self) -> None:
+        values = make_edges(120)
+        values["one"] *= np.linspace(0.2, 3, SIZE, dtype=np.float32)
+        numbers = planted(values, noise=3.0)
+        target = Target.make((numbers - numbers.mean()) / numbers.std(), False, range(120))
+
+        class Standardised(Edges):
+            default_channel = Channel(0, True)
+
+        alone = [
+            fit_ridge(kind({"one": values["one"].copy()}, 0), target, is_plain=True) for kind in (Edges, Standardised)
+        ]
+        scores = [each.score(values) for each in alone]
+        assert np.abs(scores[0] - scores[1]).max() > 0.02
+        np.testing.assert_allclose(fitted(values, target).score(values), np.mean(scores, axis=0), rtol=1e-4, atol=1e-4)
+        few = Target.make(target.values[:60], False, range(60))
+        assert not fitted({"one": values["one"][:60]}, few).settings["standardised"]
 
     def test_left_out_values_are_near_those_of_the_function(self) -> None:
         values = make_edges(150)

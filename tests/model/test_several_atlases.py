@@ -18,6 +18,7 @@ from modeling_lcm import (
     reading_lcm,
 )
 from modeling_lcm.edges_lcm import matrix_logarithm
+from modeling_lcm.quantization_lcm import pack
 from tests.conftest import NUM_REGIONS, randomise
 
 
@@ -202,6 +203,14 @@ def test_training_on_scans_with_different_atlases(
     missing = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert not missing
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_packed_weights_read_scans_with_different_atlases(several: LCMConfig, scans: dict[str, Tensor]) -> None:
+    model = make(several)
+    with torch.no_grad():
+        expected = model(scans).logits
+        found = pack(model, "float32")(scans).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_saved_and_loaded(make_config: Callable[..., LCMConfig], scans: dict[str, Tensor], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A prepared cohort: one row per scan with FC and phenotypes, and how batches for the model are made of it."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from modeling_lcm import FCFeatureExtractor
 from modeling_lcm.atlases import find_atlas
 from modeling_lcm.loading_lcm import foreign_errors_named
 
+from ..storage.files import read_json
 from ..storage.manifest import is_inside, require_intact
-from .dataset_folder import COHORTS_FILE, FC_DEFINITION, FURTHER_ATLASES, require_dataset
+from .dataset_folder import FC_DEFINITION, FURTHER_ATLASES, cohort_records, require_dataset
 from .identity import SAME_PERSON
 from .triangles import StoredSeries, StoredTriangles, count_edges, to_matrices
 
@@ -336,13 +336,13 @@ def _in_atlas(data: datasets.Dataset, extractor: FCFeatureExtractor, suffix: str
 def _further_atlases(folder: Path) -> list[FCFeatureExtractor]:
     """FC definitions of the atlases beside the first one."""
     path = folder / FURTHER_ATLASES
-    definitions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    definitions = read_json(path, list) if path.is_file() else []
     return [FCFeatureExtractor.from_dict(definition) for definition in definitions]
 
 
 def _refuse_files_outside(folder: Path) -> None:
     """Raise `ValueError` where the list of data files that `datasets` follows leads out of the folder."""
-    files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+    files = read_json(folder / "state.json")["_data_files"]
     outside = [entry["filename"] for entry in files if not is_inside(entry["filename"])]
     if outside:
         raise ValueError(f"state.json names files outside the folder, {outside[0]!r}")
@@ -350,6 +350,5 @@ def _refuse_files_outside(folder: Path) -> None:
 
 def _declared_positive(folder: Path) -> dict[str, str]:
     """Positive labels that the cohorts of a data set declare, by variable."""
-    path = folder / COHORTS_FILE
-    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    records = cohort_records(folder)
     return {name: label for record in records for name, label in record.get("positive", {}).items()}

@@ -1,6 +1,5 @@
 """Who is the same subject in an evaluation, and the scans of other cohorts that join its pretraining."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pandas as pd
 from modeling_lcm import FCFeatureExtractor, LCMProcessor
 
 from .cohort import AtlasScans, Cohort, join_scans, load_cohort
-from .dataset_folder import COHORTS_FILE
+from .dataset_folder import cohort_records
 from .identity import first_of_each, other_names, same_subject, scan_names
 
 
@@ -134,10 +133,8 @@ def _in_atlases_like(tested: Cohort, other: Cohort, path: str) -> Cohort:
 
 def _cohort_name(folder: str) -> str:
     """The cohort's name, as training.prepare recorded it."""
-    records = Path(folder) / COHORTS_FILE
-    if not records.is_file():
-        return Path(folder).name
-    return json.loads(records.read_text(encoding="utf-8"))[0]["dataset"]
+    records = cohort_records(folder)
+    return records[0]["dataset"] if records else Path(folder).name
 
 
 def _check_fits(tested: Cohort, folder: str, other: Cohort, path: str) -> None:

@@ -1,7 +1,6 @@
 """Honest cross-validation of the whole recipe, fold by fold; nothing is chosen on a test fold."""
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -23,7 +22,7 @@ from ..data.labels import label_lines
 from ..data.leakage import leaking_columns
 from ..reporting.plain import write_table
 from ..reporting.results import Results
-from ..storage.files import claim, require_new, require_writable, write_json
+from ..storage.files import claim, read_json, require_new, require_writable, write_json
 from ..storage.locks import lock_of
 from ..storage.manifest import seal
 from ..trainer.checkpoints import read_record
@@ -262,7 +261,7 @@ def _require_same(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with folds that were trained under other settings or on other data."""
     if not path.is_file():
         return
-    recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = read_json(path)
     changed = [name for name in settings if recorded.get(name) != settings[name]]
     if changed:
         raise ValueError(

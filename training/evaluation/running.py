@@ -1,6 +1,5 @@
 """The folds of an evaluation, one after the other or in several processes, each kept as soon as it is done."""
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 
 from ..data.folds import Folds
 from ..reporting.results import LCM, METRIC_TITLES, number_text
-from ..storage.files import write_json
+from ..storage.files import read_json, write_json
 from ..storage.manifest import require_intact_file, seal_file
 from .design import Design, Parts
 from .fold import Member, fit_baselines, join_fold, run_fold, train_member
@@ -46,7 +45,7 @@ class Place:
     def result(self) -> dict[str, Any]:
         """What was written; raises `ValueError` where it has changed since."""
         require_intact_file(self.path)
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        return read_json(self.path)
 
 
 def require_external_values(design: Design) -> None:

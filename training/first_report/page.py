@@ -1,6 +1,5 @@
 """The one page: results, subjects, quality, maps that can be relied on, and what was done."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ..preparation.recognise import Recognised
 from ..reporting.pages import Section
 from ..reporting.results import Results
 from ..reporting.tables import write_report
+from ..storage.files import read_json
 from .plan import Plan
 
 
@@ -37,7 +37,7 @@ def write_page(
     outcome = results.tasks[task.name]
     folder = path.parent / "evaluation"
     folds = [
-        json.loads((place / "result.json").read_text(encoding="utf-8"))
+        read_json(place / "result.json")
         for place in sorted(folder.glob("*fold_*"))
         if (place / "result.json").is_file()
     ]
@@ -52,7 +52,7 @@ def write_page(
 
 
 def _quality(data: Path, found: Recognised) -> Section:
-    quality = json.loads((data / QUALITY).read_text(encoding="utf-8")) if (data / QUALITY).is_file() else {}
+    quality = read_json(data / QUALITY) if (data / QUALITY).is_file() else {}
     excluded = quality.get("excluded", [])
     texts = [_without_folder(found.words)]
     if quality:

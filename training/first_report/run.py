@@ -1,6 +1,5 @@
 """From an input to a page, step by step; what is finished is kept, so that the same command goes on."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from ..preparation.build import prepare
 from ..preparation.recognise import DATASET
 from ..reporting.plain import write_table
 from ..reporting.results import LCM, Results
-from ..storage.files import claim, file_name, write_json
+from ..storage.files import claim, file_name, read_json, write_json
 from ..trainer.arguments import FinetuneArguments
 from ..trainer.checkpoints import save_checkpoint
 from ..trainer.finetuning import finetune
@@ -102,7 +101,7 @@ def _require_same(arguments: ReportArguments) -> None:
     path = output / SETTINGS
     if not path.is_file():
         raise FileExistsError(f"{output} holds something else, and nothing is overwritten: choose another output.")
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     changed = [name for name, value in _settings(arguments).items() if before.get(name) != value]
     if changed:
         raise FileExistsError(

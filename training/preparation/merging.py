@@ -1,6 +1,5 @@
 """Several prepared cohorts -> one data set."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -12,15 +11,16 @@ import pandas as pd
 
 from modeling_lcm import BEITokenizer, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import BEIVariable
+from modeling_lcm.loading_lcm import foreign_errors_named
 
 from ..command_line.cli import load_yaml
 from ..data.cohort import PREFIX, load_cohort
-from ..data.dataset_folder import COHORTS_FILE, QUALITY
+from ..data.dataset_folder import COHORTS_FILE, QUALITY, cohort_records
 from ..data.duplicates import find_duplicates
 from ..data.identity import first_of_each, other_names, same_subject, scan_names
 from ..data.labels import data_set_labels, load_vocabulary
 from ..data.triangles import count_edges
-from ..storage.files import claim, file_name, write_folder
+from ..storage.files import claim, file_name, read_json, write_folder
 from .agreement import check_agreement
 from .arguments import MergeArguments
 from .assemble import filled, order_warning
@@ -90,7 +90,9 @@ def _merge(arguments: MergeArguments, output: Path) -> list[Path]:
 
 def _open(folder: Path, prefix_sites: bool) -> Part:
     cohort = load_cohort(folder)
-    records = json.loads((folder / COHORTS_FILE).read_text(encoding="utf-8"))
+    records = cohort_records(folder)
+    if not records:
+        raise ValueError(f"{folder} does not record its cohort ({COHORTS_FILE}): make it again.")
     if len(records) != 1:
         raise ValueError(f"{folder} was merged already; merge its cohorts and the new ones in one step.")
     name = records[0]["dataset"]
@@ -215,7 +217,8 @@ def _content(
     pictures = Pictures(table, extractor, statistics.mean)
     pictures.add(filled(chunk, statistics.mean) for chunk in triangles())
     doubles = find_duplicates(triangles, table["subject_id"].tolist(), statistics.mean, Rules().duplicate_r)
-    quality = _merged_quality(parts, table, title, doubles)
+    with foreign_errors_named(f"The {QUALITY} of a data set is damaged, make it again"):
+        quality = _merged_quality(parts, table, title, doubles)
     several = (table.groupby("subject_id")["dataset"].nunique() > 1).sum() if "dataset" in table else 0
     if several:
         quality["remarks"].append(f"{several} subjects are in two cohorts and have one subject_id")
@@ -225,10 +228,7 @@ def _content(
     if others:
         every = [partial(_triangles, parts, each) for each in extractors.values()]
         quality["remarks"] += check_agreement(list(extractors), every, table["subject_id"].tolist())
-    records = [
-        json.loads((part.folders[0] / COHORTS_FILE).read_text(encoding="utf-8"))[0] | {"positive": part.positive}
-        for part in parts
-    ]
+    records = [cohort_records(part.folders[0])[0] | {"positive": part.positive} for part in parts]
     return Content(
         table, _scans(parts, extractor), extractor, statistics, pictures, quality, records, variables,
         arguments.parquet, tuple((each, _scans(parts, each, f"_{each.atlas}")) for each in others),
@@ -261,9 +261,7 @@ def _merged_quality(
     parts: list[Part], table: pd.DataFrame, title: str, doubles: list[tuple[int, int, float]]
 ) -> dict[str, Any]:
     each = {
-        part.name if len(part.folders) == 1 else f"{part.name} ({folder.name})": json.loads(
-            (folder / QUALITY).read_text(encoding="utf-8")
-        )
+        part.name if len(part.folders) == 1 else f"{part.name} ({folder.name})": read_json(folder / QUALITY)
         for part in parts
         for folder in part.folders
     }

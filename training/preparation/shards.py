@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..storage.files import write_json
+from ..storage.files import read_json, write_json
 from ..storage.locks import try_lock
 
 
@@ -81,9 +81,10 @@ def open_plan(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / "plan.json"
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["digest"] != digest:
-            changed = sorted(key for key in {*plan, *before["plan"]} if plan.get(key) != before["plan"].get(key))
+        before = read_json(path)
+        if before.get("digest") != digest:
+            old = before["plan"] if isinstance(before.get("plan"), dict) else {}
+            changed = sorted(key for key in {*plan, *old} if plan.get(key) != old.get(key))
             raise ValueError(
                 f"{folder} holds finished scans of a run with other scans or settings ({', '.join(changed)}). Repeat "
                 "that run's settings to go on, or delete the folder to start anew."

@@ -138,6 +138,26 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """Content of a JSON file.
+
+    Args:
+        path (`str` or `Path`): the file.
+        kind (`type`): what it must hold, `dict` or `list`.
+
+    Raises:
+        ValueError: it is not there or damaged; says which file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds no {'table' if kind is dict else 'list'}")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:100]
+        raise ValueError(f"{path} is damaged ({reason}). Copy the folder again, or make it anew.") from error
+    return content
+
+
 def without_nan(value: Any) -> Any:
     """The same content with None instead of NaN and infinity, and text as the keys of dictionaries."""
     if isinstance(value, dict):

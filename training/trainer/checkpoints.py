@@ -1,6 +1,5 @@
 """Checkpoints: model, processor and the run's record in one folder, written atomically and checked when loaded."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from modeling_lcm.loading_lcm import check_place
 
 from ..data.identity import require_subjects
 from ..storage.checked_files import check_files, load_own_processor, read_settings_file, refuse_broken_weights
-from ..storage.files import write_folder, write_json
+from ..storage.files import read_json, write_folder, write_json
 from ..storage.manifest import seal
 from .arguments import LoopArguments
 from .trainable import lcm_head
@@ -103,7 +102,7 @@ def load_processor(checkpoint: str) -> LCMProcessor:
 
 
 def _about_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     above = folder.resolve().parent
     merged = f"the checkpoint that it was merged into, {above}, or " if (above / "config.json").is_file() else ""
     return f"{folder} is an adapter, a checkpoint is needed: give {merged}its base model, {base}."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modeling_lcm.callback import supervision_at
 
-from ..storage.files import require_writable, write_json
+from ..storage.files import read_json, require_writable, write_json
 from .arguments import LoopArguments
 from .distributed import is_lost_process
 from .resume_store import WRITE_ERRORS, CheckpointStore, check_weights, read_manifest, writing_failed
@@ -154,7 +154,7 @@ class RunCheckpoints:
             raise ValueError(f"There is no checkpoint to resume from in {self.folder}.")
         newest = self.store.newest()
         if newest is None:
-            self._require_same(json.loads((self.folder / "arguments.json").read_text(encoding="utf-8")))
+            self._require_same(read_json(self.folder / "arguments.json"))
             return None
         manifest = read_manifest(newest)
         self._require_same(manifest["settings"])

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..storage.files import follow_umask, sync_folder, write_json
+from ..storage.files import follow_umask, read_json, sync_folder, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -109,14 +108,14 @@ class CheckpointStore:
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Content of `checkpoint.json`: the run's settings, position, versions and the files' checksums."""
-    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    return read_json(checkpoint / MANIFEST)
 
 
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None when all are as they were written."""
     try:
         files = read_manifest(checkpoint)["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
     for name, expected in files.items():
         path = checkpoint / name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -132,6 +133,21 @@ def test_merge_refuses_what_does_not_fit(make_cohort: Callable[..., PrepareArgum
 
 
 # --- quality ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("quality.json", "{}"), ("quality.json", "[1"), ("cohorts.json", '[{"dataset": 3}]'), ("cohorts.json", "[]")],
+)
+def test_merge_of_damaged_records_is_a_sentence(
+    dataset: Path, other_cohort: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    (damaged / "checksums.json").unlink()
+    (damaged / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}.*(damaged|make it again)"):
+        merge(MergeArguments(inputs=[str(damaged), str(other_cohort)], output=str(tmp_path / "merged")))
+    assert not (tmp_path / "merged").exists()
 
 
 def test_homotopic_order_tells_right_from_wrong(rng: np.random.Generator) -> None:
