@@ -6,6 +6,7 @@ absolute times do. A ratio is reference / ours: above 1 means that ours is faste
 """
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,10 +96,12 @@ def verdict(name: str, ratio: Ratio, before: Ratio | None) -> str:
 
 
 def machine() -> str:
-    """What the ratios were measured on."""
+    """What the ratios were measured on, and beside how much else."""
+    import joblib
     import torch
 
-    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}"
+    busy = f"{os.getloadavg()[0]:.0f} processes at work on {joblib.cpu_count()} CPUs"
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}, {busy}"
 
 
 def measures(arguments: BenchArguments) -> Iterator[tuple[str, Ratio]]:

@@ -144,6 +144,7 @@ def _train_member(recipe: Recipe, parts: Parts, repeat: int, number: int, place:
     elif not recipe.tunings:
         raise ValueError("There is nothing to train: the recipe has neither pretraining nor fine-tuning.")
     shared = SharedFits(_kept_log_fc(parts), with_limits=keep)
+    records: dict[str, dict[str, Any]] = {}
     for task, tuning in zip(recipe.tasks, recipe.tunings, strict=True):
         labelled = few_labelled(recipe, task, parts.training, repeat)
         tuning = replace(tuning, seed=tuning.seed + seed_shift)
@@ -151,10 +152,11 @@ def _train_member(recipe: Recipe, parts: Parts, repeat: int, number: int, place:
             tuning = replace(tuning, checkpoint=str(place / "pretrained"))
         tuned, processor, history = _tune(recipe, task, parts, labelled, tuning, member, LCM, shared)
         if keep:
+            start = tuning.checkpoint
+            if start not in records:  # hashing the subjects' names is slow, as it must be
+                records[start] = record_of(parts.training, [], start or None)
             name = "checkpoint" if recipe.is_one_tuning else f"checkpoint_{file_name(task.name)}"
-            save_checkpoint(
-                place / name, tuned, processor, tuning, record_of(parts.training, history, tuning.checkpoint or None)
-            )
+            save_checkpoint(place / name, tuned, processor, tuning, records[start] | {"history": history})
         if "scratch" in recipe.arguments.baselines:
             with tempfile.TemporaryDirectory() as start:
                 _tune(recipe, task, parts, labelled, scratch_start(tuning, Path(start)), member, SCRATCH, shared)
