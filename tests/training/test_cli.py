@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.command_line.cli import command, load_yaml, parse_arguments, require_choices, setting, use_threads
+from training.command_line.cli import (
+    command,
+    load_yaml,
+    parse_arguments,
+    require_choices,
+    sentence_of,
+    setting,
+    use_threads,
+)
 
 
 @dataclass
@@ -197,3 +205,12 @@ def test_threads_follow_what_is_available_and_the_users_own_settings_win(monkeyp
     monkeypatch.delenv("OMP_WAIT_POLICY")
     use_threads()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "PASSIVE")
+
+
+def test_an_error_is_one_short_line_without_control_characters() -> None:
+    error = ValueError(f"a\nlabel \x1b[31m {'x' * 1000} {'word ' * 400}: use another.")
+    text = sentence_of(error)
+    assert text.startswith(r"a label \x1b[31m x")
+    assert text.endswith("use another.")
+    assert text.isprintable()
+    assert len(text) < 700

@@ -26,7 +26,7 @@ from .settings import (
 )
 
 
-LONGEST_WORD = 300  # characters; paths are shorter
+LONGEST_WORD, LONGEST = 300, 650  # characters of a word (paths are shorter), and of an error
 
 __all__ = [
     "command",
@@ -98,7 +98,9 @@ def sentence_of(error: Exception) -> str:
         return f"{name} is not installed: run pip install 'large-connectome-model[train]'."
     text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:100]}...", str(error))
     shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in re.sub(r"\s*\n\s*", " ", text))
-    return in_users_words("".join(shown))
+    text = "".join(shown)
+    # What was given may be endless; what to do stands at the end.
+    return in_users_words(text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} ... {text[-150:]}")
 
 
 class Terminated(KeyboardInterrupt):
