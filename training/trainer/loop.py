@@ -170,9 +170,11 @@ class Trainer(Generic[Model]):
         )
         if accelerator.distributed_type != DistributedType.FSDP:
             refuse_sharding_without_gpu(accelerator.device)
-        if self.folder is not None:
-            start_trackers(accelerator, self.folder / LOGS, self.arguments)
         return accelerator
+
+    def _start_trackers(self) -> None:
+        if self.folder is not None:
+            start_trackers(self.accelerator, self.folder / LOGS, self.arguments)
 
     def train(self, after_epoch: Callable[[nn.Module], None] | None = None) -> list[dict[str, Any]]:
         """Run all epochs, or those that are left after a resume.
@@ -205,11 +207,15 @@ class Trainer(Generic[Model]):
 
     def _train(self, after_epoch: Callable[[nn.Module], None] | None) -> list[dict[str, Any]]:
         in_epoch = False
+        # Trackers make a folder: not before the run can be resumed, and before its random states are loaded.
         if self.arguments.resume:
+            self.checkpoints.require_begun()
+            self._start_trackers()
             self._best = self.checkpoints.resume()
             in_epoch = self.state.step > 0
         else:
             self.checkpoints.begin()
+            self._start_trackers()
         arguments, state = self.arguments, self.state
         epochs = tqdm(
             range(state.epoch, arguments.epochs),

@@ -141,6 +141,11 @@ class RunCheckpoints:
         last = self.last()
         return "" if last is None else f"; --resume true goes on from {last}"
 
+    def require_begun(self) -> None:
+        """Raise `ValueError` where there is no run to go on with."""
+        if self.folder is None or not (self.folder / "arguments.json").is_file():
+            raise ValueError(f"There is no checkpoint to resume from in {self.folder}.")
+
     def resume(self) -> dict[str, Tensor] | None:
         """Go on from the newest whole checkpoint; from the beginning, where the run had none yet.
 
@@ -148,10 +153,11 @@ class RunCheckpoints:
             The weights of the best epoch so far, where there is one.
 
         Raises:
-            ValueError: there is no such run, all checkpoints are damaged, or settings, scans or model are others.
+            ValueError: all checkpoints are damaged, or settings, scans or model are others.
         """
-        if self.folder is None or self.store is None or not (self.folder / "arguments.json").is_file():
-            raise ValueError(f"There is no checkpoint to resume from in {self.folder}.")
+        self.require_begun()
+        if self.folder is None or self.store is None:
+            return None
         newest = self.store.newest()
         if newest is None:
             self._require_same(read_json(self.folder / "arguments.json"))

@@ -265,6 +265,15 @@ def test_resume_before_the_first_checkpoint_starts_over(cohort: Cohort, tmp_path
     assert lively_trainer(cohort, tmp_path, epochs=2, resume=True).train() == history
 
 
+def test_nothing_is_written_before_a_run_can_be_resumed(cohort: Cohort, tmp_path: Path) -> None:
+    # A folder of logs alone could neither be resumed nor be used again.
+    lively_trainer(cohort, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        lively_trainer(cohort, tmp_path, resume=True).train()
+    assert not list(tmp_path.iterdir())
+
+
 # --- stopping ---
 
 
