@@ -8,17 +8,16 @@ All three compute plain Pearson correlations of the same signals; the largest di
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from nilearn.connectome import ConnectivityMeasure
-from sklearn.covariance import EmpiricalCovariance
-
-from modeling_lcm import FCFeatureExtractor
 from training.command_line.cli import command, setting
 
 
-def measure(name: str, compute: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def measure(name: str, compute: "Callable[[], np.ndarray]", repeats: int) -> "tuple[float, np.ndarray]":
     """Best time in seconds of several runs, and the result."""
     times = []
     for _ in range(repeats):
@@ -42,6 +41,13 @@ class ConnectivityArguments:
 @command(ConnectivityArguments)
 def main(options: ConnectivityArguments) -> None:
     """Command line."""
+    import numpy as np
+    import torch
+    from nilearn.connectome import ConnectivityMeasure
+    from sklearn.covariance import EmpiricalCovariance
+
+    from modeling_lcm import FCFeatureExtractor
+
     generator = np.random.default_rng(0)
     scans = generator.standard_normal((options.scans, options.volumes, options.regions))
     extractor = FCFeatureExtractor(num_regions=options.regions)

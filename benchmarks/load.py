@@ -12,11 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from training.command_line.cli import command, setting
 from training.trainer.arguments import Size
 
@@ -29,6 +24,12 @@ def measure(folder: Path, size: str, repeats: int) -> dict[str, list[float]]:
         size (`str`): named size of the model.
         repeats (`int`): timed pairs.
     """
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+
     state = LCMForMultitaskPretraining(LCMConfig.from_size(size)).state_dict()
     ways = {"safetensors": load_file, "pickle": lambda path: torch.load(path, weights_only=True)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -10,28 +10,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
-import numpy as np
-import pandas as pd
-from nilearn.maskers import NiftiLabelsMasker
-from scipy.spatial import cKDTree
-
-from modeling_lcm import FCFeatureExtractor
-from modeling_lcm.atlases import region_coordinates, region_labels
 from training.command_line.cli import command, setting
-from training.preparation.sources.images import ImageSource
-from training.preparation.workers import Job, run
 
 
-SHAPE, SPACING, ORIGIN = (61, 73, 61), 3.0, np.array([-90.0, -126.0, -72.0])  # 3 mm, MNI152's field of view
+SHAPE, SPACING, ORIGIN = (61, 73, 61), 3.0, (-90.0, -126.0, -72.0)  # 3 mm, MNI152's field of view
 FARTHEST_MM = 12.0
 
 
 def write_images(folder: Path, images: int, volumes: int) -> tuple[Path, list[Path]]:
     """Write a label image (every voxel belongs to the nearest centre of AAL's regions) and images of noise."""
+    import nibabel
+    import numpy as np
+    from scipy.spatial import cKDTree
+
+    from modeling_lcm.atlases import region_coordinates, region_labels
+
     affine = np.diag([SPACING, SPACING, SPACING, 1.0])
     affine[:3, 3] = ORIGIN
-    places = np.argwhere(np.ones(SHAPE, dtype=bool)) * SPACING + ORIGIN
+    places = np.argwhere(np.ones(SHAPE, dtype=bool)) * SPACING + np.array(ORIGIN)
     distance, nearest = cKDTree(region_coordinates("aal-116")).query(places)
     values = np.array(list(region_labels("aal-116") or {}), dtype=np.int32)
     labels = np.where(distance < FARTHEST_MM, values[nearest], 0).astype(np.int32).reshape(SHAPE)
@@ -55,6 +51,14 @@ class NiftiArguments:
 @command(NiftiArguments)
 def main(options: NiftiArguments) -> None:
     """Command line."""
+    import numpy as np
+    import pandas as pd
+    from nilearn.maskers import NiftiLabelsMasker
+
+    from modeling_lcm import FCFeatureExtractor
+    from training.preparation.sources.images import ImageSource
+    from training.preparation.workers import Job, run
+
     with tempfile.TemporaryDirectory() as temporary:
         labels_img, paths = write_images(Path(temporary), options.images, options.volumes)
         table = pd.DataFrame({"participant_id": [path.stem for path in paths]})

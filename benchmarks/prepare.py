@@ -14,20 +14,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
-
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from training.command_line.cli import command, setting
-from training.data.cohort import load_cohort
-from training.data.torch_datasets import ConnectomeDataset
-from training.preparation.arguments import PrepareArguments
-from training.preparation.build import prepare
 
 
 def write_scans(folder: Path, scans: int, volumes: int, regions: int) -> None:
     """Simulated scans with region structure, and their table."""
+    import numpy as np
+    import pandas as pd
+
     folder.mkdir(parents=True)
     ids = [f"s{number:06d}" for number in range(scans)]
     ages = np.random.default_rng(0).integers(18, 90, scans)
@@ -86,6 +80,12 @@ def resident(process: int) -> float:
 
 def read_back(folder: Path, batch: int = 32, batches: int = 60) -> tuple[float, float]:
     """Samples a second of the loader, and of the nano model's training step."""
+    import torch
+
+    from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+    from training.data.cohort import load_cohort
+    from training.data.torch_datasets import ConnectomeDataset
+
     cohort = load_cohort(folder)
     data = ConnectomeDataset(cohort, {"labels": torch.zeros(len(cohort), 2)})
     order = torch.randperm(len(cohort))[: batch * batches].split(batch)
@@ -122,6 +122,9 @@ class PrepareBenchmarkArguments:
 @command(PrepareBenchmarkArguments)
 def main(options: PrepareBenchmarkArguments) -> None:
     """Command line."""
+    from training.preparation.arguments import PrepareArguments
+    from training.preparation.build import prepare
+
     folder = Path(options.folder)
     scans = folder / "scans"
     write_scans(scans, options.scans, options.volumes, options.regions)

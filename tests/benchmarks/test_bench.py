@@ -70,7 +70,9 @@ def test_growth_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["bench", "throughput", "busy", "startup"])
+@pytest.mark.parametrize(
+    "name", ["bench", "throughput", "busy", "startup", "connectivity", "load", "nifti", "prepare"]
+)
 def test_help_does_without_torch(name: str) -> None:
     code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('benchmarks.{name}', run_name='__main__')"
     watched = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
