@@ -149,7 +149,7 @@ def attach(model: Any, settings: Any, weights: dict[str, Tensor], name: str, ori
             model.add_adapter(name, settings)
         else:
             model = get_peft_model(model, settings, adapter_name=name)
-        # A copy: PEFT 0.20 takes tensors out of what it is given.
+        # A copy: some releases of PEFT take tensors out of what they are given.
         result: Any = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
         expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     missing = _magnitudes(without_repetitions(expected)) - _magnitudes(weights)
