@@ -214,7 +214,7 @@ class LCMConfig(PreTrainedConfig):
                 setattr(self, name, kwargs[name])
         if new:
             logger.warning_once(
-                f"LCMConfig has no settings {', '.join(sorted(new))}: they are kept as they are, and change nothing."
+                f"LCMConfig has no settings {', '.join(map(ascii, sorted(new)))}: they are kept, and change nothing."
             )
         # `strict` runs this too, but hides the ValueError in an exception of its own.
         self.validate_architecture()

@@ -72,7 +72,8 @@ def edge_logits(
     """
     config, features, sites = model.config, model.edge_features, model.site_readout
     readouts = [model.bei_edge_readout, *([model.task_edge_readout] if hasattr(model, "task_edge_readout") else [])]
-    scans, any_scans = len(next(iter(connectivity.values()))), next(iter(connectivity.values()))
+    any_scans = next(iter(connectivity.values()))
+    scans = any_scans.shape[0]  # its `len` would be a fixed number in an export
     everywhere = any_scans.new_ones(scans, len(connectivity), dtype=torch.bool)
     if len(config.atlas_regions) == 1:
         edges = features(any_scans)

@@ -158,7 +158,7 @@ class TestNotes:
         config.num_region = 3
         logger.removeHandler(caplog.handler)
         said, misspelt = [record.getMessage() for record in caplog.records]
-        assert said == "LCMConfig has no settings pre_norm: they are kept as they are, and change nothing."
+        assert said == "LCMConfig has no settings 'pre_norm': they are kept, and change nothing."
         assert misspelt.startswith("LCMConfig has no setting 'num_region': did you mean num_regions? It is kept")
 
     @pytest.mark.parametrize("value", [object(), np.int64(3), {1: 2}, {"a": {1, 2}}, [torch.ones(1)]])
