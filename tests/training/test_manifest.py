@@ -157,7 +157,8 @@ def test_checkpoints_and_data_sets_are_sealed_when_written(pretrained: Path, dat
         assert listed == {
             path.relative_to(place).as_posix()
             for path in place.rglob("*")
-            if path.is_file() and path != place / CHECKSUMS
+            # Other tests may have left their log FC in the cache, which is keyed by content.
+            if path.is_file() and path != place / CHECKSUMS and path.parent != place / "cache"
         }
     verify.main([str(pretrained)])
 
