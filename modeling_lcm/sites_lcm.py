@@ -70,7 +70,7 @@ def read_sites(config: LCMConfig, readout: Any, edges: Mapping[str, Tensor], pre
         present (`Tensor` of shape `(n, atlases given)`): which scans these are.
     """
     some = next(iter(edges.values()))
-    logits = some.new_zeros(len(present), max(part.stop for part in config.token_slices.values()))
+    logits = some.new_zeros(present.shape[0], max(part.stop for part in config.token_slices.values()))
     for scans, atlases in _alike(list(edges), present):
         here = {atlas: edges[atlas] if scans is None else edges[atlas][scans[mine]] for atlas, mine in atlases.items()}
         for name, key in _keys(config, here).items():

@@ -12,11 +12,7 @@ from torch import Tensor
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
 from modeling_lcm.edges_lcm import matrix_logarithm
 from modeling_lcm.logarithm_lcm import logarithm_by_products
-from tests.conftest import randomise
-
-
-# 2.6 cannot trace Transformers' decorators, nor shapes that depend on the batch; the releases between were not tried.
-NEEDS_RECENT_TORCH = pytest.mark.skipif(torch.__version__ < "2.11", reason="one graph needs PyTorch 2.11")
+from tests.conftest import NEEDS_RECENT_TORCH, randomise
 
 
 MakeConfig = Callable[..., LCMConfig]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import pipeline
 
 from modeling_lcm import LCMClassifier, LCMForSequenceClassification, LCMProcessor, LCMRegressor, site_means
+from tests.conftest import NEEDS_RECENT_TORCH
 
 
 REGIONS = 8
@@ -74,6 +75,17 @@ class TestPrediction:
         alone = asked({"connectivity": scans[0], "site": 2})
         assert alone[0]["site_mean"].startswith("2: mean of 1 scan given and ")
         assert asked(scans[0])[0]["site_mean"] == means.remarks[-1]
+
+    @NEEDS_RECENT_TORCH
+    def test_exports_for_any_batch(self, fitted: LCMClassifier, new: tuple[NDArray, list]) -> None:
+        model: Any = fitted.model_
+        scans = torch.from_numpy(new[0]).float()
+        shapes = {"connectivity": {0: torch.export.Dim("batch", min=2, max=64)}}
+        with torch.no_grad():
+            program = torch.export.export(model, (), {"connectivity": scans[:6]}, dynamic_shapes=shapes).module()
+            for batch in (scans[:2], scans):
+                for name in ("logits", "site_logits"):
+                    torch.testing.assert_close(program(connectivity=batch)[name], model(batch)[name])
 
     def test_without_sites_only_the_offset_differs(self, fitted: LCMClassifier, new: tuple[NDArray, list]) -> None:
         scans, sites = new

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
+
+from modeling_lcm.closed_form import agreement
 
 
 Kind = Literal["classification", "regression"]
@@ -105,10 +106,8 @@ def mean_area(model: Any, features: NDArray[np.float64], labels: NDArray[Any]) -
 
 
 def _area(is_positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
-    """ROC AUC from ranks: scikit-learn's takes as long as the fit that it judges."""
-    count = int(is_positive.sum())
-    above = rankdata(scores)[is_positive].sum() - count * (count + 1) / 2
-    return float(above / (count * (len(scores) - count)))
+    """ROC AUC; scikit-learn's takes as long as the fit that it judges."""
+    return (agreement(scores[is_positive], scores[~is_positive]) + 1) / 2
 
 
 def _mean_recall(model: Any, features: NDArray[np.float64], labels: NDArray[Any]) -> float:
@@ -119,11 +118,11 @@ def inner_splits(
     labels: NDArray[Any], kind: Kind, seed: int, groups: Sequence[Hashable] | None, most: int = INNER_FOLDS
 ) -> Splits | None:
     """Training and validation rows of folds inside the training scans; None with too few subjects to make two."""
-    return drawn(tuple(labels.tolist()), kind, seed, None if groups is None else tuple(groups), most)
+    return draw_splits(tuple(labels.tolist()), kind, seed, None if groups is None else tuple(groups), most)
 
 
 @lru_cache(maxsize=8)  # the models of a task have the same folds, and drawing them takes longer than a fit
-def drawn(
+def draw_splits(
     of_scans: tuple[float, ...], kind: Kind, seed: int, groups: tuple[Hashable, ...] | None, most: int
 ) -> Splits | None:
     labels = np.array(of_scans)
@@ -137,5 +136,5 @@ def drawn(
         splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     if folds < 2:
         return None
-    drawn = splitter(n_splits=folds, shuffle=True, random_state=seed)
-    return list(drawn.split(np.zeros((len(labels), 1)), labels, groups))
+    chosen = splitter(n_splits=folds, shuffle=True, random_state=seed)
+    return list(chosen.split(np.zeros((len(labels), 1)), labels, groups))

@@ -95,7 +95,8 @@ def run_places(design: Design, folds: Sequence[Folds], places: Sequence[Place]) 
         write_json(place.path, result)
         seal_file(place.path)
         minutes = (time.monotonic() - started) / done * (len(todo) - done) / 60
-        left = f", about {minutes:.0f} min left" if done < len(todo) else ""
+        still = f"about {minutes:.0f} min" if minutes >= 1 else "less than a minute"
+        left = f", {still} left" if done < len(todo) else ""
         ended = len(places) - len(todo) + done
         print(f"{place.name.capitalize()} ({ended} of {len(places)} done{left})", flush=True)
         print(_first_look(place.result()), flush=True)

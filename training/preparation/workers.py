@@ -92,7 +92,8 @@ class Job:
 
     def _extract(self, kind: str, values: list[np.ndarray]) -> np.ndarray:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # regions without signal are counted in the quality columns
+            # Regions without signal are counted in the quality columns; any other warning is the user's to read.
+            warnings.filterwarnings("ignore", ".*Their correlations are set to 0")
             given = np.stack(values) if kind == "connectivity" else values
             arguments: dict[str, Any] = {kind: given}
             return self.extractor(**arguments)["connectivity"]

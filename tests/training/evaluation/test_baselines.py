@@ -176,7 +176,7 @@ def test_groups_keep_people_together(separable, monkeypatch, baseline):
                 seen.append((set(people[train]), set(people[test])))
                 yield train, test
 
-    training.evaluation.inner_choice.drawn.cache_clear()
+    training.evaluation.inner_choice.draw_splits.cache_clear()
     monkeypatch.setattr(training.evaluation.inner_choice, "StratifiedGroupKFold", Recorder)
     baseline(connectivity, labels, connectivity[:2], groups=people.tolist())
     assert len(seen) >= 3

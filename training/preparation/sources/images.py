@@ -88,7 +88,8 @@ class ImageSource(Source):
         check_space(image, path, self.label_atlas.id, points[::7])
         confounds, kept, mean_fd = self._confounds(row)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing regions are counted in the quality columns
+            # Missing regions are counted in the quality columns; any other warning is the user's to read.
+            warnings.filterwarnings("ignore", ".*Their signals are NaN")
             signals = extract_time_series(
                 image, self.label_atlas, confounds=confounds, sample_mask=kept, **self.masker
             ).time_series
