@@ -22,6 +22,7 @@ from .adapters_lcm import adapter_task, load_adapter, stack_adapter, use_adapter
 from .bei_vocabulary import BEIVariable
 from .callback import SupervisionCallback
 from .configuration_lcm import LCMConfig
+from .edges_lcm import log_edges
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification, LCMModel
 from .pipeline_lcm import ConnectomeClassificationPipeline
@@ -53,6 +54,7 @@ __all__ = [
     "SupervisionCallback",
     "adapter_task",
     "load_adapter",
+    "log_edges",
     "save_adapter",
     "site_means",
     "stack_adapter",

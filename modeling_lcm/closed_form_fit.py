@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from .bei_vocabulary import BEIVariable
 from .closed_form_heads import WARN_PER_CLASS, Scans
-from .closed_form_model import Heads, SharedEdges, build_model, can_be_prior, fit_heads, heads_of, log_edges
+from .closed_form_model import SHRINKAGES, Heads, SharedEdges, build_model, can_be_prior, fit_heads, heads_of
+from .edges_lcm import log_edges
 from .feature_extraction_lcm import FCFeatureExtractor
 from .limits_lcm import TrainingLimits, most_scans
 from .modeling_lcm import LCMForSequenceClassification
@@ -70,7 +71,7 @@ def fit_task(
             numbers that are all the same.
     """
     fitted = fit_log_edges(
-        lambda: {name: log_edges(matrices) for name, matrices in connectivity.items()},
+        lambda: {name: log_edges(matrices, SHRINKAGES) for name, matrices in connectivity.items()},
         extractors,
         scans,
         variable,

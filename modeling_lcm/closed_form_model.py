@@ -15,7 +15,6 @@ from .closed_form import Array, Edges, LinearScore
 from .closed_form_heads import Head, Scans, fit_head
 from .config_checks_lcm import SEPARATOR
 from .configuration_lcm import LCMConfig
-from .edges_lcm import matrix_logarithms
 from .feature_extraction_lcm import FCFeatureExtractor
 from .modeling_lcm import LCMForMultitaskPretraining, LCMForSequenceClassification
 from .readouts_lcm import LCMEdgeReadouts, readout_rows
@@ -26,19 +25,7 @@ from .tokenization_bei import BEITokenizer
 SHRINKAGES = (0.05, 0.2, 0.6)
 DEFAULT_SHRINKAGE = 1  # position of the one that needs no reason to be chosen
 ALL_COMBINATIONS = 3  # up to so many atlases
-_AT_ONCE = 64
 Heads = dict[str, dict[str, Head]]  # by atlases ("aal-116+harvard-oxford-111"), then by variable
-
-
-def log_edges(connectivity: NDArray, shrinkages: Sequence[float] = SHRINKAGES) -> NDArray[np.float32]:
-    """Edges of log FC `(batch, shrinkages, edges)` of Pearson matrices `(batch, regions, regions)`; NaN stays NaN."""
-    rows, columns = np.triu_indices(connectivity.shape[-1], 1)
-    found = np.full((len(connectivity), len(shrinkages), len(rows)), np.nan, dtype=np.float32)
-    there = np.flatnonzero(~np.isnan(connectivity[:, 0, 0]))
-    for part in np.split(there, range(_AT_ONCE, len(there), _AT_ONCE)):
-        matrices = torch.from_numpy(np.asarray(connectivity[part], dtype=np.float32))
-        found[part] = matrix_logarithms(matrices, shrinkages)[:, :, rows, columns].numpy()
-    return found
 
 
 def combinations_of(atlases: Sequence[str]) -> list[tuple[str, ...]]:

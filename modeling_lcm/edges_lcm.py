@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .configuration_lcm import LCMConfig
 from .logarithm_lcm import logarithm_by_products
+
+
+_AT_ONCE = 64
 
 
 def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
@@ -61,6 +66,25 @@ def matrix_logarithms(connectivity: Tensor, shrinkages: Sequence[float]) -> Tens
     return (vectors[:, None] * shrunk.log()[:, :, None]) @ vectors.transpose(1, 2)[:, None]
 
 
+def log_edges(connectivity: NDArray, shrinkages: Sequence[float]) -> NDArray[np.float32]:
+    """Edges of log FC, which models take beside connectivity, so that nothing computes it twice.
+
+    Args:
+        connectivity (`np.ndarray` of shape `(scans, regions, regions)`): Pearson r; NaN for a scan without this atlas.
+        shrinkages (`Sequence[float]`): the model's `config.shrinkages`.
+
+    Returns:
+        `(scans, shrinkages, edges)`, float32; NaN where connectivity is.
+    """
+    rows, columns = np.triu_indices(connectivity.shape[-1], 1)
+    found = np.full((len(connectivity), len(shrinkages), len(rows)), np.nan, dtype=np.float32)
+    there = np.flatnonzero(~np.isnan(connectivity[:, 0, 0]))
+    for part in np.split(there, range(_AT_ONCE, len(there), _AT_ONCE)):
+        matrices = torch.from_numpy(np.asarray(connectivity[part], dtype=np.float32))
+        found[part] = matrix_logarithms(matrices, shrinkages)[:, :, rows, columns].numpy()
+    return found
+
+
 class LCMEdgeFeatures(nn.Module):
     """Edges of a connectome as a linear model reads them best: matrix logarithm, centred with a running mean.
 
@@ -91,22 +115,29 @@ class LCMEdgeFeatures(nn.Module):
         self.num_regions = num_regions or config.num_regions
         self.shrinkages = config.shrinkages
         self.momentum = config.batch_norm_momentum
-        pairs = self.num_regions * (self.num_regions - 1) // 2
-        self.register_buffer("mean", torch.zeros(len(self.shrinkages) * pairs))
+        self.num_pairs = self.num_regions * (self.num_regions - 1) // 2
+        self.register_buffer("mean", torch.zeros(len(self.shrinkages) * self.num_pairs))
         self.register_buffer("batches", torch.tensor(0))
 
-    def forward(self, connectivity: Tensor, scans: int | None = None) -> Tensor:
+    def forward(self, connectivity: Tensor, scans: int | None = None, log_edges: Tensor | None = None) -> Tensor:
         """Connectivity `(batch, regions, regions)` -> centred `(batch, edges)`, float32 (double stays double).
 
         Args:
             connectivity (`Tensor` of shape `(batch, regions, regions)`): of the scans that have this atlas.
             scans (`int`, *optional*): how many there are with those that lack it.
+            log_edges (`Tensor` of shape `(batch, shrinkages, edges)`, *optional*): of these scans, where it is known.
+
+        Raises:
+            ValueError: log FC of another shape.
         """
         with torch.autocast(connectivity.device.type, enabled=False):
-            connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
-            rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
-            # (batch, shrinkages, edges of one) -> side by side
-            edges = matrix_logarithms(connectivity, self.shrinkages)[:, :, rows, columns].flatten(1)
+            if log_edges is None:
+                connectivity = connectivity.to(torch.promote_types(connectivity.dtype, torch.float32))
+                rows, columns = torch.triu_indices(self.num_regions, self.num_regions, 1, device=connectivity.device)
+                log_edges = matrix_logarithms(connectivity, self.shrinkages)[:, :, rows, columns]
+            elif log_edges.shape != (needed := (len(connectivity), len(self.shrinkages), self.num_pairs)):
+                raise ValueError(f"log_edges has shape {tuple(log_edges.shape)}, these scans need {needed}.")
+            edges = log_edges.flatten(1)  # (batch, shrinkages, edges of one) -> side by side
             if self.training:
                 self._observe(edges.detach(), len(edges) if scans is None else scans)
             return edges - self.mean.to(edges.dtype)

@@ -161,6 +161,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         labels: Tensor | None = None,
         target_counts: Tensor | None = None,
         site_means: Tensor | None = None,
+        log_edges: Tensor | dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> LCMMultitaskOutput:
         """Predict every BEI variable.
@@ -174,6 +175,9 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
                 step, when this batch is a part of it.
             site_means (`Tensor` of shape `(batch, tokens)`, *optional*): `values` of [`modeling_lcm.site_means`], for
                 variables that are compared with the scan's site; without, with the training mean.
+            log_edges (`Tensor` of shape `(batch, shrinkages, edges)`, *optional*): log FC of the same scans as
+                [`modeling_lcm.log_edges`] makes it, with several atlases by atlas: nothing is computed twice where FC
+                stays the same. Connectivity then has no gradient by its edges.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
@@ -181,7 +185,7 @@ class LCMForMultitaskPretraining(LCMPreTrainedModel):
         """
         check_adapters(self)
         scans = by_atlas(self.config, connectivity)
-        layer_logits, unread, site_logits, outputs = read_scans(self, scans, None, site_means, kwargs)
+        layer_logits, unread, site_logits, outputs = read_scans(self, scans, None, site_means, log_edges, kwargs)
         readout, best_layer = self.config.effective_readout, self.bei_layer_choice.best_layer
         logits = read_out(layer_logits, self.target_layout, readout, best_layer)
         return LCMMultitaskOutput(
@@ -242,6 +246,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         bei_targets: Tensor | None = None,
         target_counts: Tensor | None = None,
         site_means: Tensor | None = None,
+        log_edges: Tensor | dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> LCMSequenceClassifierOutput:
         """Predict the downstream task, and the pretrained BEI variables beside it.
@@ -257,6 +262,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
             target_counts (`Tensor`, *optional*): recorded labels in the whole optimisation step, `(task targets +
                 variables,)`, when this batch is a part of it.
             site_means (`Tensor` of shape `(batch, tokens)`, *optional*): see [`LCMForMultitaskPretraining`].
+            log_edges (`Tensor` of shape `(batch, shrinkages, edges)`, *optional*): as there.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as everywhere in Transformers.
 
         Raises:
@@ -270,7 +276,7 @@ class LCMForSequenceClassification(LCMPreTrainedModel):
         if self.config.num_task_tokens:
             new = self.task_embeddings(torch.arange(self.config.num_task_tokens, device=device))
             queries = torch.cat([queries, new])
-        layer_logits, unread, site_logits, outputs = read_scans(self, scans, queries, site_means, kwargs)
+        layer_logits, unread, site_logits, outputs = read_scans(self, scans, queries, site_means, log_edges, kwargs)
         task_logits, bei_logits = self._by_target(layer_logits)
         readout = self.config.effective_readout
         logits = read_out(task_logits, self.target_layout, readout, self.task_layer_choice.best_layer)

@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import logm
 from torch import Tensor
 
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, log_edges
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.edges_lcm import LCMEdgeFeatures, logarithm_by_eigenvalues, logarithm_without_eigenvalues
 
@@ -91,6 +91,28 @@ def test_logits_are_decoder_plus_edges(config: LCMConfig) -> None:
     torch.testing.assert_close(model(matrices).layer_logits, before + edges[:, None])
     half = model.to(torch.bfloat16)(matrices).layer_logits
     torch.testing.assert_close(half.float(), before + edges[:, None], atol=0.15, rtol=0.05)
+
+
+@pytest.mark.parametrize("shrinkages", [None, [0.05, 0.2, 0.6]], ids=["one shrinkage", "three"])
+def test_known_log_fc_gives_the_same(make_config: Callable[..., LCMConfig], shrinkages: list[float] | None) -> None:
+    """Logits, gradients and the running mean, in both heads; of other scans or shrinkages it is refused."""
+    config = make_config(edge_readout=True, edge_shrinkages=shrinkages)
+    matrices = correlations(4, config.num_regions)
+    known = torch.from_numpy(log_edges(matrices.numpy(), config.shrinkages))
+    task = make_config(edge_readout=True, edge_shrinkages=shrinkages, num_labels=2, task_variable="diagnosis")
+    for model in (LCMForMultitaskPretraining(config), LCMForSequenceClassification(task)):
+        results = []
+        for given in ({}, {"log_edges": known}):
+            model.zero_grad()
+            model.edge_features.batches.zero_()
+            torch.manual_seed(0)
+            outputs = model.train()(matrices, **given)
+            outputs.logits.square().sum().backward()
+            gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+            results.append((outputs.logits.detach(), gradients, model.edge_features.mean.clone()))
+        torch.testing.assert_close(*results)
+        with pytest.raises(ValueError, match=r"log_edges has shape \(3, .* need \(4,"):
+            model(matrices, log_edges=known[:3])
 
 
 def test_downstream_task_takes_over_the_edges(config: LCMConfig, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from modeling_lcm import (
     LCMModel,
     atlas_batches_lcm,
     fast_paths_lcm,
+    log_edges,
     reading_lcm,
 )
 from modeling_lcm.edges_lcm import matrix_logarithm
@@ -160,7 +161,8 @@ def test_what_each_atlas_counts(several: LCMConfig, scans: dict[str, Tensor]) ->
     weights = model.bei_edge_readout.atlas_weights.data.zero_()
 
     def of_edges(given: dict[str, Tensor]) -> Tensor:
-        return reading_lcm.edge_logits(model, given, atlas_batches_lcm.atlases_present(given))[0]
+        unknown = dict.fromkeys(given)
+        return reading_lcm.edge_logits(model, given, atlas_batches_lcm.atlases_present(given), unknown)[0]
 
     given = {name: scans[name] for name in sorted(ATLASES)}
     alone = {name: of_edges({name: part[:1]}) for name, part in given.items()}
@@ -203,6 +205,14 @@ def test_training_on_scans_with_different_atlases(
     missing = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert not missing
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_known_log_fc_of_every_atlas(several: LCMConfig, scans: dict[str, Tensor]) -> None:
+    model = make(several)
+    known = {name: torch.from_numpy(log_edges(part.numpy(), several.shrinkages)) for name, part in scans.items()}
+    torch.testing.assert_close(model(scans, log_edges=known).logits, model(scans).logits)
+    with pytest.raises(ValueError, match="log_edges has the atlases small; connectivity has"):
+        model(scans, log_edges={"small": known["small"]})
 
 
 def test_packed_weights_read_scans_with_different_atlases(several: LCMConfig, scans: dict[str, Tensor]) -> None:

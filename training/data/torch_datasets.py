@@ -1,11 +1,13 @@
 """Labelled scans as batches for training: whole, or another random window of each time series in every epoch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_lcm import log_edges
 from modeling_lcm.connectivity import correlate_scans, to_fisher_z
 
 from .cohort import Cohort
@@ -29,6 +31,7 @@ class ConnectomeDataset(torch.utils.data.Dataset):
         self.cohort = cohort
         self.labels = labels
         self.subjects = cohort.subjects.tolist()
+        self._log_edges: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.cohort)
@@ -43,6 +46,13 @@ class ConnectomeDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Called before every epoch; whole scans are the same in all of them."""
 
+    def keep_log_edges(self, shrinkages: Sequence[float]) -> None:
+        """Compute log FC of all scans once; batches have it as `log_edges` from then on, as models take it."""
+        parts = self.cohort.by_atlas
+        self._log_edges = {
+            part.id: torch.from_numpy(log_edges(part.matrices(slice(None)), shrinkages)) for part in parts
+        }
+
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:
         """One batch: `connectivity`, the labels, and the `positions` it is made of.
 
@@ -51,9 +61,14 @@ class ConnectomeDataset(torch.utils.data.Dataset):
         index = torch.tensor(positions)
         matrices = {part.id: torch.from_numpy(part.matrices(positions)) for part in self.cohort.by_atlas}
         self._cut(matrices, positions)
-        connectivity = matrices if self.by_atlas or self.cohort.others else next(iter(matrices.values()))
         batch = {name: values[index] for name, values in self.labels.items()}
-        return {"connectivity": connectivity, "positions": index, **batch}
+        if self._log_edges is not None:
+            batch["log_edges"] = self._as_taken({name: each[index] for name, each in self._log_edges.items()})
+        return {"connectivity": self._as_taken(matrices), "positions": index, **batch}
+
+    def _as_taken(self, by_atlas: dict[str, Tensor]) -> Any:
+        """In the form that the model takes: the only atlas without its name, unless it has several."""
+        return by_atlas if self.by_atlas or self.cohort.others else next(iter(by_atlas.values()))
 
     def _cut(self, matrices: dict[str, Tensor], positions: list[int]) -> None:
         """Put FC of parts of the scans into the matrices of a batch, in place; whole scans stay as they are."""
@@ -61,9 +76,10 @@ class ConnectomeDataset(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict[str, Any]:
         """One scan, without a batch axis."""
         batch = self.__getitems__([position])
-        scan = batch.pop("connectivity")
-        first = {name: part[0] for name, part in scan.items()} if isinstance(scan, dict) else scan[0]
-        return {"connectivity": first, **{name: values[0] for name, values in batch.items()}}
+        return {
+            name: {atlas: part[0] for atlas, part in each.items()} if isinstance(each, dict) else each[0]
+            for name, each in batch.items()
+        }
 
 
 LEAST_VOLUMES = 10  # a shorter window's correlations are noise

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from modeling_lcm.closed_form_model import DEFAULT_SHRINKAGE, SHRINKAGES, log_edges
+from modeling_lcm.closed_form_model import DEFAULT_SHRINKAGE, SHRINKAGES
+from modeling_lcm.edges_lcm import log_edges
 
 from ..data.cohort import Cohort
 from ..storage.files import scratch_folder
@@ -85,7 +86,7 @@ class FeatureKind:
 
 RAW_FC = FeatureKind("FC", vectorise)
 LOG_FC = FeatureKind(
-    "log FC", lambda connectivity: log_features(log_edges(np.asarray(connectivity))[:, DEFAULT_SHRINKAGE])
+    "log FC", lambda connectivity: log_features(log_edges(np.asarray(connectivity), SHRINKAGES)[:, DEFAULT_SHRINKAGE])
 )
 
 
@@ -138,7 +139,7 @@ def _log_edges(cohort: Cohort, scans: slice) -> NDArray[np.float32]:
 
     Always after every shrinkage, from one decomposition: the same numbers, whichever of them are wanted.
     """
-    return np.concatenate([log_edges(part.matrices(scans)) for part in cohort.by_atlas], axis=2)
+    return np.concatenate([log_edges(part.matrices(scans), SHRINKAGES) for part in cohort.by_atlas], axis=2)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from modeling_lcm import BEITokenizer, BEIVariable
+from modeling_lcm import BEITokenizer, BEIVariable, log_edges
 from modeling_lcm.closed_form_model import SHRINKAGES
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
@@ -25,6 +25,7 @@ from ..trainer.finetuning import finetune
 from ..trainer.prediction import predict_logits
 from ..trainer.pretraining import pretrain
 from ..trainer.runs import record_of
+from ..trainer.trainable import lcm_head
 from .arguments import EvaluateArguments
 from .comparison import FoldEdges, baseline_predictions, scratch_start
 from .design import Parts, Recipe
@@ -128,16 +129,14 @@ def _train_member(recipe: Recipe, parts: Parts, repeat: int, number: int, place:
     pretraining, seed_shift = recipe.pretraining, repeat * recipe.arguments.ensemble + number
     if pretraining is not None:
         pretraining = replace(pretraining, seed=pretraining.seed + seed_shift)
-        watcher = (
-            EpochWatcher(recipe.tasks, parts.test) if recipe.arguments.optimistic and not recipe.tunings else None
-        )
+        watcher = EpochWatcher(recipe.tasks, parts) if recipe.arguments.optimistic and not recipe.tunings else None
         model, processor, history = pretrain(parts.pretraining, pretraining, after_epoch=watcher)
         member.histories["pretraining"] = history
         if keep or recipe.tunings:
             record = record_of(parts.pretraining, history)
             save_checkpoint(place / "pretrained", model, processor, pretraining, record)
         if not recipe.tunings:
-            logits = predict_logits(model, parts.test)["logits"]
+            logits = predict_logits(model, parts.test, log_fc=_log_fc(parts, model))["logits"]
             member.predictions[LCM] = predictions_of(logits, processor.tokenizer, recipe.tasks)
             member.best_epochs = watcher.best(processor.tokenizer) if watcher is not None else {}
             return member
@@ -171,6 +170,16 @@ def _kept_log_fc(parts: Parts) -> Callable[[Cohort], dict[str, np.ndarray]] | No
     return lambda cohort: stored.by_atlas(cohort, SHRINKAGES)
 
 
+def _log_fc(parts: Parts, model: nn.Module) -> dict[str, np.ndarray] | None:
+    """Log FC of the test scans as a model takes it; None for a model without edges."""
+    config, stored = lcm_head(model).config, parts.log_fc
+    if not config.edge_readout:
+        return None
+    if stored is not None and set(config.shrinkages) <= set(stored.paths):
+        return stored.by_atlas(parts.test, config.shrinkages)
+    return {part.id: log_edges(part.matrices(slice(None)), config.shrinkages) for part in parts.test.by_atlas}
+
+
 def _tune(
     recipe: Recipe,
     task: Task,
@@ -186,11 +195,11 @@ def _tune(
     if labelled is not None:
         training = _with_labels_of(training, labelled, task.name)
         tuning = replace(tuning, labels_per_class=None)
-    watcher = EpochWatcher((task,), parts.test) if recipe.arguments.optimistic and name == LCM else None
+    watcher = EpochWatcher((task,), parts) if recipe.arguments.optimistic and name == LCM else None
     model, processor, history = finetune(training, tuning, after_epoch=watcher, check_leakage=False, shared=shared)
     stage = "fine-tuning" if name == LCM else f"fine-tuning, {name}"
     member.histories[stage if recipe.is_one_tuning else f"{stage}, {task.name}"] = history
-    logits = predict_logits(model, parts.test)["logits"]
+    logits = predict_logits(model, parts.test, log_fc=_log_fc(parts, model))["logits"]
     member.predictions.setdefault(name, {}).update(predictions_of(logits, processor.tokenizer, (task,)))
     if watcher is not None:
         member.best_epochs |= watcher.best(processor.tokenizer)
@@ -209,17 +218,21 @@ class EpochWatcher:
 
     Args:
         tasks (`Sequence[Task]`): what the trained model predicts.
-        test (`Cohort`): test scans.
+        parts (`Parts`): of the fold.
     """
 
-    def __init__(self, tasks: Sequence[Task], test: Cohort) -> None:
+    def __init__(self, tasks: Sequence[Task], parts: Parts) -> None:
         self.tasks = tasks
-        self.test = test
+        self.test = parts.test
+        self._parts = parts
+        self._known: dict[str, np.ndarray] | None = None
         self.logits: list[Tensor] = []
 
     def __call__(self, model: nn.Module) -> None:
         """Predict with the model as it is now."""
-        self.logits.append(predict_logits(model, self.test)["logits"])
+        if not self.logits:
+            self._known = _log_fc(self._parts, model)
+        self.logits.append(predict_logits(model, self.test, log_fc=self._known)["logits"])
 
     def best(self, tokenizer: BEITokenizer) -> dict[str, dict[str, float]]:
         """Per task all metrics at the epoch with the highest accuracy, or the lowest mean absolute error."""

@@ -33,7 +33,7 @@ def batch_loss(
         model (`nn.Module`): what is called, wrapped for several processes or not.
         head (`LCMHead`): the LCM head in it.
         batch (`dict[str, Any]`): `connectivity` `(batch, regions, regions)`, or a dictionary of these by atlas, and
-            label tensors.
+            label tensors; `log_edges` `(batch, shrinkages, edges)`, or by atlas, where FC is fixed.
         counts (`Tensor` of shape `(targets,)`): recorded labels in the whole optimisation step.
         noise (`float`): standard deviation of the symmetric noise that is added to FC; 0 for none.
         mixup (`float`): parameter of the Beta distribution of a scan's share; 0 for no mixup.
@@ -46,7 +46,8 @@ def batch_loss(
     scans = {name: with_noise(part, noise) for name, part in _parts(given).items()}
     labels = {name: batch[name] for name in LABELS if name in batch}
     if not mixup:
-        return model(connectivity=_like(given, scans, atlas_dropout), **labels, target_counts=counts).loss
+        known = {name: batch[name] for name in ("log_edges",) if name in batch}
+        return model(connectivity=_like(given, scans, atlas_dropout), **known, **labels, target_counts=counts).loss
     share = Beta(mixup, mixup).sample().item()
     partner = _partners(scans)
     mixed = {name: share * part + (1 - share) * part[partner] for name, part in scans.items()}

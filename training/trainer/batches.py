@@ -6,9 +6,14 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from modeling_lcm import LCMConfig
+
 from ..data.cohort import Cohort
 from ..data.torch_datasets import ConnectomeDataset, WindowDataset
 from .arguments import LoopArguments
+
+
+MOST_LOG_BYTES = 2**30  # of log FC in memory, whatever the machine has: 40,000 scans of 116 regions
 
 
 class SharedBatches(Sampler[list[int]]):
@@ -98,3 +103,22 @@ def training_dataset(scans: ConnectomeDataset, arguments: LoopArguments) -> Conn
         return scans
     windows = (arguments.window_volumes, arguments.window_fraction, arguments.seed)
     return WindowDataset(scans.cohort, scans.labels, *windows)
+
+
+def keep_log_edges(config: LCMConfig, datasets: list[ConnectomeDataset | None], arguments: LoopArguments) -> None:
+    """Let data sets compute log FC once where the same scans would have it computed in every epoch.
+
+    Windows, noise and mixup make FC another one in every batch; of very many scans, memory is kept free.
+
+    Args:
+        config (`LCMConfig`): the model's.
+        datasets (`list[ConnectomeDataset]`): the one that trains, and the one that chooses the epoch, if there is one.
+        arguments (`LoopArguments`): what is done to the training scans.
+    """
+    training, *others = datasets
+    is_fixed = not (isinstance(training, WindowDataset) or arguments.input_noise or arguments.mixup)
+    same = [each for each in [training if is_fixed else None, *others] if each is not None]
+    scans = sum(len(each) for each in same)
+    if config.edge_readout and 4 * scans * config.num_edges(config.atlas_regions) <= MOST_LOG_BYTES:
+        for each in same:
+            each.keep_log_edges(config.shrinkages)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from modeling_lcm import LCMForSequenceClassification, LCMProcessor
 from modeling_lcm.closed_form_fit import fit_log_edges
 from modeling_lcm.closed_form_heads import Scans
-from modeling_lcm.closed_form_model import SharedEdges, log_edges
+from modeling_lcm.closed_form_model import SHRINKAGES, SharedEdges
+from modeling_lcm.edges_lcm import log_edges
 from modeling_lcm.limits_lcm import TrainingLimits
 from modeling_lcm.loss_lcm import IGNORE_INDEX
 
@@ -57,7 +58,7 @@ class SharedFits:
 
     @staticmethod
     def _computed(cohort: Cohort) -> dict[str, NDArray[np.float32]]:
-        return {part.id: log_edges(part.matrices(slice(None))) for part in cohort.by_atlas}
+        return {part.id: log_edges(part.matrices(slice(None)), SHRINKAGES) for part in cohort.by_atlas}
 
     def limits(self, cohort: Cohort) -> TrainingLimits | None:
         """Statistics of some scans, see [`training_limits`]; None where nobody needs them."""

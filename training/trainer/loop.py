@@ -34,7 +34,7 @@ from ..data.torch_datasets import ConnectomeDataset
 from ..storage.files import write_json
 from .arguments import LoopArguments
 from .batch_losses import batch_loss, readout_loss, target_counts
-from .batches import SharedBatches, batch_shares
+from .batches import SharedBatches, batch_shares, keep_log_edges
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
 from .resume import RunCheckpoints
 from .tracking import LOGS, chosen_trackers, start_trackers
@@ -110,6 +110,8 @@ class Trainer(Generic[Model]):
         if arguments.patience and not has_validation:
             raise ValueError("patience stops on the validation loss: set validation_fraction, or patience to 0.")
         self.accelerator = self._make_accelerator()
+        if self.accelerator.device.type == "cpu":  # a GPU makes it faster than it would get it from here
+            keep_log_edges(lcm_head(model).config, [train_data, validation_data], arguments)
         processes = self.accelerator.num_processes
         batch_size, self.batches_per_step = batch_shares(arguments, processes)
         self.batches = SharedBatches(
@@ -334,7 +336,7 @@ class Trainer(Generic[Model]):
         self.model.eval()
         gathered = []
         for batch in self.validation_loader:
-            outputs = self.model(connectivity=batch["connectivity"])
+            outputs = self.model(connectivity=batch["connectivity"], log_edges=batch.get("log_edges"))
             gathered.append(self.accelerator.gather_for_metrics((outputs.logits, batch["labels"])))
         logits, labels = (torch.cat(parts).float() for parts in zip(*gathered, strict=True))
         layout = self.accelerator.unwrap_model(self.model).target_layout

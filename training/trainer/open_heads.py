@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from modeling_lcm import BEIVariable, FCFeatureExtractor
 from modeling_lcm.bei_vocabulary import as_variables
 from modeling_lcm.closed_form_heads import Scans
-from modeling_lcm.closed_form_model import Heads, fit_heads, log_edges
+from modeling_lcm.closed_form_model import SHRINKAGES, Heads, fit_heads
 from modeling_lcm.config_checks_lcm import SEPARATOR
+from modeling_lcm.edges_lcm import log_edges
 
 from ..command_line.settings import load_yaml
 from ..data.cohort import load_cohort
@@ -110,7 +111,7 @@ def load_pool(folder: str | Path, recipe: str | Path) -> Pool:
         order = together.argsort()
         positions[atlas] = together[order]
         connectivity[atlas] = np.concatenate([each for name, _, each in measured if name == atlas])[order]
-    edges = {atlas: log_edges(each) for atlas, each in connectivity.items()}
+    edges = {atlas: log_edges(each, SHRINKAGES) for atlas, each in connectivity.items()}
     names = [(row, name) for row, of_scan in enumerate(table[NAMES]) for name in of_scan]
     subjects = same_subject(names, len(table))
     scaled = [_scaled(variable, table) for variable in variables]

@@ -1,11 +1,13 @@
 """Logits and tables of predictions from a model and a cohort."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modeling_lcm import BEIVariable, LCMConfig, LCMForSequenceClassification, LCMProcessor, load_adapter
@@ -25,13 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, cohort: Cohort, batch_size: int = 64) -> dict[str, Tensor]:
+def predict_logits(
+    model: nn.Module, cohort: Cohort, batch_size: int = 64, log_fc: Mapping[str, NDArray] | None = None
+) -> dict[str, Tensor]:
     """Read-out logits of scans; of a model that compares scans with their site, beside the sites of these scans.
 
     Args:
         model (`nn.Module`): an LCM head or a PEFT model around one; put into evaluation mode.
         cohort (`Cohort`): the scans.
         batch_size (`int`): scans per forward pass.
+        log_fc (`Mapping[str, np.ndarray]`, *optional*): [`log_edges`] of the scans by atlas, where it is known.
 
     Returns:
         `logits` `(scans, labels or tokens)` and, if fine-tuned, `bei_logits` `(scans, tokens)`; of a model that
@@ -40,8 +45,13 @@ def predict_logits(model: nn.Module, cohort: Cohort, batch_size: int = 64) -> di
     model.eval()
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {}
-    for connectivity in cohort.batches(batch_size):
-        outputs = model(connectivity=for_model(model, cohort, connectivity, device))
+    for number, connectivity in enumerate(cohort.batches(batch_size)):
+        given = {"connectivity": connectivity}
+        if log_fc is not None:
+            scans = slice(number * batch_size, (number + 1) * batch_size)
+            logs = {atlas: torch.from_numpy(each[scans]) for atlas, each in log_fc.items()}
+            given["log_edges"] = next(iter(logs.values())) if isinstance(connectivity, Tensor) else logs
+        outputs = model(**{name: for_model(model, cohort, each, device) for name, each in given.items()})
         for name in ("logits", "bei_logits", "site_logits"):
             if getattr(outputs, name, None) is not None:
                 found.setdefault(name, []).append(getattr(outputs, name).float().cpu())

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import modeling_lcm.edges_lcm
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
 from tests.training.conftest import REGIONS, SHORT
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
+from training.trainer import batches
 from training.trainer.arguments import LoopArguments
 from training.trainer.batch_losses import batch_loss, with_noise
 from training.trainer.loop import Trainer
@@ -91,6 +93,36 @@ def test_training_learns_and_leaves_evaluation_mode(cohort: Cohort) -> None:
     assert history[0]["validation_loss"] is None
     assert history[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
     assert not model.training
+
+
+def test_log_fc_is_computed_once_and_changes_nothing(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it or without, the same training; FC that noise or mixup change has no log FC that could be kept."""
+    trained, computed = [], []
+    logarithms = modeling_lcm.edges_lcm.matrix_logarithms
+
+    def counted(matrices: torch.Tensor, shrinkages: Any) -> torch.Tensor:
+        computed.append(len(matrices))
+        return logarithms(matrices, shrinkages)
+
+    monkeypatch.setattr(modeling_lcm.edges_lcm, "matrix_logarithms", counted)
+    for most in (batches.MOST_LOG_BYTES, 0):
+        monkeypatch.setattr(batches, "MOST_LOG_BYTES", most)
+        model = make_model(edge_readout=True)
+        data, held_out = make_data(cohort, range(16)), make_data(cohort, range(16, 24))
+        history = Trainer(model, data, held_out, arguments(epochs=3)).train()
+        trained.append((model, [record["validation_loss"] for record in history], sum(computed)))
+        computed.clear()
+    (kept, losses, once), (again, expected, every_epoch) = trained
+    assert_same_weights(kept, again, tolerance=1e-4)
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert (once, every_epoch) == (24, 3 * 24)
+
+
+@pytest.mark.parametrize("change", [{"mixup": 1.0}, {"input_noise": 0.1}])
+def test_log_fc_of_changed_scans_is_not_kept(cohort: Cohort, change: dict[str, float]) -> None:
+    data, held_out = make_data(cohort, range(16)), make_data(cohort, range(16, 24))
+    Trainer(make_model(edge_readout=True), data, held_out, arguments(**change))
+    assert "log_edges" not in data[0] and "log_edges" in held_out[0]
 
 
 def test_input_noise_is_symmetric_and_of_the_stated_size() -> None:

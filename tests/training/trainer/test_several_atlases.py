@@ -29,6 +29,7 @@ from training.evaluation.arguments import EvaluateArguments
 from training.evaluation.cross_validation import evaluate
 from training.explanation.arguments import ExplainArguments
 from training.explanation.explain import explain
+from training.trainer import batches
 from training.trainer.arguments import FinetuneArguments, PretrainArguments
 from training.trainer.batch_losses import _partners, without_atlases
 from training.trainer.checkpoints import load_model, save_checkpoint
@@ -72,6 +73,18 @@ def freeze_statistics(model: LCMForMultitaskPretraining) -> LCMForMultitaskPretr
         part.eval()
         part.train = lambda mode=True, part=part: part
     return model
+
+
+def test_log_fc_of_several_atlases_is_kept(both: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scans that lack one, too, and where scans lose atlases."""
+    trained = []
+    for most in (batches.MOST_LOG_BYTES, 0):
+        monkeypatch.setattr(batches, "MOST_LOG_BYTES", most)
+        model, data = make_model(), make_data(both)
+        Trainer(model, data, None, arguments(epochs=3, atlas_dropout=0.3)).train()
+        assert ("log_edges" in data[0]) == bool(most)
+        trained.append(model)
+    assert_same_weights(*trained, tolerance=1e-4)
 
 
 # --- stages ---
