@@ -134,25 +134,21 @@ def _commands(ours: list[str], reference: list[str]) -> Callable[[int], Ratio]:
     return measure
 
 
-def _speed(part: str, threads: int, packed: bool = False, **case: Any) -> Callable[[int], Ratio]:
+def _speed(part: str, count: int, packed: bool = False, **case: Any) -> Callable[[int], Ratio]:
     """A part of `benchmarks.speed`: the same network from PyTorch's own layers is the reference."""
 
     def measure(repeats: int) -> Ratio:
-        import torch
+        from training.evaluation.pool import threads
 
         from .speed import SpeedArguments
         from .speed import measure as measured
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            parts: list[Any] = [] if packed else ["step" if "step" in part else part]
-            options = SpeedArguments(
-                parts=parts, packed=packed, repeats=repeats, regions=116, tokens=6, optimiser="official", **case
-            )
+        parts: list[Any] = [] if packed else ["step" if "step" in part else part]
+        options = SpeedArguments(
+            parts=parts, packed=packed, repeats=repeats, regions=116, tokens=6, optimiser="official", **case
+        )
+        with threads(count):
             return Ratio(*measured(options)[part]["ratio"])
-        finally:
-            torch.set_num_threads(before)
 
     return measure
 
@@ -187,9 +183,12 @@ def _closed_form(repeats: int) -> Ratio:
 
 def _throughput(repeats: int) -> Ratio:
     """Scans a second of the closed-form model's prediction, beside nilearn's and scikit-learn's own pipeline."""
+    from training.evaluation.pool import threads
+
     from .throughput import Case, ratio_to_peer
 
-    return Ratio(*ratio_to_peer(Case(model="linear", scans=512), repeats))
+    with threads(1):  # processor time of eigenvalues on two threads is four times as much
+        return Ratio(*ratio_to_peer(Case(model="linear", scans=512), repeats))
 
 
 MEASURES: dict[str, Callable[[int], Ratio]] = {

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .configuration_lcm import LCMConfig
-from .logarithm_lcm import logarithm_by_products
+from .logarithm_lcm import eigenvalues, logarithm_by_products
 
 
 _AT_ONCE = 64
@@ -36,7 +36,7 @@ def matrix_logarithm(connectivity: Tensor, shrinkage: float) -> Tensor:
 
 def logarithm_by_eigenvalues(matrices: Tensor, least: float) -> Tensor:
     """Logarithm of symmetric matrices `(batch, regions, regions)`, whose smaller eigenvalues count as `least`."""
-    values, vectors = torch.linalg.eigh(matrices)
+    values, vectors = eigenvalues(matrices)
     # A correlation matrix has no eigenvalue below the shrinkage; rounding, noise or filled-in regions may.
     return (vectors * values.clamp_min(least).log()[:, None]) @ vectors.transpose(1, 2)
 
@@ -60,7 +60,7 @@ def matrix_logarithms(connectivity: Tensor, shrinkages: Sequence[float]) -> Tens
     """The logarithm after each of several shrinkages, `(batch, shrinkages, regions, regions)`."""
     if len(shrinkages) == 1 or torch.onnx.is_in_onnx_export() or _prefers_products(connectivity):
         return torch.stack([matrix_logarithm(connectivity, share) for share in shrinkages], 1)
-    values, vectors = torch.linalg.eigh(connectivity)  # shrinkage changes the eigenvalues alone
+    values, vectors = eigenvalues(connectivity)  # shrinkage changes the eigenvalues alone
     shares = values.new_tensor(shrinkages)[:, None]
     shrunk = ((1 - shares) * values[:, None] + shares).maximum(shares / 2)
     return (vectors[:, None] * shrunk.log()[:, :, None]) @ vectors.transpose(1, 2)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, LCMForSequenceClassification, log_edges
 from modeling_lcm.adapters_lcm import expected_new_weights
 from modeling_lcm.edges_lcm import LCMEdgeFeatures, logarithm_by_eigenvalues, logarithm_without_eigenvalues
+from modeling_lcm.logarithm_lcm import eigenvalues
 
 
 @pytest.fixture
@@ -54,6 +55,27 @@ def test_logarithm_on_a_gpu_is_that_on_a_cpu() -> None:
     matrices = rotation @ torch.diag_embed(spectra) @ rotation.T
     found = logarithm_without_eigenvalues(matrices, 0.1)
     torch.testing.assert_close(found, logarithm_by_eigenvalues(matrices, 0.1), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_eigenvalues_are_the_same_with_any_number_of_threads(batch: int, threads: int) -> None:
+    """Also with gradients, and in inference mode; the number of threads stays what it was."""
+    matrices = correlations(batch, 12)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        values, vectors = eigenvalues(matrices)
+        with torch.inference_mode():
+            again = eigenvalues(matrices)
+        wanted = matrices.clone().requires_grad_()
+        eigenvalues(wanted)[0].log().sum().backward()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(vectors * values[:, None] @ vectors.transpose(1, 2), matrices, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again[0], values)
+    torch.testing.assert_close(wanted.grad, torch.linalg.inv(matrices), atol=1e-3, rtol=1e-3)
 
 
 def test_running_mean_learns_in_training_only(config: LCMConfig) -> None:
