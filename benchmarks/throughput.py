@@ -8,11 +8,11 @@ signals), read in batches as `training.predict` reads them. The peer is what nil
 (`sym_matrix_to_vec`), `StandardScaler` and `LogisticRegression`. Weights are random: no time depends on them.
 """
 
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ class ThroughputArguments:
         "wall", "Seconds of the clock, or, where other programs run, of all processors together."
     )
     growth: str = setting("", "Picture (PNG) of the rate over scans, regions, tokens and model size.")
-    memory_of: Literal["", "float32", "int8", "peer"] = setting("", "Only the peak memory (MiB) of one run of this.")
+    memory_of: Literal["", "float32", "int8", "peer"] = setting("", "Only one run of this, whose memory is watched.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -84,7 +84,6 @@ def main(options: ThroughputArguments) -> None:
     folder = Path(options.folder)
     if options.memory_of:
         runs_of(case, folder)[options.memory_of]()
-        print(peak_memory())
         return
     if options.growth:
         draw_growth(measure_growth(folder, options.repeats, options.clock), options.growth)
@@ -99,16 +98,21 @@ def main(options: ThroughputArguments) -> None:
 
 
 def memory_of(options: ThroughputArguments, name: str) -> float:
-    """Peak memory (MiB) of a process that predicts all scans once."""
+    """Most memory (MiB) of a process that predicts all scans once, without the file that it maps."""
+    import psutil
+
     names = ("folder", "model", "scans", "regions", "tokens", "batch_size", "threads")
     words = [f"--{each}={getattr(options, each)}" for each in names]
     start = [sys.executable, "-m", "benchmarks.throughput", *words, f"--memory_of={name}"]
-    return float(subprocess.run(start, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def peak_memory() -> float:
-    """MiB that this process had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    process, peak = psutil.Popen(start, stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        with suppress(psutil.Error):  # it may end meanwhile
+            used = process.memory_info()
+            peak = max(peak, used.rss - getattr(used, "shared", 0))  # mapped pages are "shared", where there is such
+        time.sleep(0.02)
+    if process.returncode:
+        raise ChildProcessError(f"{' '.join(start)} ended with exit code {process.returncode}.")
+    return peak / 2**20
 
 
 def measure(case: Case, folder: Path, repeats: int, clock: str = "wall") -> dict[str, list[float]]:
