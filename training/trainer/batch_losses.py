@@ -45,13 +45,21 @@ def batch_loss(
     given = batch["connectivity"]
     scans = {name: with_noise(part, noise) for name, part in _parts(given).items()}
     labels = {name: batch[name] for name in LABELS if name in batch}
+    logs = _parts(batch["log_edges"]) if "log_edges" in batch else {}
+
+    def inputs(scans: dict[str, Tensor], logs: Mapping[str, Tensor]) -> dict[str, Any]:
+        found = {"connectivity": without_atlases(scans, atlas_dropout), "log_edges": logs}
+        return {name: each if isinstance(given, Mapping) else each[""] for name, each in found.items() if each}
+
     if not mixup:
-        known = {name: batch[name] for name in ("log_edges",) if name in batch}
-        return model(connectivity=_like(given, scans, atlas_dropout), **known, **labels, target_counts=counts).loss
+        return model(**inputs(scans, logs), **labels, target_counts=counts).loss
     share = Beta(mixup, mixup).sample().item()
     partner = _partners(scans)
-    mixed = {name: share * part + (1 - share) * part[partner] for name, part in scans.items()}
-    outputs = model(connectivity=_like(given, mixed, atlas_dropout))
+
+    def mixed(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: share * part + (1 - share) * part[partner] for name, part in parts.items()}
+
+    outputs = model(**inputs(mixed(scans), mixed(logs)))
 
     def loss_of(targets: dict[str, Tensor]) -> Tensor:
         return cast(Tensor, head.compute_loss(outputs.layer_logits, **targets, target_counts=counts))
@@ -61,11 +69,6 @@ def batch_loss(
 
 def _parts(connectivity: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return connectivity if isinstance(connectivity, Mapping) else {"": connectivity}
-
-
-def _like(given: Tensor | Mapping[str, Tensor], scans: dict[str, Tensor], atlas_dropout: float) -> Any:
-    """Scans by atlas, some of which lose an atlas, in the form that they were given in."""
-    return without_atlases(scans, atlas_dropout) if isinstance(given, Mapping) else scans[""]
 
 
 def _present(scans: Mapping[str, Tensor]) -> Tensor:

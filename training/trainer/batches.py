@@ -105,20 +105,27 @@ def training_dataset(scans: ConnectomeDataset, arguments: LoopArguments) -> Conn
     return WindowDataset(scans.cohort, scans.labels, *windows)
 
 
-def keep_log_edges(config: LCMConfig, datasets: list[ConnectomeDataset | None], arguments: LoopArguments) -> None:
+def keep_log_edges(
+    config: LCMConfig, datasets: list[ConnectomeDataset | None], arguments: LoopArguments, device: str
+) -> None:
     """Let data sets compute log FC once where the same scans would have it computed in every epoch.
 
-    Windows, noise and mixup make FC another one in every batch; of very many scans, memory is kept free.
+    Windows, noise and mixup make FC another one in every batch. Of very many scans, memory is kept free, and a GPU
+    computes log FC faster than it would get it from here; unless what is mixed is log FC.
 
     Args:
         config (`LCMConfig`): the model's.
         datasets (`list[ConnectomeDataset]`): the one that trains, and the one that chooses the epoch, if there is one.
         arguments (`LoopArguments`): what is done to the training scans.
+        device (`str`): "cpu" or another type of device.
     """
     training, *others = datasets
-    is_fixed = not (isinstance(training, WindowDataset) or arguments.input_noise or arguments.mixup)
+    is_mixed = bool(arguments.mixup) and arguments.mixup_of == "log_fc"
+    mixes_fc = bool(arguments.mixup) and not is_mixed
+    is_fixed = not (isinstance(training, WindowDataset) or arguments.input_noise or mixes_fc)
     same = [each for each in [training if is_fixed else None, *others] if each is not None]
     scans = sum(len(each) for each in same)
-    if config.edge_readout and 4 * scans * config.num_edges(config.atlas_regions) <= MOST_LOG_BYTES:
+    pays = device == "cpu" and 4 * scans * config.num_edges(config.atlas_regions) <= MOST_LOG_BYTES
+    if config.edge_readout and (is_mixed or pays):
         for each in same:
             each.keep_log_edges(config.shrinkages)

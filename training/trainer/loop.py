@@ -110,8 +110,8 @@ class Trainer(Generic[Model]):
         if arguments.patience and not has_validation:
             raise ValueError("patience stops on the validation loss: set validation_fraction, or patience to 0.")
         self.accelerator = self._make_accelerator()
-        if self.accelerator.device.type == "cpu":  # a GPU makes it faster than it would get it from here
-            keep_log_edges(lcm_head(model).config, [train_data, validation_data], arguments)
+        device = self.accelerator.device.type
+        keep_log_edges(lcm_head(model).config, [train_data, validation_data], arguments, device)
         processes = self.accelerator.num_processes
         batch_size, self.batches_per_step = batch_shares(arguments, processes)
         self.batches = SharedBatches(

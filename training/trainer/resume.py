@@ -34,7 +34,7 @@ _FREE_TO_CHANGE = {
     "log_with",
 }
 # What runs of older versions did not record.
-_NEWER = {"training_scans_fc", "validation_scans_fc"}
+_NEWER = {"training_scans_fc", "validation_scans_fc", "mixup_of"}
 # Parts of a model's configuration that training changes, or that say nothing about its tensors.
 _NOT_ARCHITECTURE = {"supervision", "transformers_version", "_name_or_path", "architectures", "auto_map", "dtype"}
 

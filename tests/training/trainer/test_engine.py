@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import modeling_lcm.edges_lcm
-from modeling_lcm import LCMConfig, LCMForMultitaskPretraining
+from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, log_edges
 from tests.training.conftest import REGIONS, SHORT
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer import batches
 from training.trainer.arguments import LoopArguments
-from training.trainer.batch_losses import batch_loss, with_noise
+from training.trainer.batch_losses import batch_loss, target_counts, with_noise
 from training.trainer.loop import Trainer
 
 
@@ -116,6 +116,27 @@ def test_log_fc_is_computed_once_and_changes_nothing(cohort: Cohort, monkeypatch
     assert_same_weights(kept, again, tolerance=1e-4)
     assert losses == pytest.approx(expected, abs=1e-4)
     assert (once, every_epoch) == (24, 3 * 24)
+
+
+def test_mixed_log_fc(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the mixture of both scans' log FC, and that of mixed FC is another one; always, however many the scans."""
+    monkeypatch.setattr(batches, "MOST_LOG_BYTES", 0)
+    model, data = make_model(edge_readout=True), make_data(cohort, range(16))
+    torch.nn.init.normal_(model.bei_edge_readout.weight)
+    Trainer(model, data, None, arguments(mixup=1.0, mixup_of="log_fc"))
+    batch = data.__getitems__([0, 1])
+    monkeypatch.setattr("training.trainer.batch_losses._partners", lambda scans: torch.tensor([1, 0]))
+    given = []
+    model.register_forward_pre_hook(lambda _, args, inputs: given.append(inputs), with_kwargs=True)
+    counts = target_counts(batch)
+    torch.manual_seed(0)
+    batch_loss(model, model, batch, counts, 0.0, 1.0)
+    logs = batch["log_edges"]
+    torch.manual_seed(0)
+    share = torch.distributions.Beta(1.0, 1.0).sample().item()
+    torch.testing.assert_close(given[0]["log_edges"], share * logs + (1 - share) * logs[[1, 0]])
+    of_mixture = torch.from_numpy(log_edges(given[0]["connectivity"].numpy(), model.config.shrinkages))
+    assert not torch.allclose(given[0]["log_edges"], of_mixture, atol=1e-3)
 
 
 @pytest.mark.parametrize("change", [{"mixup": 1.0}, {"input_noise": 0.1}])
@@ -304,6 +325,7 @@ def test_records_of_a_run(cohort: Cohort, tmp_path: Path) -> None:
         ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be at least 1"),
         ("learning_rate", 0.0, "learning_rate must be above 0"),
         ("input_noise", -0.1, "input_noise must not be negative"),
+        ("mixup_of", "log", "mixup_of"),
         ("warmup_fraction", 1.5, "warmup_fraction must lie between 0 and 1"),
         (
             "adaptive",
@@ -316,6 +338,12 @@ def test_records_of_a_run(cohort: Cohort, tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(setting: str, value: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         arguments(**{setting: value})
+
+
+def test_log_fc_that_changes_cannot_be_mixed() -> None:
+    for change in ({"input_noise": 0.1}, {"window_volumes": 20}, {"window_fraction": 0.5}):
+        with pytest.raises(ValueError, match='or mixup_of to "fc"'):
+            arguments(mixup=1.0, mixup_of="log_fc", **change)
 
 
 def test_settings_of_the_scripts_are_checked_like_those_of_the_loop(
