@@ -24,7 +24,7 @@ def eigenvalues(matrices: Tensor) -> tuple[Tensor, Tensor]:
     torch.set_num_threads(1)
     try:
         # Whether gradients are wanted is known to this thread alone.
-        if len(matrices) == 1 or (matrices.requires_grad and torch.is_grad_enabled()):
+        if len(matrices) < 2 or (matrices.requires_grad and torch.is_grad_enabled()):
             return torch.linalg.eigh(matrices)
         parts = matrices.detach().tensor_split(min(threads, len(matrices)))
         with ThreadPoolExecutor(len(parts)) as pool:

@@ -51,15 +51,17 @@ def read_scans(
         layer_logits = layer_logits.masked_fill(closed, 0.0)
     unread = site_logits = None
     if config.edge_readout:
-        logs = by_atlas_of(scans, log_edges)
+        logs = known_log_edges(scans, log_edges)
         of_edges, unread, site_logits = edge_logits(model, scans, atlases_present(scans), logs)
         layer_logits = layer_logits + of_edges[:, None]
+    elif log_edges is not None:
+        raise ValueError("log_edges was given, but this model has no edge read-out that takes it: leave it out.")
     if site_means is not None:
         layer_logits = layer_logits - require_site_means(site_logits, site_means)[:, None]
     return layer_logits, unread if config.closed_form else None, site_logits, outputs
 
 
-def by_atlas_of(scans: Mapping[str, Tensor], log_edges: Any) -> dict[str, Tensor | None]:
+def known_log_edges(scans: Mapping[str, Tensor], log_edges: Any) -> dict[str, Tensor | None]:
     """Log FC of every atlas of some scans, None where it is to be computed.
 
     Raises:

@@ -57,11 +57,11 @@ def test_logarithm_on_a_gpu_is_that_on_a_cpu() -> None:
     torch.testing.assert_close(found, logarithm_by_eigenvalues(matrices, 0.1), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 10])
+@pytest.mark.parametrize("batch", [0, 1, 3, 10])
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_eigenvalues_are_the_same_with_any_number_of_threads(batch: int, threads: int) -> None:
     """Also with gradients, and in inference mode; the number of threads stays what it was."""
-    matrices = correlations(batch, 12)
+    matrices = correlations(10, 12)[:batch]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -135,6 +135,13 @@ def test_known_log_fc_gives_the_same(make_config: Callable[..., LCMConfig], shri
         torch.testing.assert_close(*results)
         with pytest.raises(ValueError, match=r"log_edges has shape \(3, .* need \(4,"):
             model(matrices, log_edges=known[:3])
+
+
+def test_log_fc_that_nothing_reads_is_refused(make_config: Callable[..., LCMConfig]) -> None:
+    config = make_config()
+    matrices = correlations(2, config.num_regions)
+    with pytest.raises(ValueError, match="no edge read-out that takes it"):
+        LCMForMultitaskPretraining(config)(matrices, log_edges=torch.zeros(2, 1, 10))
 
 
 def test_downstream_task_takes_over_the_edges(config: LCMConfig, tmp_path: Path) -> None:
