@@ -138,7 +138,7 @@ def _speed(part: str, count: int, packed: bool = False, **case: Any) -> Callable
     """A part of `benchmarks.speed`: the same network from PyTorch's own layers is the reference."""
 
     def measure(repeats: int) -> Ratio:
-        from training.evaluation.pool import threads
+        from training.trainer.threads import threads
 
         from .speed import SpeedArguments
         from .speed import measure as measured
@@ -183,7 +183,7 @@ def _closed_form(repeats: int) -> Ratio:
 
 def _throughput(repeats: int) -> Ratio:
     """Scans a second of the closed-form model's prediction, beside nilearn's and scikit-learn's own pipeline."""
-    from training.evaluation.pool import threads
+    from training.trainer.threads import threads
 
     from .throughput import Case, ratio_to_peer
 

@@ -130,14 +130,19 @@ def _taking_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+threads_are_ours = False  # whether a command chose threads and how they wait, as the user did not
+
+
 def use_threads() -> None:
     """Let OpenMP have the CPUs that this process may really use, and sleep while it waits; settings of one's own win.
 
     Threads that spin at barriers stall a training beside other work. OpenMP reads this when torch is imported, so it
     must not be imported before.
     """
+    global threads_are_ours
     import joblib
 
+    threads_are_ours = threads_are_ours or not {"OMP_WAIT_POLICY", "OMP_NUM_THREADS"} & set(os.environ)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(joblib.cpu_count()))  # by affinity and by a container's quota
 

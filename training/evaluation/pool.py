@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import joblib
 
 from ..command_line.cli import hide_bars_of_files
+from ..trainer.threads import threads
 
 
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent is still there
@@ -38,21 +39,6 @@ class Job:
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch and the linear algebra libraries use so many threads, whatever the machine would give."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, threads_each: int = 1) -> Iterator[tuple[int, Any]]:

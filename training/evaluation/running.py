@@ -13,9 +13,10 @@ from ..data.folds import Folds
 from ..reporting.results import LCM, METRIC_TITLES, number_text
 from ..storage.files import read_json, write_json
 from ..storage.manifest import require_intact_file, seal_file
+from ..trainer.threads import threads
 from .design import Design, Parts
 from .fold import Member, fit_baselines, join_fold, run_fold, train_member
-from .pool import BASE_BYTES, Job, affordable, run_jobs, threads
+from .pool import BASE_BYTES, Job, affordable, run_jobs
 
 
 WEIGHT_BYTES = (

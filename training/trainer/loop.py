@@ -37,6 +37,7 @@ from .batch_losses import batch_loss, readout_loss, target_counts
 from .batches import SharedBatches, batch_shares, keep_log_edges
 from .distributed import StopSignals, is_lost_process, refuse_sharding_without_gpu, share_batch_norm, without_weights
 from .resume import RunCheckpoints
+from .threads import threads_to_train
 from .tracking import LOGS, chosen_trackers, start_trackers
 from .trainable import StartDecay, lcm_head, make_optimizer, set_training_mode
 
@@ -110,8 +111,7 @@ class Trainer(Generic[Model]):
         if arguments.patience and not has_validation:
             raise ValueError("patience stops on the validation loss: set validation_fraction, or patience to 0.")
         self.accelerator = self._make_accelerator()
-        device = self.accelerator.device.type
-        keep_log_edges(lcm_head(model).config, [train_data, validation_data], arguments, device)
+        keep_log_edges(lcm_head(model).config, [train_data, validation_data], arguments, self.accelerator.device.type)
         processes = self.accelerator.num_processes
         batch_size, self.batches_per_step = batch_shares(arguments, processes)
         self.batches = SharedBatches(
@@ -196,7 +196,7 @@ class Trainer(Generic[Model]):
             KeyboardInterrupt: Ctrl-C or SIGTERM; the state was saved before.
         """
         try:
-            with self._signals:
+            with self._signals, threads_to_train(lcm_head(self.trained), self.accelerator.device.type):
                 return self._train(after_epoch)
         except RuntimeError as error:
             if self.accelerator.num_processes == 1 or not is_lost_process(error):

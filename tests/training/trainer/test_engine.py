@@ -13,12 +13,14 @@ import torch
 import modeling_lcm.edges_lcm
 from modeling_lcm import LCMConfig, LCMForMultitaskPretraining, log_edges
 from tests.training.conftest import REGIONS, SHORT
+from training.command_line import cli
 from training.data.cohort import Cohort
 from training.data.torch_datasets import ConnectomeDataset
 from training.trainer import batches
 from training.trainer.arguments import LoopArguments
 from training.trainer.batch_losses import batch_loss, target_counts, with_noise
 from training.trainer.loop import Trainer
+from training.trainer.threads import threads
 
 
 VARIABLES = [
@@ -93,6 +95,27 @@ def test_training_learns_and_leaves_evaluation_mode(cohort: Cohort) -> None:
     assert history[0]["validation_loss"] is None
     assert history[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
     assert not model.training
+
+
+def test_a_small_network_trains_on_one_thread_unless_threads_were_set(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside passive waiting, which commands choose; afterwards there are as many as before."""
+    used: list[int] = []
+
+    def train() -> int:
+        Trainer(make_model(), make_data(cohort), None, arguments(epochs=1)).train(
+            lambda model: used.append(torch.get_num_threads())
+        )
+        return used.pop()
+
+    with threads(2):
+        assert train() == 2  # asked for
+        monkeypatch.setattr(cli, "threads_are_ours", True)
+        assert train() == 1
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr("training.trainer.threads.FEW_WEIGHTS", 0)
+        assert train() == 2  # a large one
 
 
 def test_log_fc_is_computed_once_and_changes_nothing(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
