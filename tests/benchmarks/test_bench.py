@@ -55,12 +55,13 @@ def test_it_ends_with_a_mistake_where_something_got_slower(
     assert "Slower: one." in capsys.readouterr().out
 
 
-def test_scans_a_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scans_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = throughput.measure(throughput.Case(scans=12, regions=10), tmp_path, 2)
     assert list(rates) == ["float32", "int8", "peer"]
     assert all(len(of) == 2 and min(of) > 0 for of in rates.values())
-    throughput.main(["--folder", str(tmp_path), "--scans", "12", "--regions", "10", "--memory_of", "float32"])
-    assert float(capsys.readouterr().out) > 10  # MiB
+    monkeypatch.chdir(REPOSITORY)
+    options = throughput.ThroughputArguments(folder=str(tmp_path), scans=12, regions=10)
+    assert throughput.memory_of(options, "float32") > 10  # MiB
 
 
 def test_growth_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
