@@ -20,7 +20,7 @@ help:
 	@echo "make slow   the slow tests"
 	@echo "make campaign   kills, flipped bits, full disks and malicious files, for half an hour; see docs/reliability.md"
 	@echo "make peers  Transformers', PEFT's and scikit-learn's own tests, run on ours (downloads their sources)"
-	@echo "make bench  what got slower than the recorded ratios of benchmarks/recorded.json, in five minutes"
+	@echo "make bench  what got slower than the recorded ratios of benchmarks/recorded.json, in two minutes"
 	@echo "make docs   the documentation with its tutorials, into build/docs"
 	@echo "make lint   ruff, mypy and who may import whom"
 	@echo "make test-lowest   the tests with the oldest releases that pyproject.toml allows, in .venv-lowest"

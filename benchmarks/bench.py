@@ -1,4 +1,4 @@
-"""What got slower since it was recorded: `make bench`, five minutes on two cores.
+"""What got slower since it was recorded: `make bench`, two minutes on two cores.
 
 Only ratios are compared, of two things that are measured in turns in one run: they hardly depend on the machine,
 absolute times do. A ratio is reference / ours: above 1 means that ours is faster. What is recorded is in
