@@ -1,11 +1,13 @@
 """What a matrix logarithm is made of: eigenvalues, or nothing but products where these are slow or not known."""
 
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 
 import torch
 from torch import Tensor
 
 
+WORK_OF_A_THREAD = 1e7  # cubed sizes of its matrices, some milliseconds: less is not worth starting one
 ROOTS = 6  # square roots taken before the series; after them, all eigenvalues lie near 1
 TERMS = 12  # of the series
 CONVERGED = 1e-10  # what a square root may be off by
@@ -23,11 +25,12 @@ def eigenvalues(matrices: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigh(matrices)
     torch.set_num_threads(1)
     try:
+        count = min(threads, len(matrices), ceil(len(matrices) * matrices.shape[-1] ** 3 / WORK_OF_A_THREAD))
         # Whether gradients are wanted is known to this thread alone.
-        if len(matrices) < 2 or (matrices.requires_grad and torch.is_grad_enabled()):
+        if count < 2 or (matrices.requires_grad and torch.is_grad_enabled()):
             return torch.linalg.eigh(matrices)
-        parts = matrices.detach().tensor_split(min(threads, len(matrices)))
-        with ThreadPoolExecutor(len(parts)) as pool:
+        with ThreadPoolExecutor(count) as pool:
+            parts = matrices.detach().tensor_split(count)
             values, vectors = zip(*pool.map(torch.linalg.eigh, parts), strict=True)
     finally:
         torch.set_num_threads(threads)

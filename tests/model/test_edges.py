@@ -59,8 +59,11 @@ def test_logarithm_on_a_gpu_is_that_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 10])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_eigenvalues_are_the_same_with_any_number_of_threads(batch: int, threads: int) -> None:
+def test_eigenvalues_are_the_same_with_any_number_of_threads(
+    batch: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also with gradients, and in inference mode; the number of threads stays what it was."""
+    monkeypatch.setattr("modeling_lcm.logarithm_lcm.WORK_OF_A_THREAD", 1)  # so small ones are shared, too
     matrices = correlations(10, 12)[:batch]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
