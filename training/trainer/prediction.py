@@ -44,27 +44,30 @@ def predict_logits(
     """
     model.eval()
     device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     for number, connectivity in enumerate(cohort.batches(batch_size)):
+        scans = slice(number * batch_size, (number + 1) * batch_size)
         given = {"connectivity": connectivity}
         if log_fc is not None:
-            scans = slice(number * batch_size, (number + 1) * batch_size)
             logs = {atlas: torch.from_numpy(each[scans]) for atlas, each in log_fc.items()}
             given["log_edges"] = next(iter(logs.values())) if isinstance(connectivity, Tensor) else logs
         outputs = model(**{name: for_model(model, cohort, each, device) for name, each in given.items()})
         for name in ("logits", "bei_logits", "site_logits"):
-            if getattr(outputs, name, None) is not None:
-                found.setdefault(name, []).append(getattr(outputs, name).float().cpu())
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
-    if "site_logits" in joined:
+            values = getattr(outputs, name, None)
+            if values is None:
+                continue
+            if name not in found:  # small tensors that stay between large ones that go would scatter the memory
+                found[name] = torch.empty(len(cohort), values.shape[1])
+            found[name][scans] = values
+    if "site_logits" in found:
         config: Any = model.config
-        means = site_means_of(config, cohort, joined["site_logits"]).values
+        means = site_means_of(config, cohort, found["site_logits"]).values
         pretrained = means[:, : config.num_bei_tokens]
-        of_logits = means[:, config.token_slices[config.task_variable]] if "bei_logits" in joined else pretrained
-        joined["logits"] = joined["logits"] - of_logits
-        if "bei_logits" in joined:
-            joined["bei_logits"] = joined["bei_logits"] - pretrained
-    return joined
+        of_logits = means[:, config.token_slices[config.task_variable]] if "bei_logits" in found else pretrained
+        found["logits"] = found["logits"] - of_logits
+        if "bei_logits" in found:
+            found["bei_logits"] = found["bei_logits"] - pretrained
+    return found
 
 
 def site_means_of(config: LCMConfig, cohort: Cohort, site_logits: Tensor) -> SiteMeans:
