@@ -19,7 +19,6 @@ from typing import Any
 import joblib
 
 from ..command_line.cli import hide_bars_of_files
-from ..trainer.threads import threads
 
 
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent is still there
@@ -104,6 +103,8 @@ def _parallel(
 
 
 def _work(number: int, job: Job, threads_each: int, parent: int) -> tuple[int, Any]:
+    from ..trainer.threads import threads  # with torch, which handing out jobs does without
+
     if os.getpid() != parent:
         hide_bars_of_files()
     with threads(threads_each):
