@@ -137,7 +137,8 @@ def sleep(path):
     time.sleep(120)
 
 if __name__ == "__main__":
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     list(run_jobs([Job(str(n), sleep, (f"{sys.argv[1]}/{n}",)) for n in range(int(sys.argv[2]))], 2))
 """
 
