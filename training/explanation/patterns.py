@@ -12,11 +12,10 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, rankdata
 
-from modeling_lcm.edges_lcm import matrix_logarithm
+from modeling_lcm.edges_lcm import log_edges
 
 from ..data.cohort import Cohort
 from ..reporting.networks import networks_of
@@ -105,7 +104,7 @@ def edge_patterns(cohort: Cohort, predictions: pd.DataFrame, results: TaskResult
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, max(100, MOST_EDGES // edges), dtype=int))]
     table, rows = table.iloc[kept], rows[kept]
     folds = table["fold"].to_numpy() if "fold" in table else np.zeros(len(table))
-    logs = _centred(_log_edges(first.matrices(rows)), folds)
+    logs = _centred(log_edges(first.matrices(rows), [SHRINKAGE])[:, 0], folds)
     labels = results.protocol["labels"]
     wanted = labels if len(labels) > 2 else labels[1:] or [""]
     names = first.feature_extractor.region_names or [f"region {number + 1}" for number in range(regions)]
@@ -154,13 +153,6 @@ def _patterns(
     stability = [float(np.corrcoef(one, other)[0, 1]) for one, other in combinations(maps, 2)]
     agreement = float(np.mean(stability)) if stability else float("nan")
     return Patterns(label, regions, pairs, agreement, len(every), p_value, len(table))
-
-
-def _log_edges(connectivity: NDArray) -> NDArray:
-    """Log FC `(scans, edges)`."""
-    rows, columns = np.triu_indices(connectivity.shape[-1], 1)
-    parts = torch.from_numpy(np.asarray(connectivity, dtype=np.float32)).split(64)
-    return np.concatenate([matrix_logarithm(part, SHRINKAGE)[:, rows, columns].numpy() for part in parts])
 
 
 def _centred(values: NDArray, folds: NDArray) -> NDArray:

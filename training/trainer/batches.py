@@ -120,12 +120,12 @@ def keep_log_edges(
         device (`str`): "cpu" or another type of device.
     """
     training, *others = datasets
-    is_mixed = bool(arguments.mixup) and arguments.mixup_of == "log_fc"
-    mixes_fc = bool(arguments.mixup) and not is_mixed
+    mixes_logs = bool(arguments.mixup) and arguments.mixup_of == "log_fc"
+    mixes_fc = bool(arguments.mixup) and not mixes_logs
     is_fixed = not (isinstance(training, WindowDataset) or arguments.input_noise or mixes_fc)
     same = [each for each in [training if is_fixed else None, *others] if each is not None]
     scans = sum(len(each) for each in same)
     pays = device == "cpu" and 4 * scans * config.num_edges(config.atlas_regions) <= MOST_LOG_BYTES
-    if config.edge_readout and (is_mixed or pays):
+    if config.edge_readout and (mixes_logs or pays):
         for each in same:
             each.keep_log_edges(config.shrinkages)
